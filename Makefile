@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup servers demo test test-slow chaos lint lock clean
+
+help:  ## what can be made
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## .venv with the locked Python packages
+
+$(READY): requirements-dev.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+servers:  ## RabbitMQ and PostgreSQL for the tests, where they are missing
+	@.ci/install-servers
+
+demo: setup  ## the whole system in one process: nothing to install but Python packages
+	@$(BIN)/confirm-offer demo
+
+test: setup servers  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
+	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: setup servers  ## the tests that take their time: chaos, interrupted commands, servers that crash
+	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m slow $(ARGS)
+
+chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+lint: setup  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:  ## renew the lock files from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" $(LOCK_ARGS) pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" $(LOCK_ARGS) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean:  ## everything that was made here
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

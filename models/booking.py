@@ -1,0 +1,201 @@
+"""The booking as XONE answers it. Source: the Confirm Offer page of XONE's reference, "Responses".
+
+A booking is never refused for a detail: of a field whose value does not fit, and of one that is not known here, the
+value is kept as it came (``leftovers``). Only ``id`` and ``offer_id`` are required.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+def _storable(text: str) -> str:
+    text.encode()  # half of a surrogate pair has no UTF-8
+    if "\x00" in text:
+        raise ValueError("a NUL can't be stored as text")
+    return text
+
+
+def _with_zone(moment: datetime) -> datetime:
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it is beyond the years 1 to 9999") from None
+    return moment
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Id = Annotated[str, Field(min_length=1, max_length=255, coerce_numbers_to_str=True), AfterValidator(_storable)]
+Time = Annotated[datetime, AfterValidator(_with_zone)]
+Amount = Annotated[Decimal, Field(max_digits=32)]
+
+
+class Received(BaseModel):
+    """Part of an answer. Unknown fields, and values that do not fit their field, end in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_misfits_aside(cls, data: Any, validate: Callable[[Any], Self]) -> Self:
+        try:
+            return validate(data)
+        except ValidationError as error:
+            misfits = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+            if not isinstance(data, dict) or not misfits:
+                raise
+            model = validate({key: value for key, value in data.items() if key not in misfits})
+            if model.model_extra is not None:
+                model.model_extra.update({str(key): data[key] for key in misfits if key in data})
+            return model
+
+
+class ExtraFields(Received):
+    seller_entity: Text | None = None
+    event_datetime: Time | None = None
+    event_cost: Amount | None = None
+    retail_price: Amount | None = None
+    uw_fee: Amount | None = None
+    reinsurer_fee: Amount | None = None
+    partner_commission: Amount | None = None
+    coverage_group: Text | None = None
+    cg_booking_fee: Amount | None = None
+
+
+class Policy(Received):
+    id: Id | None = None
+    parent_id: Id | None = None
+    status: Text | None = None
+    policy_type: Text | None = None
+    policy_code: Text | None = None
+    policy_version: Text | None = None
+    policy_start_date: Time | None = None
+    policy_start_date_tz_offset: Text | None = None
+    policy_end_date: Time | None = None
+    policy_end_date_tz_offset: Text | None = None
+    price: Amount | None = None
+    tax: Amount | None = None
+    commission: Amount | None = None
+    cover_amount: Amount | None = None
+    claim_selector_id: Text | None = None
+    pds_url: Text | None = None
+    confirmed_at: Time | None = None
+    cancelled_at: Time | None = None
+    created_at: Time | None = None
+    updated_at: Time | None = None
+    policy_content: dict[str, Any] | None = None
+    extra_fields: ExtraFields | None = None
+
+
+class Person(Received):
+    """The policyholder's personal data. All of it is stored encrypted."""
+
+    first_name: str | None = None
+    last_name: str | None = None
+    email: str | None = None
+    phone: str | None = None
+    country: str | None = None
+    birth_date: str | None = None
+    address1: str | None = None
+    address2: str | None = None
+    city: str | None = None
+    region: str | None = None
+    postcode: str | None = None
+
+
+class Policyholder(Person):
+    id: Id | None = None
+    created_at: Time | None = None
+    updated_at: Time | None = None
+
+
+class QuoteRef(Received):
+    uuid: Text | None = None
+
+
+class Coi(Received):
+    """Certificate of insurance."""
+
+    url: Text | None = None
+    pdf: Text | None = None
+
+
+class Booking(Received):
+    id: Id
+    offer_id: Id
+    provider_reference: Text | None = None
+    language: Text | None = None
+    provider_customer_id: Text | None = None
+    status: Text | None = None
+    currency: Text | None = None
+    price: Amount | None = None
+    security_token: Text | None = None
+    created_at: Time | None = None
+    updated_at: Time | None = None
+    is_instant_booking: bool | None = None
+    payment_status: Text | None = None
+    policies: list[Policy] = []
+    policyholder: Policyholder | None = None
+    quote: QuoteRef | None = None
+    coi: Coi | None = None
+    account_url: Text | None = None
+    fnol_link: Text | None = None
+    sign_up_url: Text | None = None
+
+    def leftovers(self) -> dict[str, Any]:
+        """What has no column, by path: ``{"new_field": …, "policies[0].tax": …}``."""
+        return dict(_leftovers(self, ""))
+
+
+def _leftovers(node: Any, path: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    if isinstance(node, ExtraFields):
+        return found  # stored whole, unknown fields and all
+    if isinstance(node, Received):
+        prefix = f"{path}." if path else ""
+        found += [(prefix + name, value) for name, value in (node.model_extra or {}).items()]
+        for name in type(node).model_fields:
+            found += _leftovers(getattr(node, name), prefix + name)
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            found += _leftovers(item, f"{path}[{index}]")
+    return found
+
+
+def read_exact(text: str | bytes) -> Any:
+    """JSON with its decimals as they were written: 19.90 stays ``Decimal("19.90")``. Raises ValueError.
+
+    What is no amount of anything (NaN, 1e999999999) stays as the text that it is: it has no JSON form to be stored.
+    """
+    return json.loads(text, parse_float=_decimal, parse_constant=str)
+
+
+def _decimal(text: str) -> Decimal | str:
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
+    return number if abs(number.adjusted()) < 1000 else text
+
+
+def write_exact(content: Any) -> str:
+    """JSON in which a Decimal is a decimal string and a time is ISO 8601."""
+    return json.dumps(content, default=_exact, separators=(",", ":"))
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime):
+        return moment(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def moment(value: datetime) -> str:
+    """RFC 3339 in UTC with microseconds: ``2026-01-01T00:00:00.000000Z``."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,230 @@
+"""The job: what a checkout publishes, and how it is read."""
+
+import json
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+MAX_BYTES = 256 * 1024
+MAX_QUOTES = 100
+MAX_INSURED = 100
+MAX_DEPTH = 32
+
+
+class JobRejected(Exception):
+    """A message that can't be accepted. ``detail`` says what is wrong and where, never with a value of the job.
+
+    code: ``invalid-json``, ``invalid-job``, ``too-large``, ``conflicting-job`` or ``poison``.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+# $ alone would let a newline at the end pass; (?!\n) is known to JSON Schema too, \Z is not.
+_PATH_ID = r"^(?!\.{1,2}$)[A-Za-z0-9._~-]{1,128}$(?!\n)"
+PathId = Annotated[str, StringConstraints(pattern=_PATH_ID)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+LabelValue = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$(?!\n)")]
+Email = Annotated[str, StringConstraints(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$(?!\n)")]
+OptionalText = Annotated[str, StringConstraints(max_length=2048)] | None
+
+
+def is_path_id(value: object) -> bool:
+    """Whether a value can be the id of a partner or an offer."""
+    return isinstance(value, str) and re.search(_PATH_ID, value) is not None
+
+
+class _PassedOn(BaseModel):
+    """Part of the request to XONE: known keys are checked, unknown ones are passed on untouched."""
+
+    model_config = ConfigDict(strict=True, extra="allow", regex_engine="python-re")
+
+
+class BrightwriteDetails(_PassedOn):
+    bw_experiment_id: OptionalText = None
+    bw_variant_id: OptionalText = None
+    bw_device_id: OptionalText = None
+
+
+class Insured(_PassedOn):
+    first_name: OptionalText = None
+    last_name: OptionalText = None
+    country: OptionalText = None
+    email: OptionalText = None
+    phone: OptionalText = None
+    address1: OptionalText = None
+    city: OptionalText = None
+    region: OptionalText = None
+    postcode: OptionalText = None
+
+
+class Quote(_PassedOn):
+    id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    brightwrite_details: BrightwriteDetails | None = None
+    insured: Annotated[list[Insured], Field(max_length=MAX_INSURED)] | None = None
+
+
+class Policyholder(_PassedOn):
+    first_name: Name
+    last_name: Name
+    country: Country
+    email: Email
+    phone: OptionalText = None
+    address1: OptionalText = None
+    city: OptionalText = None
+    region: OptionalText = None
+    postcode: OptionalText = None
+
+
+class Job(BaseModel):
+    """A confirm-offer job as it stands on the queue. An unknown key at the top level is an error: it is a typo."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", regex_engine="python-re")
+
+    partner_id: PathId
+    offer_id: PathId
+    order_reference: Label | None = None
+    quotes: Annotated[list[Quote], Field(min_length=1, max_length=MAX_QUOTES)]
+    policyholder: Policyholder
+    metadata: Annotated[dict[Label, LabelValue], Field(max_length=20)] = {}
+
+    def request_body(self) -> bytes:
+        """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}."""
+        passed_on = self.model_dump(include={"quotes", "policyholder"}, exclude_unset=True)
+        return json.dumps(passed_on, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def read_job(body: bytes) -> Job:
+    """The job that a message's body holds.
+
+    Raises JobRejected, ``too-large``, ``invalid-json`` or ``invalid-job``.
+    """
+    if len(body) > MAX_BYTES:
+        raise JobRejected("too-large", f"{len(body)} bytes; at most {MAX_BYTES} are accepted")
+    content = _read_json(body)
+    try:
+        return Job.model_validate(content)
+    except ValidationError as error:
+        raise JobRejected("invalid-job", _describe(error)) from None
+
+
+def _read_json(body: bytes) -> Any:
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JobRejected("invalid-json", f"not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise JobRejected("invalid-json", "starts with a byte order mark; plain UTF-8 is expected")
+    try:
+        content = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+    except json.JSONDecodeError as error:
+        raise JobRejected("invalid-json", f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise JobRejected("invalid-json", f"nested deeper than {MAX_DEPTH}") from None
+    if _depth_exceeds(content, MAX_DEPTH):
+        raise JobRejected("invalid-json", f"nested deeper than {MAX_DEPTH}")
+    if "\\u" in text:
+        _refuse_lone_surrogates(content)
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise JobRejected("invalid-json", "an object has the same key twice")
+    return content
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise JobRejected("invalid-json", "NaN and Infinity are no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise JobRejected("invalid-json", "a number is too large")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 64:
+        raise JobRejected("invalid-json", "a number is too large")
+    return int(text)
+
+
+def _depth_exceeds(content: Any, limit: int) -> bool:
+    level = [content]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_lone_surrogates(content: Any) -> None:
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise JobRejected("invalid-json", "a text holds half of a surrogate pair") from None
+
+
+def _describe(error: ValidationError, most: int = 5) -> str:
+    """The first problems as ``place: what is wrong``. Holds names of known keys only, and no value."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = [f"{_place(problem['loc'])}: {_reason(problem)}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"and {len(problems) - most} more")
+    return "; ".join(lines)
+
+
+def _place(loc: tuple[str | int, ...]) -> str:
+    """``quotes[0].insured[1].email``; a key that is not ours is shown as ``<key>``, for it may hold anything."""
+    place = ""
+    for step in loc:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        else:
+            name = step if step in KNOWN_KEYS else "<key>"
+            place += f".{name}" if place else name
+    return place or "the job"
+
+
+KNOWN_KEYS = frozenset(
+    name for model in (Job, Quote, BrightwriteDetails, Insured, Policyholder) for name in model.model_fields
+)
+
+
+def _reason(problem: Any) -> str:
+    name = problem["loc"][-1] if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(str(name), Job.model_fields, n=1)
+        return f"unknown key; did you mean {close[0]}?" if close else "unknown key"
+    if problem["type"] == "string_pattern_mismatch":
+        return _EXPECTED.get(name, "has a character that is not allowed")
+    return str(problem["msg"]).replace("Input should", "should").replace("String should", "should").lower()
+
+
+_EXPECTED = {
+    "partner_id": "must be 1 to 128 of A-Z a-z 0-9 . _ ~ - and not . or ..",
+    "offer_id": "must be 1 to 128 of A-Z a-z 0-9 . _ ~ - and not . or ..",
+    "country": "must be two capital letters (ISO 3166-1 alpha-2)",
+    "email": "must be an e-mail address",
+}

@@ -1,0 +1,338 @@
+"""The tables. Everything about a confirmation hangs on its id: one confirmation has one booking at most.
+
+Columns named ``sealed_*`` hold encrypted personal data or secrets, bound to their row (see worker/vault.py).
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from models.states import BatchState, Outcome, State
+from models.types import Money, Time
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        datetime: Time(),
+        Decimal: Money(),
+        UUID: Uuid(),
+        dict[str, Any]: JSON(),
+        bytes: LargeBinary(),
+    }
+
+
+def _one_of(column: str, values: type[State] | type[Outcome] | type[BatchState]) -> CheckConstraint:
+    allowed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} in ({allowed})", name=column)
+
+
+class Confirmation(Base):
+    """One offer to be confirmed: what to send, where it stands, and who works on it."""
+
+    __tablename__ = "confirmations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    partner_id: Mapped[str] = mapped_column(String(128))
+    offer_id: Mapped[str] = mapped_column(String(128))
+    order_reference: Mapped[str | None] = mapped_column(String(128))
+    echo: Mapped[dict[str, Any]] = mapped_column(doc="the job's metadata, echoed in every event")
+    correlation_id: Mapped[str | None] = mapped_column(String(255))
+    traceparent: Mapped[str | None] = mapped_column(String(255))
+
+    idempotency_key: Mapped[UUID] = mapped_column(doc="the same on every call with this body")
+    sealed_body: Mapped[bytes | None] = mapped_column(doc="the exact request body, made before the first call")
+
+    state: Mapped[State] = mapped_column(String(16))
+    due_at: Mapped[datetime | None] = mapped_column(
+        doc="when the Scheduler looks at it: the next attempt, or the end of the lease; none where it has ended"
+    )
+    dispatched_until: Mapped[datetime | None] = mapped_column(doc="a resume message is under way until then")
+    lease_token: Mapped[UUID | None] = mapped_column(doc="the fencing token of who may call XONE and record")
+
+    attempts: Mapped[int] = mapped_column(default=0, doc="all attempts, numbered from 1")
+    attempts_used: Mapped[int] = mapped_column(default=0, doc="those that count against RETRY_MAX_ATTEMPTS")
+    crashes: Mapped[int] = mapped_column(default=0, doc="claims in a row that nobody came back from")
+    read_backs: Mapped[int] = mapped_column(default=0, doc="read-backs that did not show a booking that must exist")
+    answer_unknown: Mapped[bool] = mapped_column(default=False, doc="XONE may have booked: trust no refusal")
+
+    error_code: Mapped[str | None] = mapped_column(String(32))
+    error_http_status: Mapped[int | None] = mapped_column(SmallInteger)
+    error_detail: Mapped[str | None] = mapped_column(Text)
+
+    batch_id: Mapped[int | None] = mapped_column(doc="the batch that feeds it in")
+    sequence: Mapped[int] = mapped_column(default=0, doc="number of the last event")
+    queued_at: Mapped[datetime] = mapped_column(doc="RETRY_MAX_AGE counts from here")
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("partner_id", "offer_id"),
+        _one_of("state", State),
+        Index(
+            "ix_confirmations_due_at",
+            "due_at",
+            postgresql_where=text("due_at is not null"),
+            sqlite_where=text("due_at is not null"),
+        ),
+        Index(
+            "ix_confirmations_dispatched_until",
+            "dispatched_until",
+            postgresql_where=text("dispatched_until is not null"),
+            sqlite_where=text("dispatched_until is not null"),
+        ),
+        Index("ix_confirmations_offer_id", "offer_id"),
+        Index("ix_confirmations_order_reference", "order_reference"),
+        Index(
+            "ix_confirmations_ended_badly",
+            "state",
+            "error_code",
+            "error_http_status",
+            "updated_at",
+            postgresql_where=text("state in ('failed', 'needs_review')"),
+            sqlite_where=text("state in ('failed', 'needs_review')"),
+        ),
+    )
+
+
+class Batch(Base):
+    """A selection of confirmations that are tried again, fed in by the Scheduler at its rate."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    state: Mapped[BatchState] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    by: Mapped[str] = mapped_column(String(255))
+    include_needs_review: Mapped[bool]
+    rate: Mapped[float | None] = mapped_column(doc="items a second; none: as fast as the bound allows")
+    total: Mapped[int]
+    fed_until: Mapped[datetime] = mapped_column(doc="the rate's account: items are due up to this time")
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        _one_of("state", BatchState),
+        Index(
+            "ix_batches_open",
+            "state",
+            postgresql_where=text("state in ('running', 'paused')"),
+            sqlite_where=text("state in ('running', 'paused')"),
+        ),
+    )
+
+
+class BatchItem(Base):
+    """A confirmation of a batch. Waiting until it is fed in, then running until it has ended."""
+
+    __tablename__ = "batch_items"
+
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"))
+    fed_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(String(16), doc="the state it ended in, or 'skipped'")
+
+    __table_args__ = (
+        UniqueConstraint("batch_id", "confirmation_id"),
+        Index(
+            "ix_batch_items_waiting",
+            "batch_id",
+            "position",
+            postgresql_where=text("fed_at is null"),
+            sqlite_where=text("fed_at is null"),
+        ),
+        Index(
+            "ix_batch_items_running",
+            "batch_id",
+            postgresql_where=text("fed_at is not null and ended_at is null"),
+            sqlite_where=text("fed_at is not null and ended_at is null"),
+        ),
+    )
+
+
+class Pause(Base):
+    """Calls to XONE are stopped, for one partner or, with the empty name, for all."""
+
+    __tablename__ = "pauses"
+
+    partner_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    by: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+
+
+class AuditEntry(Base):
+    """What a person changed with a command: who, when, what, why, how many."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime]
+    by: Mapped[str] = mapped_column(String(255))
+    command: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(Text)
+    count: Mapped[int]
+    details: Mapped[dict[str, Any]] = mapped_column(doc="ids, filters and numbers; no personal data")
+
+
+class RateLimit(Base):
+    """When the next call may be made, over all workers together."""
+
+    __tablename__ = "rate_limits"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    next_at: Mapped[datetime]
+
+
+class Attempt(Base):
+    """One try to get an offer confirmed. It stands before the call: no outcome means that nobody came back."""
+
+    __tablename__ = "attempts"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    lease_token: Mapped[UUID]
+    started_at: Mapped[datetime]
+    duration_ms: Mapped[int | None]
+    outcome: Mapped[Outcome | None] = mapped_column(String(16))
+    code: Mapped[str | None] = mapped_column(String(32))
+    http_status: Mapped[int | None] = mapped_column(SmallInteger)
+    detail: Mapped[str | None] = mapped_column(Text)
+    sealed_answer: Mapped[bytes | None] = mapped_column(doc="the body of an answer that became no booking")
+
+    __table_args__ = (_one_of("outcome", Outcome),)
+
+
+class Booking(Base):
+    """The booking as XONE returned it. Its own names, but for ``quote.uuid`` and the sealed parts."""
+
+    __tablename__ = "bookings"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"), primary_key=True)
+    id: Mapped[str] = mapped_column(String(255), doc="XONE's booking id, `data.id`")
+    offer_id: Mapped[str] = mapped_column(String(255))
+    provider_reference: Mapped[str | None] = mapped_column(Text)
+    language: Mapped[str | None] = mapped_column(Text)
+    provider_customer_id: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str | None] = mapped_column(Text)
+    currency: Mapped[str | None] = mapped_column(Text)
+    price: Mapped[Decimal | None]
+    created_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime | None]
+    is_instant_booking: Mapped[bool | None]
+    payment_status: Mapped[str | None] = mapped_column(Text)
+    quote_uuid: Mapped[str | None] = mapped_column(Text)
+
+    sealed_security_token: Mapped[bytes | None]
+    sealed_coi_url: Mapped[bytes | None]
+    sealed_coi_pdf: Mapped[bytes | None]
+    sealed_account_url: Mapped[bytes | None]
+    sealed_fnol_link: Mapped[bytes | None]
+    sealed_sign_up_url: Mapped[bytes | None]
+    sealed_rest: Mapped[bytes | None] = mapped_column(
+        doc="JSON: fields that this version does not know, or whose value did not fit their type, by path"
+    )
+
+    recorded_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_bookings_id", "id"),)
+
+
+class Policyholder(Base):
+    """The policyholder as XONE returned it."""
+
+    __tablename__ = "policyholders"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("bookings.confirmation_id"), primary_key=True)
+    id: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime | None]
+    sealed_person: Mapped[bytes | None] = mapped_column(doc="JSON of models.booking.Person: names, e-mail, address …")
+
+
+class Policy(Base):
+    """A policy of a booking, in the order of the answer."""
+
+    __tablename__ = "policies"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("bookings.confirmation_id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str | None] = mapped_column(Text)
+    parent_id: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str | None] = mapped_column(Text)
+    policy_type: Mapped[str | None] = mapped_column(Text)
+    policy_code: Mapped[str | None] = mapped_column(Text)
+    policy_version: Mapped[str | None] = mapped_column(Text)
+    policy_start_date: Mapped[datetime | None]
+    policy_start_date_tz_offset: Mapped[str | None] = mapped_column(Text)
+    policy_end_date: Mapped[datetime | None]
+    policy_end_date_tz_offset: Mapped[str | None] = mapped_column(Text)
+    price: Mapped[Decimal | None]
+    tax: Mapped[Decimal | None]
+    commission: Mapped[Decimal | None]
+    cover_amount: Mapped[Decimal | None]
+    claim_selector_id: Mapped[str | None] = mapped_column(Text)
+    pds_url: Mapped[str | None] = mapped_column(Text)
+    confirmed_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime | None]
+    policy_content: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    extra_fields: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), doc="money as decimal strings")
+
+
+class OutboxEvent(Base):
+    """An event, written with what it tells of. Columns as Debezium's outbox event router expects them."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    aggregatetype: Mapped[str] = mapped_column(String(32))
+    aggregateid: Mapped[str] = mapped_column(String(257), doc="<partner_id>/<offer_id>")
+    type: Mapped[str] = mapped_column(String(64))
+    payload: Mapped[str] = mapped_column(Text, doc="the CloudEvent, exactly as it is published")
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"))
+    sequence: Mapped[int]
+    correlation_id: Mapped[str | None] = mapped_column(String(255))
+    traceparent: Mapped[str | None] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+    claimed_until: Mapped[datetime | None] = mapped_column(doc="a Relay is publishing it until then")
+    published_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("confirmation_id", "sequence"),
+        Index(
+            "ix_outbox_unpublished",
+            "created_at",
+            postgresql_where=text("published_at is null"),
+            sqlite_where=text("published_at is null"),
+        ),
+    )

@@ -1,0 +1,138 @@
+"""Accepting a job: its confirmation stands in the database, claimed, or the job is rejected."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Row, select, update
+from uuid_utils.compat import uuid7
+
+from models.job import Job, JobRejected
+from models.states import State
+from models.tables import Confirmation
+from tasks.claim import Claim, claim, claim_of, open_attempt
+from worker.database import insert_if_absent, locked, now, now_plus
+from worker.vault import Vault
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came with the job's message and goes with its events."""
+
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+
+def accept(
+    connection: Connection,
+    vault: Vault,
+    job: Job,
+    delivery: Delivery,
+    token: UUID,
+    lease: float,
+    queue_for: float | None = None,
+) -> Claim | None:
+    """Stores the job and claims its confirmation; None where there is nothing to do now for this message.
+
+    The same job again is harmless. Raises JobRejected ``conflicting-job`` for other content of an offer that has not
+    failed. token: the fencing token to claim with, the same when this is repeated; lease: seconds; queue_for:
+    where XONE can't be called now, the seconds in which the job is queued and not claimed.
+    """
+    leased_at = time.monotonic()
+    confirmation_id = uuid7()
+    body = job.request_body()
+    claims = queue_for is None
+    placed = _claimed(token, lease) if queue_for is None else _queued(queue_for)
+    row = connection.execute(
+        insert_if_absent(connection, Confirmation, "partner_id", "offer_id")
+        .values(
+            id=confirmation_id,
+            partner_id=job.partner_id,
+            offer_id=job.offer_id,
+            attempts=int(claims),
+            created_at=now(),
+            **_content(job, delivery, vault, confirmation_id, body),
+            **placed,
+        )
+        .returning(Confirmation.__table__)
+    ).one_or_none()
+    if row is None:
+        standing = connection.execute(
+            locked(
+                select(Confirmation.__table__).where(
+                    Confirmation.partner_id == job.partner_id, Confirmation.offer_id == job.offer_id
+                )
+            )
+        ).one()
+        if _same(standing, vault, job, body):
+            return claim(connection, vault, standing.id, token, lease) if claims else None
+        if standing.state != State.FAILED:
+            raise JobRejected(
+                "conflicting-job",
+                f"this offer was published before with other content; its confirmation is {standing.state}",
+            )
+        row = connection.execute(
+            update(Confirmation)
+            .where(Confirmation.id == standing.id)
+            .values(
+                attempts=Confirmation.attempts + int(claims),
+                **_content(job, delivery, vault, standing.id, body),
+                **placed,
+            )
+            .returning(Confirmation.__table__)
+        ).one()
+    if not claims:
+        return None
+    open_attempt(connection, row)
+    return claim_of(row, body, 0.0, leased_at)
+
+
+def _content(job: Job, delivery: Delivery, vault: Vault, confirmation_id: UUID, body: bytes) -> dict[str, Any]:
+    """The columns that a new or a corrected job sets."""
+    return {
+        "order_reference": job.order_reference,
+        "echo": job.metadata,
+        "correlation_id": delivery.correlation_id,
+        "traceparent": delivery.traceparent,
+        "idempotency_key": uuid4(),
+        "sealed_body": vault.seal(confirmation_id, "body", body),
+        "attempts_used": 0,
+        "read_backs": 0,
+        "crashes": 0,
+        "answer_unknown": False,
+        "error_code": None,
+        "error_http_status": None,
+        "error_detail": None,
+        "queued_at": now(),
+    }
+
+
+def _queued(wait: float) -> dict[str, Any]:
+    return {
+        "state": State.QUEUED,
+        "lease_token": None,
+        "due_at": now_plus(wait),
+        "dispatched_until": None,
+        "updated_at": now(),
+    }
+
+
+def _claimed(token: UUID, lease: float) -> dict[str, Any]:
+    return {
+        "state": State.CONFIRMING,
+        "lease_token": token,
+        "due_at": now_plus(lease),
+        "dispatched_until": None,
+        "updated_at": now(),
+    }
+
+
+def _same(standing: Row[Any], vault: Vault, job: Job, body: bytes) -> bool:
+    """Whether the job says what the standing one said, whatever the order of its keys."""
+    if standing.sealed_body is None:  # its personal data is past its time and gone
+        return True
+    stored = vault.open(standing.id, "body", standing.sealed_body)
+    same_body = stored == body or json.loads(stored) == json.loads(body)
+    return same_body and (standing.order_reference, standing.echo) == (job.order_reference, job.metadata)

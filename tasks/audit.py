@@ -1,0 +1,63 @@
+"""The audit: every command that changes something leaves a row."""
+
+import getpass
+import socket
+import time
+from contextlib import suppress
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, insert, update
+
+from models.tables import AuditEntry
+from worker.database import now
+
+WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
+
+
+def who() -> str:
+    """The person at the terminal, as ``user@host``."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def audit(connection: Connection, command: str, by: str, reason: str | None, count: int, **details: Any) -> int:
+    """Writes a row and returns its id. details: ids, filters and numbers, no personal data."""
+    return connection.execute(
+        insert(AuditEntry)
+        .values(at=now(), by=by, command=command, reason=reason, count=count, details=details)
+        .returning(AuditEntry.id)
+    ).scalar_one()
+
+
+class Tally:
+    """A row whose count grows with the work. It stands before the first change, so a killed command has left it too."""
+
+    def __init__(self, engine: Engine, command: str, reason: str | None = None, **details: Any) -> None:
+        self._engine = engine
+        self._count = 0
+        self._written_at = time.monotonic()
+        with engine.begin() as connection:
+            self._id = audit(connection, command, who(), reason, 0, **details)
+
+    def add(self, number: int) -> None:
+        self._count += number
+        if time.monotonic() - self._written_at >= WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(AuditEntry).where(AuditEntry.id == self._id).values(count=self._count))
+        self._written_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self.write()
+        else:
+            with suppress(Exception):  # what went wrong first is told
+                self.write()

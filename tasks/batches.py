@@ -1,0 +1,253 @@
+"""Reprocessing in batches: a selection that was fixed when the batch was made, fed in by the Scheduler at its rate.
+
+An item is fed in when its confirmation is put back to ``queued``. What happened to it in the meantime counts: where
+another batch, a corrected job or a person was quicker, the item is skipped, so no work is done twice.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, insert, literal, or_, select, update
+
+from models.states import BatchState, State
+from models.tables import Batch, BatchItem, Confirmation
+from tasks.audit import audit
+from tasks.failures import Selection
+from worker.database import locked, now, now_plus, seconds_since
+
+SKIPPED = "skipped"
+CANCELLED = "cancelled"
+SAVED_UP = 1.0  # seconds of its rate that a batch may catch up on
+MOST_OPEN = 2000  # items of all batches that were fed in and have not ended, those included that wait for a retry
+
+
+def create(
+    connection: Connection, ids: Sequence[UUID], selection: Selection, reason: str | None, by: str, rate: float | None
+) -> int:
+    """Makes a batch of confirmations, running from now on. Returns its id. rate: items a second, None for no limit."""
+    batch_id = connection.execute(
+        insert(Batch)
+        .values(
+            state=BatchState.RUNNING,
+            reason=reason,
+            by=by,
+            include_needs_review=selection.include_needs_review,
+            rate=rate,
+            total=len(ids),
+            fed_until=now(),
+            created_at=now(),
+        )
+        .returning(Batch.id)
+    ).scalar_one()
+    rows = [{"batch_id": batch_id, "position": position, "confirmation_id": id_} for position, id_ in enumerate(ids)]
+    if rows:
+        connection.execute(insert(BatchItem), rows)
+    audit(connection, "reprocess", by, reason, len(ids), batch=batch_id, rate=rate, **selection.facts())
+    return batch_id
+
+
+def move(connection: Connection, batch_id: int, to: BatchState, by: str, reason: str | None = None) -> bool:
+    """Pauses, resumes or cancels a batch. Returns False where it has ended, or there is none."""
+    moved = connection.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED]))
+        .values(state=to, fed_until=now(), ended_at=now() if to is BatchState.CANCELLED else None)
+    ).rowcount
+    if moved:
+        audit(connection, f"batch {to}", by, reason, 1, batch=batch_id)
+    return bool(moved)
+
+
+def running(connection: Connection) -> list[int]:
+    """The batches to be fed in, the oldest first."""
+    query = select(Batch.id).where(Batch.state == BatchState.RUNNING).order_by(Batch.id)
+    return list(connection.execute(query).scalars())
+
+
+class UnderWay(NamedTuple):
+    """Items of all batches that were fed in and have not ended."""
+
+    open: int
+    at_work: int  # of them: with a worker, or on the way to one; the others wait for a retry
+
+
+def under_way(connection: Connection) -> UnderWay:
+    """What the batches have under way now."""
+    is_at_work = or_(Confirmation.state == State.CONFIRMING, Confirmation.dispatched_until > now())
+    query = (
+        select(func.count(), func.coalesce(func.sum(case((is_at_work, 1), else_=0)), 0))
+        .select_from(BatchItem)
+        .join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
+        .where(BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None))
+    )
+    return UnderWay(*connection.execute(query).one())
+
+
+def feed(connection: Connection, batch_id: int, most: int, paused: Sequence[str], dispatch_lease: float) -> list[UUID]:
+    """Puts the next items of a batch back to ``queued``, marked as dispatched. Returns their confirmations.
+
+    most: the room that is left; paused: partners whose items wait; dispatch_lease: seconds. Does nothing where another
+    Scheduler is at it. A batch whose items have all ended is done.
+    """
+    batch = connection.execute(
+        locked(
+            select(Batch.__table__, seconds_since(Batch.fed_until).label("unused"), now().label("now")).where(
+                Batch.id == batch_id, Batch.state == BatchState.RUNNING
+            ),
+            skip_locked=True,
+        )
+    ).one_or_none()
+    if batch is None:
+        return []
+    credit = float(most) if batch.rate is None else _credit(batch.rate, batch.unused)
+    allowed = min(most, int(credit))
+    items = _waiting(connection, batch_id, allowed, paused) if allowed > 0 else []
+    if not items:
+        if allowed > 0:
+            _end_if_done(connection, batch_id)
+        return []
+    if batch.rate is not None:
+        left = timedelta(seconds=(credit - len(items)) / batch.rate)
+        connection.execute(update(Batch).where(Batch.id == batch_id).values(fed_until=batch.now - left))
+    fed = _put_back(connection, batch, items, dispatch_lease)
+    was_fed = BatchItem.confirmation_id.in_(fed)
+    connection.execute(
+        update(BatchItem)
+        .where(BatchItem.batch_id == batch_id, BatchItem.confirmation_id.in_(items))
+        .values(
+            fed_at=now(),
+            ended_at=case((was_fed, None), else_=now()),
+            outcome=case((was_fed, None), else_=literal(SKIPPED)),
+        )
+    )
+    return fed
+
+
+def _credit(rate: float, unused: float) -> float:
+    """Items that a rate allows now; unused: seconds since all that was due was fed. At least one can be saved up."""
+    return min(max(unused, 0.0) * rate, max(SAVED_UP * rate, 1.0))
+
+
+def _waiting(connection: Connection, batch_id: int, most: int, paused: Sequence[str]) -> list[UUID]:
+    query: Select[Any] = (
+        select(BatchItem.confirmation_id)
+        .where(BatchItem.batch_id == batch_id, BatchItem.fed_at.is_(None))
+        .order_by(BatchItem.position)
+        .limit(most)
+    )
+    if paused:
+        query = query.join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
+        query = query.where(Confirmation.partner_id.not_in(paused))
+    return list(connection.execute(query).scalars())
+
+
+def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], dispatch_lease: float) -> list[UUID]:
+    states = Selection(include_needs_review=batch.include_needs_review).states
+    return list(
+        connection.execute(
+            update(Confirmation)
+            .where(Confirmation.id.in_(items), Confirmation.state.in_(states))
+            .values(
+                state=State.QUEUED,
+                due_at=now(),
+                dispatched_until=now_plus(dispatch_lease),
+                batch_id=batch.id,
+                attempts_used=0,
+                read_backs=0,
+                crashes=0,
+                queued_at=now(),
+                updated_at=now(),
+            )
+            .returning(Confirmation.id)
+        ).scalars()
+    )
+
+
+def _end_if_done(connection: Connection, batch_id: int) -> None:
+    open_items = select(BatchItem.position).where(BatchItem.batch_id == batch_id, BatchItem.ended_at.is_(None))
+    connection.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.state == BatchState.RUNNING, ~open_items.exists())
+        .values(state=BatchState.DONE, ended_at=now())
+    )
+
+
+def end_item(connection: Connection, batch_id: int, confirmation_id: UUID, state: State) -> None:
+    """The confirmation of an item that was fed in has ended."""
+    connection.execute(
+        update(BatchItem)
+        .where(BatchItem.batch_id == batch_id, BatchItem.confirmation_id == confirmation_id)
+        .values(ended_at=now(), outcome=state)
+    )
+
+
+def skip_everywhere(connection: Connection, confirmation_id: UUID) -> None:
+    """Lets all batches skip a confirmation that they have not fed in yet: a person was quicker.
+
+    Called before the confirmation itself is locked, for a batch that is being fed in locks first itself.
+    """
+    waits = (BatchItem.confirmation_id == confirmation_id, BatchItem.fed_at.is_(None))
+    holds_it = select(BatchItem.position).where(BatchItem.batch_id == Batch.id, *waits).exists()
+    is_open = Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED])
+    batches = connection.execute(locked(select(Batch.id).where(is_open, holds_it).order_by(Batch.id))).scalars().all()
+    connection.execute(
+        update(BatchItem)
+        .where(BatchItem.batch_id.in_(batches), *waits)
+        .values(fed_at=now(), ended_at=now(), outcome=SKIPPED)
+    )
+
+
+def overview(connection: Connection, batch_id: int | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    """Batches with their progress, the newest first, in the shape of ``batches --json`` (times as datetime)."""
+    chosen = select(Batch.__table__).order_by(Batch.id.desc()).limit(limit)
+    if batch_id is not None:
+        chosen = chosen.where(Batch.id == batch_id)
+    batches = connection.execute(chosen).all()
+    return [_with_progress(connection, batch) for batch in batches]
+
+
+def _with_progress(connection: Connection, batch: Row[Any]) -> dict[str, Any]:
+    def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+    counts = connection.execute(
+        select(
+            count(BatchItem.fed_at.is_(None)).label("waiting"),
+            count(and_(BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None))).label("running"),
+            count(BatchItem.outcome.in_([State.CONFIRMED, State.PENDING])).label("confirmed"),
+            count(BatchItem.outcome.in_([State.FAILED, State.NEEDS_REVIEW])).label("failed"),
+            count(BatchItem.outcome == SKIPPED).label("skipped"),
+        ).where(BatchItem.batch_id == batch.id)
+    ).one()
+    return {
+        **{name: batch._mapping[name] for name in ("id", "state", "reason", "by", "created_at", "ended_at")},
+        "total": batch.total,
+        **{name: int(value) for name, value in counts._mapping.items()},
+        "rate": batch.rate,
+    }
+
+
+def items(connection: Connection, batch_id: int) -> list[dict[str, Any]]:
+    """Every item of a batch with what came of it, in order. code: of the error, where that still stands."""
+    rows = connection.execute(
+        select(
+            Confirmation.partner_id,
+            Confirmation.offer_id,
+            case(
+                (BatchItem.outcome.is_not(None), BatchItem.outcome),
+                (BatchItem.fed_at.is_not(None), "running"),
+                (Batch.state == BatchState.CANCELLED, CANCELLED),
+                else_="waiting",
+            ).label("outcome"),
+            case((BatchItem.outcome == Confirmation.state, Confirmation.error_code)).label("code"),
+            BatchItem.fed_at,
+            BatchItem.ended_at,
+        )
+        .join(Batch, Batch.id == BatchItem.batch_id)
+        .join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
+        .where(BatchItem.batch_id == batch_id)
+        .order_by(BatchItem.position)
+    )
+    return [dict(row._mapping) for row in rows]

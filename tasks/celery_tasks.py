@@ -1,0 +1,116 @@
+"""The Celery tasks: thin shells. Each decides what becomes of its message; none raises for a job's fault."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Task, shared_task
+from celery.exceptions import Reject
+
+from models.job import JobRejected
+from tasks import confirm
+from tasks.accept import Delivery
+from tasks.claim import Claim
+from worker import broker, process
+from worker.patience import Stopping, patiently
+from worker.report import report
+
+log = structlog.get_logger(__name__)
+
+MAX_DELIVERIES = 50  # of one message, none of which came to an end: more than restarts in an outage can make
+
+OPTIONS: dict[str, Any] = {
+    "acks_late": True,
+    "reject_on_worker_lost": True,
+    "ignore_result": True,
+    "typing": False,
+}
+
+
+@shared_task(name="confirm_offer", bind=True, **OPTIONS)
+def confirm_offer(self: Task, body: bytes) -> None:
+    """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
+    here = process.current()
+    request = self.request
+    delivery = Delivery(_text(request.correlation_id), _traceparent(request.traceparent))
+    if here.stopping.is_set():
+        raise Reject("the worker stops", requeue=True)
+    try:
+        if request.deliveries >= MAX_DELIVERIES:
+            raise JobRejected("poison", f"delivered {request.deliveries} times without coming to an end")
+        held = confirm.accept_job(body, delivery, here)
+    except Stopping:
+        raise Reject("the worker stops", requeue=True) from None
+    except JobRejected as rejected:
+        dead_letter(body, request.properties, delivery, rejected, here)
+    except Exception as error:
+        report(error, task="confirm_offer")
+        defect = JobRejected("poison", f"this program could not handle it ({type(error).__name__})")
+        dead_letter(body, request.properties, delivery, defect, here)
+    else:
+        _attempt(held, here)
+
+
+@shared_task(name="resume", **OPTIONS)
+def resume(body: bytes) -> None:
+    """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
+    here = process.current()
+    try:
+        held = confirm.claim_due(UUID(body.decode("ascii")), here)
+    except ValueError:
+        log.warning("no_confirmation_id", queue=broker.RESUME)
+    except Stopping:
+        raise Reject("the worker stops", requeue=True) from None
+    except Exception as error:
+        report(error, task="resume")
+    else:
+        _attempt(held, here)
+
+
+def _attempt(held: Claim | None, here: process.Process) -> None:
+    """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
+    if held is None:
+        return
+    try:
+        confirm.attempt(held, here)
+    except Stopping:
+        log.warning("attempt_abandoned", confirmation=str(held.id), attempt=held.number)
+    except Exception as error:
+        report(error, confirmation=str(held.id), attempt=held.number)
+
+
+def dead_letter(
+    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, here: process.Process
+) -> None:
+    """Puts a job that can't be accepted with the dead letters, body unchanged, however long the broker is away."""
+    headers = {
+        "x-dead-letter-code": rejection.code,
+        "x-dead-letter-detail": rejection.detail,
+        "x-dead-letter-at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"traceparent": delivery.traceparent} if delivery.traceparent else {}),
+    }
+    kept = {name: value for name in ("message_id", "correlation_id") if (value := _text(properties.get(name)))}
+    letter = broker.Message(
+        "letter", body, broker.confirm_offer.name, broker.DEAD_LETTERS, properties=kept, headers=headers
+    )
+
+    def publish() -> None:
+        with broker.Publisher(here.broker.url) as publisher:
+            if not publisher.publish([letter]):
+                raise broker.NotTaken
+
+    try:
+        patiently(publish, here.stopping)
+    except Stopping:
+        raise Reject("the worker stops", requeue=True) from None
+    log.warning("job_rejected", code=rejection.code, detail=rejection.detail)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= 255 and "\x00" not in value else None
+
+
+def _traceparent(value: Any) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}(-[0-9a-f]+){3}", value[:256]) else None

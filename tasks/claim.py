@@ -1,0 +1,186 @@
+"""The claim: who holds it may call XONE for this confirmation, and record what came of it.
+
+A claim is a lease with a fencing token. The lease outlasts one call, by the database's clock; before a call it is
+renewed where too little of it is left. Who dies leaves a lease that runs out, and the attempt that was on record
+before the call is then known to have an unknown answer.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, case, delete, not_, or_, update
+
+from models.states import Outcome, State
+from models.tables import Attempt, Confirmation
+from worker.database import insert_if_absent, now, now_plus, seconds_since
+from worker.vault import Vault
+
+STOPPED = "connection-lost", "the worker stopped during this attempt"
+
+
+class LeaseLost(Exception):
+    """The claim ran out and another one holds the confirmation, or it has ended."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What earlier attempts leave to be considered."""
+
+    attempts_used: int = 0
+    age: float = 0.0  # seconds since it was queued
+    answer_unknown: bool = False  # XONE may have booked
+    read_backs: int = 0  # that did not show the booking
+    code: str | None = None
+    http_status: int | None = None
+    detail: str | None = None
+
+    @property
+    def already_booked(self) -> bool:
+        return self.code == "already-booked"
+
+
+@dataclass
+class Claim:
+    """The right to work on a confirmation, with all that is needed for it."""
+
+    id: UUID
+    token: UUID
+    partner_id: str
+    offer_id: str
+    order_reference: str | None
+    echo: dict[str, Any]
+    correlation_id: str | None
+    traceparent: str | None
+    body: bytes = field(repr=False)
+    idempotency_key: UUID
+    number: int
+    crashes: int  # claims before this one, in a row, that nobody came back from
+    history: History
+    leased_at: float  # monotonic seconds, taken before the database was asked: the lease runs at least from here
+
+    @property
+    def quote_ids(self) -> frozenset[str]:
+        return frozenset(quote["id"] for quote in json.loads(self.body)["quotes"])
+
+
+def claim(connection: Connection, vault: Vault, confirmation_id: UUID, token: UUID, lease: float) -> Claim | None:
+    """Claims a confirmation that is due, or returns None where it is not due or another one was quicker.
+
+    lease: seconds. Repeating it with the same token finds what the first try may have done.
+    """
+    leased_at = time.monotonic()
+    ours = Confirmation.lease_token == token
+    abandoned = and_(Confirmation.state == State.CONFIRMING, not_(ours))
+    row = connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id == confirmation_id, or_(Confirmation.due_at <= now(), ours))
+        .values(
+            state=State.CONFIRMING,
+            lease_token=token,
+            due_at=now_plus(lease),
+            dispatched_until=None,
+            attempts=case((ours, Confirmation.attempts), else_=Confirmation.attempts + 1),
+            answer_unknown=or_(Confirmation.answer_unknown, abandoned),
+            crashes=Confirmation.crashes + case((abandoned, 1), else_=0),
+            updated_at=now(),
+        )
+        .returning(Confirmation.__table__, seconds_since(Confirmation.queued_at).label("age"))
+    ).one_or_none()
+    if row is None:
+        return None
+    _close_abandoned_attempts(connection, confirmation_id, token)
+    open_attempt(connection, row)
+    body = vault.open(row.id, "body", row.sealed_body)
+    return claim_of(row, body, row.age, leased_at)
+
+
+def _close_abandoned_attempts(connection: Connection, confirmation_id: UUID, token: UUID) -> None:
+    """Attempts that nobody came back from. Their holder may still come late: see tasks/record.py."""
+    code, detail = STOPPED
+    connection.execute(
+        update(Attempt)
+        .where(
+            Attempt.confirmation_id == confirmation_id,
+            Attempt.outcome.is_(None),
+            Attempt.lease_token != token,
+        )
+        .values(outcome=Outcome.UNKNOWN, code=code, detail=detail)
+    )
+
+
+def open_attempt(connection: Connection, row: Row[Any]) -> None:
+    """Puts the attempt of a row that was just claimed on record, before anything is sent."""
+    connection.execute(
+        insert_if_absent(connection, Attempt, "confirmation_id", "number").values(
+            confirmation_id=row.id, number=row.attempts, lease_token=row.lease_token, started_at=now()
+        )
+    )
+
+
+def claim_of(row: Row[Any], body: bytes, age: float, leased_at: float) -> Claim:
+    """The Claim that a row of confirmations holds. age: seconds since it was queued."""
+    return Claim(
+        id=row.id,
+        token=row.lease_token,
+        partner_id=row.partner_id,
+        offer_id=row.offer_id,
+        order_reference=row.order_reference,
+        echo=row.echo,
+        correlation_id=row.correlation_id,
+        traceparent=row.traceparent,
+        body=body,
+        idempotency_key=row.idempotency_key,
+        number=row.attempts,
+        crashes=row.crashes,
+        history=History(
+            attempts_used=row.attempts_used,
+            age=age,
+            answer_unknown=row.answer_unknown,
+            read_backs=row.read_backs,
+            code=row.error_code,
+            http_status=row.error_http_status,
+            detail=row.error_detail,
+        ),
+        leased_at=leased_at,
+    )
+
+
+def release(connection: Connection, held: Claim, wait: float) -> None:
+    """Puts a claimed confirmation back as if it had not been claimed, due in ``wait`` seconds: nothing was sent."""
+    back = connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id == held.id, Confirmation.lease_token == held.token)
+        .values(
+            state=State.RETRYING if held.number > 1 else State.QUEUED,
+            lease_token=None,
+            due_at=now_plus(wait),
+            attempts=Confirmation.attempts - 1,
+            crashes=held.crashes,
+            updated_at=now(),
+        )
+    )
+    if back.rowcount == 1:
+        connection.execute(delete(Attempt).where(Attempt.confirmation_id == held.id, Attempt.number == held.number))
+
+
+def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None:
+    """Lets a confirmation that is due, and that nobody holds, be due again in ``wait`` seconds."""
+    connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id == confirmation_id, Confirmation.due_at <= now())
+        .values(due_at=now_plus(wait), dispatched_until=None)
+    )
+
+
+def renew(connection: Connection, held: Claim, lease: float) -> None:
+    """Makes the lease run ``lease`` seconds from now. Raises LeaseLost where it is no longer ours."""
+    renewed = connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id == held.id, Confirmation.lease_token == held.token)
+        .values(due_at=now_plus(lease))
+    )
+    if renewed.rowcount != 1:
+        raise LeaseLost

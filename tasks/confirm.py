@@ -1,0 +1,211 @@
+"""The way of a confirmation, top to bottom: accept or claim, ask XONE, decide, record."""
+
+import time
+from uuid import UUID, uuid4
+
+import structlog
+
+from models.job import read_job
+from models.states import State
+from tasks.accept import Delivery, accept
+from tasks.claim import Claim, LeaseLost, claim, postpone, release, renew
+from tasks.decide import (
+    Answer,
+    Decision,
+    Look,
+    Missing,
+    Policy,
+    decide,
+    earlier_error,
+    may_send,
+    must_look_after,
+    must_look_first,
+)
+from tasks.record import record
+from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
+from worker.gate import Held
+from worker.patience import patiently
+from worker.process import Process
+from worker.turns import HORIZON, take_turn
+from worker.xone import Confirmed
+
+log = structlog.get_logger(__name__)
+
+MAX_CRASHES = 5  # workers in a row that died on one confirmation
+
+
+def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | None:
+    """The claim on the confirmation of a job that stands now in the database; None where nothing is to be done now.
+
+    Raises JobRejected where the job can't be accepted.
+    """
+    job = read_job(body)
+    token = uuid4()
+    wait = until_calls(process)
+
+    def store() -> Claim | None:
+        with process.engine.begin() as connection:
+            is_held = wait > 0 or process.pauses.hold(connection, job.partner_id)
+            queue_for = wait if is_held else None
+            return accept(connection, process.vault, job, delivery, token, process.xone_settings.lease, queue_for)
+
+    return patiently(store, process.stopping)
+
+
+def claim_due(confirmation_id: UUID, process: Process) -> Claim | None:
+    """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
+    token = uuid4()
+    wait = until_calls(process)
+
+    def take() -> Claim | None:
+        with process.engine.begin() as connection:
+            if wait:
+                postpone(connection, confirmation_id, wait)
+                return None
+            held = claim(connection, process.vault, confirmation_id, token, process.xone_settings.lease)
+            if held is not None and process.pauses.hold(connection, held.partner_id):
+                release(connection, held, 0.0)
+                return None
+            return held
+
+    return patiently(take, process.stopping)
+
+
+def attempt(held: Claim, process: Process) -> None:
+    """One attempt of a claimed confirmation: XONE is asked with no transaction open, and the outcome recorded."""
+    started = time.monotonic()
+    policy = Policy.of(process.retry, process.xone_settings)
+    try:
+        answer = ask(held, policy, process)
+    except LeaseLost:
+        log.warning("lease_lost", confirmation=str(held.id), attempt=held.number)
+        return
+    except Held as pause:
+        put_back(held, pause.wait, process)
+        return
+    decision = decide(answer, held.history, policy, process.dice())
+    duration = time.monotonic() - started
+
+    def store() -> State | None:
+        with process.engine.begin() as connection:
+            return record(connection, process.vault, held, decision, duration, process.event_links)
+
+    state = patiently(store, process.stopping)
+    process.events_waiting.set()
+    _tell(held, decision, state, duration)
+
+
+def ask(held: Claim, policy: Policy, process: Process) -> Answer:
+    """XONE's answer to this confirmation. Raises LeaseLost where the claim is no longer ours, Held where calls pause.
+
+    Where a booking may exist already, the partner's list of bookings is read before anything is sent again; and after
+    an answer that only the list can explain.
+    """
+    if held.crashes >= MAX_CRASHES:
+        return Poison("poison", f"{held.crashes} workers in a row did not come back from this confirmation")
+    if must_look_first(held.history):
+        seen = look(held, process)
+        if isinstance(seen, Confirmed):
+            return seen
+        if not may_send(held.history, policy):
+            return Missing(seen, earlier_error(held.history))
+    try:
+        return process.xone.confirm(
+            held.partner_id, held.offer_id, held.body, held.idempotency_key, lambda: before_call(held, process)
+        )
+    except XoneError as error:
+        if not must_look_after(error, held.history, policy):
+            return error
+        try:
+            seen = look(held, process)
+        except Held:
+            seen = Look.HELD
+        return seen if isinstance(seen, Confirmed) else Missing(seen, error)
+
+
+def look(held: Claim, process: Process) -> Confirmed | Look:
+    """The booking, from the list of the partner's bookings, or why it is not seen there. Raises Held and LeaseLost."""
+    if not process.xone.can_list_bookings:
+        return Look.IMPOSSIBLE
+    try:
+        booking = process.xone.find_booking(
+            held.partner_id, held.offer_id, held.quote_ids, lambda: before_call(held, process)
+        )
+    except Refused:
+        return Look.IMPOSSIBLE
+    except (Busy, BadCredentials) as error:
+        raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
+    except XoneError:
+        return Look.UNAVAILABLE
+    return Confirmed(booking, 200) if booking is not None else Look.ABSENT
+
+
+def before_call(held: Claim, process: Process) -> None:
+    """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
+    if process.stopping.is_set():
+        raise Held(0.0)
+    if process.xone_settings.XONE_RATE_LIMIT is not None:
+        wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
+    ensure_lease(held, process)
+
+
+def wait_for_turn(process: Process, rate: float) -> None:
+    """Waits for a turn under XONE_RATE_LIMIT. Raises Held where none is near."""
+
+    def take() -> float | None:
+        with process.engine.begin() as connection:
+            return take_turn(connection, rate)
+
+    wait = patiently(take, process.stopping)
+    if wait is None:
+        raise Held(HORIZON * (1.0 + process.dice()))
+    if wait > 0 and process.stopping.wait(wait):
+        raise Held(0.0)
+
+
+def ensure_lease(held: Claim, process: Process) -> None:
+    """The lease must outlast a call: renews it where too little is left. Raises LeaseLost."""
+    settings = process.xone_settings
+    spare = (settings.lease - settings.XONE_TIMEOUT) / 2
+    if time.monotonic() - held.leased_at < spare:
+        return
+    asked_at = time.monotonic()
+
+    def extend() -> None:
+        with process.engine.begin() as connection:
+            renew(connection, held, settings.lease)
+
+    patiently(extend, process.stopping)
+    held.leased_at = asked_at
+
+
+def until_calls(process: Process) -> float:
+    """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
+    wait = process.xone.gate.wait()
+    return wait + process.dice() if wait > 0 else 0.0
+
+
+def put_back(held: Claim, wait: float, process: Process) -> None:
+    """No call was made and none may be now: the confirmation waits, and no attempt is used up."""
+
+    def give() -> None:
+        with process.engine.begin() as connection:
+            release(connection, held, wait + process.dice() if wait > 0 else 0.0)
+
+    patiently(give, process.stopping)
+    log.info("call_held", confirmation=str(held.id), wait_s=round(wait, 1))
+
+
+def _tell(held: Claim, decision: Decision, state: State | None, duration: float) -> None:
+    log.info(
+        "attempt_ended",
+        confirmation=str(held.id),
+        partner_id=held.partner_id,
+        offer_id=held.offer_id,
+        attempt=held.number,
+        outcome=decision.outcome.value,
+        code=decision.error.code if decision.error else None,
+        state=state.value if state else "late",
+        delay_s=round(decision.delay, 1) if decision.delay is not None else None,
+        took_ms=round(duration * 1000),
+    )

@@ -1,0 +1,204 @@
+"""What now, after this answer: one pure function, (answer, history, policy, dice) → Decision.
+
+Backoff: the n-th attempt that was used up is followed by a pause between the base and base · 2ⁿ seconds, at most the
+longest, with full jitter:
+
+    delay(n) = base + dice · (min(longest, base · 2ⁿ) - base)          dice in [0, 1)
+
+With base 2 and longest 300 the pauses are up to 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300 seconds; a dice of
+0.5 gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from models.booking import Booking
+from models.states import Outcome, State
+from tasks.claim import STOPPED, History
+from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
+from worker.settings import RetrySettings, XoneSettings
+from worker.xone import Confirmed
+
+READ_BACK_TRIES = 8  # a booking that must exist may be listed minutes later
+UNCOUNTED = frozenset({423, 429})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The operator's choices. Delays and ages in seconds."""
+
+    max_attempts: int = 12
+    max_age: float = 86400.0
+    base_delay: float = 2.0
+    max_delay: float = 300.0
+    resend_after_unknown: bool = True
+    confirmed_statuses: frozenset[str] = frozenset({"CONFIRMED", "ACTIVE"})
+
+    @classmethod
+    def of(cls, retry: RetrySettings, xone: XoneSettings) -> "Policy":
+        return cls(
+            max_attempts=retry.RETRY_MAX_ATTEMPTS,
+            max_age=retry.RETRY_MAX_AGE,
+            base_delay=retry.RETRY_BASE_DELAY,
+            max_delay=retry.RETRY_MAX_DELAY,
+            resend_after_unknown=xone.XONE_AFTER_UNKNOWN == "resend",
+            confirmed_statuses=xone.confirmed_statuses,
+        )
+
+
+class Look(Enum):
+    """What a read-back told that did not show the booking."""
+
+    ABSENT = "the list of bookings does not hold it"
+    UNAVAILABLE = "the list of bookings could not be read now"
+    IMPOSSIBLE = "the list of bookings can't be read"
+    HELD = "calls to XONE pause, so the list of bookings was not read"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A read-back did not show the booking. ``error``: the answer that made it necessary."""
+
+    look: Look
+    error: XoneError
+
+
+Answer = Confirmed | XoneError | Missing
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is recorded, and when the next attempt is due (``delay`` seconds from now; None where it has ended)."""
+
+    state: State
+    outcome: Outcome
+    booking: Booking | None = None
+    error: XoneError | None = None
+    http_status: int | None = None
+    delay: float | None = None
+    counts: bool = True
+    answer_unknown: bool = False
+    read_back_in_vain: bool = False
+
+
+def must_look_first(history: History) -> bool:
+    """Whether a booking may exist already, so that the list of bookings is read before anything is sent."""
+    return history.answer_unknown or history.already_booked
+
+
+def may_send(history: History, policy: Policy) -> bool:
+    """Whether the request may be sent (again), after a read-back that did not show the booking."""
+    return not history.already_booked and (policy.resend_after_unknown or not history.answer_unknown)
+
+
+def earlier_error(history: History) -> XoneError:
+    """The answer that an earlier attempt had, for a decision without a new one."""
+    code, detail = history.code or STOPPED[0], history.detail or STOPPED[1]
+    kind = AlreadyBooked if history.already_booked else Unknown
+    return kind(code, detail, history.http_status)
+
+
+def must_look_after(error: XoneError, history: History, policy: Policy) -> bool:
+    """Whether only the list of bookings can tell what this answer means."""
+    match error:
+        case AlreadyBooked():
+            return error.booking is None
+        case Refused():
+            return history.answer_unknown
+        case Unknown():
+            return not policy.resend_after_unknown or _is_used_up(error, history, policy)
+        case _:
+            return history.answer_unknown and _is_used_up(error, history, policy)
+
+
+def decide(answer: Answer, history: History, policy: Policy, dice: float) -> Decision:
+    """What becomes of a confirmation after an answer. history: before this attempt; dice: in [0, 1)."""
+    match answer:
+        case Confirmed(booking, http_status):
+            return booked(booking, http_status, policy.confirmed_statuses)
+        case AlreadyBooked(booking=Booking() as booking):
+            return booked(booking, answer.http_status, policy.confirmed_statuses)
+        case Missing(look, error):
+            return _missing(look, error, history, policy, dice)
+        case Poison():
+            return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, answer, unknown=True)
+        case AlreadyBooked():
+            return _missing(Look.UNAVAILABLE, answer, history, policy, dice)
+        case Refused() if not history.answer_unknown:
+            return _ended(State.FAILED, Outcome.REFUSED, answer)
+        case Refused():
+            return _missing(Look.UNAVAILABLE, answer, history, policy, dice)
+        case _:
+            return _retried(answer, history, policy, dice)
+
+
+def booked(booking: Booking, http_status: int | None, confirmed_statuses: frozenset[str]) -> Decision:
+    """``confirmed`` or ``pending``, by the booking's status. confirmed_statuses: in capitals."""
+    is_confirmed = (booking.status or "").upper() in confirmed_statuses
+    return Decision(
+        State.CONFIRMED if is_confirmed else State.PENDING, Outcome.BOOKED, booking, http_status=http_status
+    )
+
+
+def _retried(error: XoneError, history: History, policy: Policy, dice: float) -> Decision:
+    unknown = isinstance(error, Unknown) or history.answer_unknown
+    outcome = Outcome.UNKNOWN if isinstance(error, Unknown) else Outcome.NOT_BOOKED
+    if _is_used_up(error, history, policy):
+        return _ended(State.NEEDS_REVIEW if unknown else State.FAILED, outcome, error, unknown)
+    return Decision(
+        State.RETRYING,
+        outcome,
+        error=error,
+        http_status=error.http_status,
+        delay=_delay(error, history, policy, dice),
+        counts=_counts(error),
+        answer_unknown=unknown,
+    )
+
+
+def _missing(look: Look, error: XoneError, history: History, policy: Policy, dice: float) -> Decision:
+    """The booking must exist, or may, and the list of bookings did not show it."""
+    unknown = isinstance(error, Unknown) or history.answer_unknown
+    outcome = Outcome.REFUSED if isinstance(error, Refused) else Outcome.UNKNOWN
+    lags_perhaps = look is Look.ABSENT and not isinstance(error, Refused)
+    tries_left = history.read_backs + 1 < READ_BACK_TRIES
+    try_again = look in (Look.UNAVAILABLE, Look.HELD) or (lags_perhaps and tries_left)
+    counts = look is not Look.HELD  # the last read-back is still to be made, when calls go on
+    is_used_up = _is_used_up(error, history, policy) if counts else history.age >= policy.max_age
+    if not try_again or is_used_up:
+        return _ended(State.NEEDS_REVIEW, outcome, error, unknown)
+    return Decision(
+        State.RETRYING,
+        outcome,
+        error=error,
+        http_status=error.http_status,
+        delay=_delay(error, history, policy, dice),
+        counts=counts,
+        answer_unknown=unknown,
+        read_back_in_vain=look is Look.ABSENT,
+    )
+
+
+def _ended(state: State, outcome: Outcome, error: XoneError, unknown: bool = False) -> Decision:
+    return Decision(state, outcome, error=error, http_status=error.http_status, answer_unknown=unknown)
+
+
+def _counts(error: XoneError) -> bool:
+    """Whether an attempt is used up. Pressure and wrong credentials are no fault of the offer."""
+    if isinstance(error, BadCredentials):
+        return False
+    return not (isinstance(error, Busy) and error.http_status in UNCOUNTED)
+
+
+def _is_used_up(error: XoneError, history: History, policy: Policy) -> bool:
+    """Whether this was the last try: by number, or by age."""
+    by_number = _counts(error) and history.attempts_used + 1 >= policy.max_attempts
+    return by_number or history.age >= policy.max_age
+
+
+def _delay(error: XoneError, history: History, policy: Policy, dice: float) -> float:
+    doublings = min(history.attempts_used + 1, 32)
+    longest = min(policy.max_delay, policy.base_delay * 2.0**doublings)
+    backoff = policy.base_delay + dice * (longest - policy.base_delay)
+    asked_for = error.retry_after + dice * policy.base_delay if error.retry_after is not None else 0.0
+    return max(backoff, asked_for)

@@ -1,0 +1,220 @@
+"""Recording what came of an attempt: attempt, state, booking, policies and event in one transaction.
+
+The fencing token decides who may record. An answer that comes late, from a worker whose lease went to another one,
+changes nothing; but a booking, once seen, is stored whoever brings it. What a person decides is recorded by the same
+pieces: see tasks/resolve.py.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection, Row, Select, insert, select, update
+from uuid_utils.compat import uuid7
+
+from models import booking as xone
+from models.booking import write_exact
+from models.event import EventType, booking_data, cloud_event, error_data
+from models.states import State
+from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks.batches import end_item
+from tasks.claim import Claim
+from tasks.decide import Decision
+from worker.database import locked, now, now_plus
+from worker.vault import Vault
+
+log = structlog.get_logger(__name__)
+
+MAX_KEPT_ANSWER = 64 * 1024  # bytes of an answer that became no booking
+
+EVENT_OF = {
+    State.CONFIRMED: EventType.BOOKING_CONFIRMED,
+    State.PENDING: EventType.BOOKING_PENDING,
+    State.FAILED: EventType.CONFIRMATION_FAILED,
+    State.NEEDS_REVIEW: EventType.CONFIRMATION_NEEDS_REVIEW,
+}
+
+
+def record(
+    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, with_links: bool
+) -> State | None:
+    """Records a decision; the state that the confirmation has now, or None where the answer came too late to matter.
+
+    duration: of the attempt, in seconds; with_links: whether events carry customers' links.
+    """
+    row = connection.execute(to_be_settled().where(Confirmation.id == held.id)).one()
+    ours = row.lease_token == held.token
+    _close_attempt(connection, vault, held, decision, duration, ours)
+    if decision.booking is not None:
+        stored = _stored_booking_id(connection, held.id)
+        if stored is not None:
+            if stored != decision.booking.id:
+                log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
+            return None
+        store_booking(connection, vault, held.id, decision.booking)
+    elif not ours:
+        return None
+    settle(connection, row, decision, held.number, with_links)
+    return decision.state
+
+
+def to_be_settled() -> Select[Any]:
+    """Confirmations, locked, as ``settle`` needs them."""
+    return locked(select(Confirmation.__table__, now().label("now")))
+
+
+def settle(connection: Connection, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+    """The confirmation to the state of a decision; where it has ended, the item of its batch too, and its event.
+
+    row: of to_be_settled(); attempts: for the event of a failure.
+    """
+    _move(connection, row.id, decision)
+    if decision.state in EVENT_OF:
+        if row.batch_id is not None:
+            end_item(connection, row.batch_id, row.id, decision.state)
+        _write_event(connection, row, decision, attempts, with_links)
+
+
+def _close_attempt(
+    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool
+) -> None:
+    error = decision.error
+    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
+    if decision.booking is not None and not ours:
+        answer = write_exact(decision.booking.model_dump()).encode()
+    connection.execute(
+        update(Attempt)
+        .where(Attempt.confirmation_id == held.id, Attempt.number == held.number)
+        .values(
+            outcome=decision.outcome,
+            duration_ms=round(duration * 1000),
+            http_status=decision.http_status,
+            code=error.code if error is not None else None,
+            detail=error.detail if error is not None else None,
+            sealed_answer=vault.seal(held.id, f"answer {held.number}", answer) if answer else None,
+        )
+    )
+
+
+def _move(connection: Connection, confirmation_id: UUID, decision: Decision) -> None:
+    """The confirmation to its new state. The lease ends with it, also that of another worker who is still asking."""
+    error = decision.error
+    connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id == confirmation_id)
+        .values(
+            state=decision.state,
+            lease_token=None,
+            due_at=now_plus(decision.delay) if decision.delay is not None else None,
+            dispatched_until=None,
+            attempts_used=Confirmation.attempts_used + int(decision.counts),
+            crashes=0,
+            read_backs=Confirmation.read_backs + int(decision.read_back_in_vain),
+            answer_unknown=decision.answer_unknown,
+            error_code=error.code if error is not None else None,
+            error_http_status=decision.http_status if error is not None else None,
+            error_detail=error.detail if error is not None else None,
+            sequence=Confirmation.sequence + int(decision.state in EVENT_OF),
+            **({"batch_id": None} if decision.state in EVENT_OF else {}),
+            updated_at=now(),
+        )
+    )
+
+
+def _write_event(connection: Connection, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+    event_id, event_type = uuid7(), EVENT_OF[decision.state]
+    sequence = row.sequence + 1
+    error = decision.error
+    if decision.booking is not None:
+        content = booking_data(decision.booking, with_links)
+    else:
+        assert error is not None
+        content = error_data(error.code, decision.http_status, error.detail, attempts)
+    data = {
+        "partner_id": row.partner_id,
+        "offer_id": row.offer_id,
+        "order_reference": row.order_reference,
+        "metadata": row.echo,
+        "sequence": sequence,
+        **content,
+    }
+    connection.execute(
+        insert(OutboxEvent).values(
+            id=event_id,
+            aggregatetype="confirmation",
+            aggregateid=f"{row.partner_id}/{row.offer_id}",
+            type=event_type,
+            payload=cloud_event(event_id, event_type, row.partner_id, row.offer_id, row.now, data),
+            confirmation_id=row.id,
+            sequence=sequence,
+            correlation_id=row.correlation_id,
+            traceparent=row.traceparent,
+            created_at=now(),
+        )
+    )
+
+
+def _stored_booking_id(connection: Connection, confirmation_id: UUID) -> str | None:
+    return connection.execute(select(Booking.id).where(Booking.confirmation_id == confirmation_id)).scalar_one_or_none()
+
+
+def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, booking: xone.Booking) -> None:
+    """The booking with its policies and policyholder. Personal data and secrets are sealed."""
+
+    def seal(column: str, text: str | None) -> bytes | None:
+        return vault.seal_text(confirmation_id, column, text)
+
+    leftovers = booking.leftovers()
+    connection.execute(
+        insert(Booking).values(
+            confirmation_id=confirmation_id,
+            **_values(booking, _BOOKING_COLUMNS),
+            quote_uuid=booking.quote.uuid if booking.quote else None,
+            sealed_security_token=seal("security_token", booking.security_token),
+            sealed_coi_url=seal("coi_url", booking.coi.url if booking.coi else None),
+            sealed_coi_pdf=seal("coi_pdf", booking.coi.pdf if booking.coi else None),
+            sealed_account_url=seal("account_url", booking.account_url),
+            sealed_fnol_link=seal("fnol_link", booking.fnol_link),
+            sealed_sign_up_url=seal("sign_up_url", booking.sign_up_url),
+            sealed_rest=seal("rest", write_exact(leftovers) if leftovers else None),
+            recorded_at=now(),
+        )
+    )
+    holder = booking.policyholder
+    if holder is not None:
+        person = _values(holder, xone.Person.model_fields)
+        connection.execute(
+            insert(Policyholder).values(
+                confirmation_id=confirmation_id,
+                id=holder.id,
+                created_at=holder.created_at,
+                updated_at=holder.updated_at,
+                sealed_person=seal("person", write_exact(person)),
+            )
+        )
+    if booking.policies:
+        connection.execute(
+            insert(Policy),
+            [
+                {
+                    "confirmation_id": confirmation_id,
+                    "position": position,
+                    **_policy_values(policy),
+                }
+                for position, policy in enumerate(booking.policies)
+            ],
+        )
+
+
+def _policy_values(policy: xone.Policy) -> dict[str, Any]:
+    extra = policy.extra_fields
+    return {**_values(policy, xone.Policy.model_fields), "extra_fields": extra.model_dump() if extra else None}
+
+
+def _values(received: xone.Received, names: Iterable[str]) -> dict[str, Any]:
+    """Fields by name: what fitted its type. What did not is among the leftovers."""
+    return {name: getattr(received, name) for name in names}
+
+
+_BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.columns.keys())

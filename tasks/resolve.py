@@ -1,0 +1,121 @@
+"""A person's answer to ``needs_review``: the booking that exists, or that there is none."""
+
+import json
+import unicodedata
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, Row, select
+
+from models.booking import Booking, read_exact
+from models.event import EventType
+from models.states import Outcome, State
+from models.tables import Confirmation
+from tasks.audit import audit
+from tasks.batches import skip_everywhere
+from tasks.decide import Decision, booked
+from tasks.record import EVENT_OF, settle, store_booking, to_be_settled
+from worker.errors import ResolveError, XoneError
+from worker.vault import Vault
+
+MAX_WHY = 500  # characters
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a confirmation has become."""
+
+    state: State
+    event_type: EventType
+    sequence: int
+
+
+def read_booking(content: bytes, offer_id: str) -> Booking:
+    """The booking in XONE's answer, ``{"data": {…}}`` or what stands in it. Raises ResolveError."""
+    try:
+        answer = read_exact(content)
+    except (ValueError, RecursionError) as error:
+        place = f": line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ResolveError(f"the booking is no JSON{place}") from None
+    try:
+        booking = Booking.model_validate(answer["data"] if isinstance(answer, dict) and "data" in answer else answer)
+    except ValidationError as error:
+        fields = sorted({str(problem["loc"][0]) for problem in error.errors() if problem["loc"]})
+        lacks = f"lacks a usable {' and '.join(fields)}" if fields else "is no JSON object"
+        raise ResolveError(f"the booking {lacks}; it should be as XONE answers it") from None
+    if booking.offer_id != offer_id:
+        other = booking.offer_id if booking.offer_id.isprintable() else "another offer"
+        raise ResolveError(f"the booking is of another offer: {other}, not {offer_id}")
+    return booking
+
+
+def check_why(text: str) -> str:
+    """The text for consumers, without space around it. Raises ResolveError where it can't be sent to them."""
+    text = text.strip()
+    if not text:
+        raise ResolveError("a text is needed")
+    if len(text) > MAX_WHY:
+        raise ResolveError(f"{len(text)} characters; at most {MAX_WHY} are accepted")
+    if any(unicodedata.category(character) in _UNFIT for character in text):
+        raise ResolveError("control characters and line breaks are not accepted")
+    return text
+
+
+_UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, halves of surrogate pairs, line and paragraph separators
+
+
+def resolve_booked(
+    connection: Connection,
+    vault: Vault,
+    partner_id: str,
+    booking: Booking,
+    confirmed_statuses: frozenset[str],
+    with_links: bool,
+    by: str,
+    reason: str | None,
+) -> Resolved:
+    """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
+    row = _to_be_resolved(connection, partner_id, booking.offer_id)
+    decision = replace(booked(booking, None, confirmed_statuses), counts=False)
+    store_booking(connection, vault, row.id, booking)
+    return _conclude(connection, row, decision, with_links, by, reason, booking=booking.id)
+
+
+def resolve_failed(
+    connection: Connection, partner_id: str, offer_id: str, why: str, by: str, reason: str | None
+) -> Resolved:
+    """XONE has no booking. why: by check_why, for the consumers of the event. Raises ResolveError."""
+    row = _to_be_resolved(connection, partner_id, offer_id)
+    decision = Decision(State.FAILED, Outcome.REFUSED, error=XoneError("resolved", why), counts=False)
+    return _conclude(connection, row, decision, False, by, reason or why)
+
+
+def _to_be_resolved(connection: Connection, partner_id: str, offer_id: str) -> Row[Any]:
+    """The row of a confirmation that needs review, locked; no batch will feed it in any more."""
+    confirmation_id: UUID | None = connection.execute(
+        select(Confirmation.id).where(Confirmation.partner_id == partner_id, Confirmation.offer_id == offer_id)
+    ).scalar_one_or_none()
+    if confirmation_id is None:
+        raise ResolveError(f"no confirmation of offer {offer_id} and partner {partner_id}")
+    skip_everywhere(connection, confirmation_id)
+    row = connection.execute(to_be_settled().where(Confirmation.id == confirmation_id)).one()
+    if row.state != State.NEEDS_REVIEW:
+        raise ResolveError(f"offer {offer_id} is {row.state}, not needs_review: there is nothing to resolve")
+    return row
+
+
+def _conclude(
+    connection: Connection,
+    row: Row[Any],
+    decision: Decision,
+    with_links: bool,
+    by: str,
+    reason: str | None,
+    **details: str,
+) -> Resolved:
+    settle(connection, row, decision, row.attempts, with_links)
+    facts = {"partner": row.partner_id, "offer": row.offer_id, "state": decision.state, **details}
+    audit(connection, "resolve", by, reason, 1, **facts)
+    return Resolved(decision.state, EVENT_OF[decision.state], row.sequence + 1)

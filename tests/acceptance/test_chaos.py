@@ -1,0 +1,20 @@
+"""The chaos run in short: every promise holds while everything fails now and then. `make chaos` is the long form."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import chaos
+from tests.servers import PostgreSQL, RabbitMQ, require
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_promise_holds_while_everything_fails_now_and_then(tmp_path: Path) -> None:
+    for server in (RabbitMQ, PostgreSQL):
+        require(server)
+    plan = chaos.Plan(jobs=200, workers=2, seed=11, every=1.0, hurry=True, longest=20.0)
+
+    report = chaos.run(plan, tmp_path, print)
+
+    assert report.broken == {}

@@ -1,0 +1,203 @@
+"""The commands, run as programs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.states import State
+from tests.system import PROJECT, System, job, until
+from worker import broker
+from worker.sandbox import Sandbox
+
+
+def run(*arguments: str, stdin: str | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COLUMNS": "80", **settings},
+        cwd=PROJECT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    for command in (
+        ["demo"], ["worker"], ["db", "upgrade"], ["db", "check"], ["broker", "declare"], ["enqueue"], ["show"],
+        ["sandbox"], ["keygen"],
+    ):  # fmt: skip
+        done = run(*command, "--help")
+        assert done.returncode == 0
+        assert "Example: confirm-offer" in done.stdout
+
+
+REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "hush-hush", "DATA_KEYS": "A" * 43 + "="}
+
+
+def test_all_missing_settings_are_named_in_one_line() -> None:
+    assert run("worker").stderr == (
+        "confirm-offer: DATA_KEYS is not set; XONE_CLIENT_ID is not set; XONE_CLIENT_SECRET is not set\n"
+    )
+
+
+@pytest.mark.parametrize("missing", REQUIRED)
+@pytest.mark.parametrize("program", [["-m", "worker", "worker"], ["-m", "celery", "-A", "worker", "worker"]])
+def test_a_missing_setting_ends_the_program_with_one_line(missing: str, program: list[str]) -> None:
+    settings = {name: value for name, value in REQUIRED.items() if name != missing}
+    done = subprocess.run(
+        [sys.executable, *program],
+        env={"PATH": os.environ["PATH"], **settings},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"confirm-offer: {missing} is not set"]
+
+
+def test_a_wrong_setting_is_named_without_its_value() -> None:
+    done = run("worker", **REQUIRED | {"DATA_KEYS": "secret-but-wrong", "RETRY_MAX_AGE": "soon"})
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "DATA_KEYS" in done.stderr
+    assert "RETRY_MAX_AGE" in done.stderr
+    assert "secret-but-wrong" not in done.stderr
+
+
+def test_database_from_nothing_to_checked(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+
+    before = run("db", "check", DATABASE_URL=url)
+    upgraded = run("db", "upgrade", DATABASE_URL=url)
+    after = run("db", "check", DATABASE_URL=url)
+
+    assert (before.returncode, upgraded.returncode, after.returncode) == (1, 0, 0)
+    assert "run 'confirm-offer db upgrade'" in before.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["db", "check"], "the database can't be reached"),
+        (["show", "offer-1"], "the database can't be reached"),
+        (["broker", "declare"], "the broker can't be reached"),
+    ],
+)
+def test_what_is_away_is_told_in_one_line(command: list[str], says: str) -> None:
+    away = {"DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x", "BROKER_URL": "amqp://guest:hush@127.0.0.1:1//"}
+
+    done = run(*command, **away)
+
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hush" not in done.stderr
+
+
+def test_show_without_tables_says_what_to_run(tmp_path: Path) -> None:
+    done = run("show", "offer-1", DATABASE_URL=f"sqlite:///{tmp_path}/empty.db")
+
+    assert done.returncode == 1
+    assert "run 'confirm-offer db upgrade'" in done.stderr
+
+
+def test_enqueue_checks_all_and_publishes_the_good(broker_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.jsonl"
+    lines = [json.dumps(job(f"offer-{number}")) for number in range(1200)]
+    file.write_text("\n".join([*lines[:600], '{"partner_id": "P"}', "", "no json", *lines[600:]]) + "\n")
+
+    done = run("enqueue", str(file), BROKER_URL=broker_url)
+
+    assert done.returncode == 1
+    assert done.stdout.strip() == f"1200 published, 2 not; the bad lines are in {file}.rejected"
+    assert [line.split(":")[:2] for line in done.stderr.splitlines()] == [
+        ["line 601", " invalid-job"],
+        ["line 603", " invalid-json"],
+    ]
+
+
+def test_a_job_goes_through_enqueue_worker_and_show(system: System) -> None:
+    system.start_worker()
+
+    done = run("enqueue", "-", "--json", stdin=json.dumps(job("offer-1~http-500~1")), BROKER_URL=system.broker_url)
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    assert (told["published"], told["bad"], told["refused"]) == (1, [], [])
+    system.until_events(1)
+    shown = run("show", "offer-1~http-500~1", "--json", DATABASE_URL=system.database_url)
+    screen = run("show", "offer-1~http-500~1", "--partner", "P-100", DATABASE_URL=system.database_url)
+
+    told = json.loads(shown.stdout)
+    assert set(told) == {
+        "partner_id", "offer_id", "order_reference", "state", "error", "next_attempt_at", "attempts", "booking",
+        "policies", "events",
+    }  # fmt: skip
+    assert (told["state"], told["error"], told["next_attempt_at"]) == ("confirmed", None, None)
+    assert [(attempt["number"], attempt["outcome"], attempt["code"]) for attempt in told["attempts"]] == [
+        (1, "unknown", "http-500"),
+        (2, "booked", None),
+    ]
+    assert set(told["attempts"][0]) == {"number", "started_at", "duration_ms", "outcome", "http_status", "code"}
+    (event,) = told["events"]
+    assert (event["id"], event["type"], event["sequence"]) == (system.events[0]["id"], "booking.confirmed", 1)
+    assert event["published_at"].endswith("Z")
+    assert told["booking"]["price"] == system.events[0]["data"]["booking"]["price"]
+    assert screen.returncode == 0
+    assert max(len(line) for line in screen.stdout.splitlines()) <= 80
+    for person in ("Ada", "Lovelace", "ada@example.com"):
+        assert person not in shown.stdout + screen.stdout
+
+
+def test_show_of_an_unknown_offer(sqlite_url: str) -> None:
+    done = run("show", "nowhere", DATABASE_URL=sqlite_url)
+
+    assert (done.returncode, done.stderr) == (1, "confirm-offer: no confirmation of offer or order nowhere\n")
+
+
+def test_broker_declare_twice(broker_url: str) -> None:
+    first, second = run("broker", "declare", BROKER_URL=broker_url), run("broker", "declare", BROKER_URL=broker_url)
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"declared queue {broker.JOBS}" in first.stdout
+
+
+def test_sandbox_runs_by_itself(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "worker", "sandbox", "--port", "0"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    line = program.stdout.readline()
+    program.send_signal(2)
+    assert program.wait(10) == 0
+    program.stdout.close()
+    assert "stand-in of XONE at http://127.0.0.1:" in line
+
+
+def test_keygen_prints_a_key_that_fits() -> None:
+    key = run("keygen").stdout.strip()
+
+    assert run("worker", **REQUIRED | {"DATA_KEYS": key, "XONE_CLIENT_ID": ""}).returncode == 2
+    assert "DATA_KEYS" not in run("worker", **REQUIRED | {"DATA_KEYS": key, "XONE_CLIENT_ID": ""}).stderr
+
+
+def test_a_refused_offer_is_shown_with_its_reason(system: System, sandbox: Sandbox) -> None:
+    system.start_worker()
+    system.publish([job("offer-1~http-422")])
+    until(lambda: system.states()[State.FAILED] == 1)
+
+    told = json.loads(run("show", "offer-1~http-422", "--json", DATABASE_URL=system.database_url).stdout)
+
+    assert told["error"]["code"] == "http-422"
+    (event,) = system.until_events(1)
+    assert event["type"] == "confirmation.failed"
+    assert event["data"]["error"] == {**told["error"], "attempts": 1}

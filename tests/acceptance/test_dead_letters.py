@@ -1,0 +1,132 @@
+"""What can't be accepted goes to the dead letters, says why without saying anything about a person, blocks nobody."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from models.states import State
+from tasks.celery_tasks import MAX_DELIVERIES
+from tests.system import System, job, until
+from worker import broker
+
+MARK = "Lovelace"
+BAD = {
+    b"": "invalid-json",
+    b"{": "invalid-json",
+    b"\xff\xfe": "invalid-json",
+    b"[1]": "invalid-job",
+    json.dumps(job("bad-1", policyholder={"last_name": MARK})).encode(): "invalid-job",
+    json.dumps(job("bad/2")).encode(): "invalid-job",
+    json.dumps(job("bad-3", **{MARK: MARK})).encode(): "invalid-job",
+    json.dumps(job("bad-4", metadata={"long": "x" * 300_000})).encode(): "too-large",
+}
+
+
+def deliver(channel: Any) -> Any:
+    return channel.basic_get(broker.JOBS)
+
+
+def as_bytes(body: str | bytes) -> bytes:
+    return body.encode() if isinstance(body, str) else body
+
+
+def letters(system: System, number: int) -> list[Any]:
+    until(lambda: system.queue_length(broker.DEAD_LETTERS) == number)
+    return system.drain(broker.DEAD_LETTERS)
+
+
+def test_each_kind_goes_there_and_the_next_job_is_confirmed(system: System) -> None:
+    system.publish([*BAD, job("good-1")], message_id="M-1", correlation_id="C-1")
+    system.start_worker(WORKER_CONCURRENCY="1")
+
+    system.until_events(1)
+
+    found = letters(system, len(BAD))
+    assert {as_bytes(letter.body): letter.headers["x-dead-letter-code"] for letter in found} == BAD
+    for letter in found:
+        assert MARK not in letter.headers["x-dead-letter-detail"]
+        assert datetime.fromisoformat(letter.headers["x-dead-letter-at"]).tzinfo is not None
+        assert (letter.properties["message_id"], letter.properties["correlation_id"]) == ("M-1", "C-1")
+    assert system.states() == {State.CONFIRMED: 1}
+
+
+def test_a_conflicting_job_goes_there(system: System) -> None:
+    system.start_worker()
+    system.publish([job("offer-1")])
+    system.until_events(1)
+    system.publish([job("offer-1", order_reference="SO-other")])
+
+    (letter,) = letters(system, 1)
+
+    assert letter.headers["x-dead-letter-code"] == "conflicting-job"
+    assert system.states() == {State.CONFIRMED: 1}
+
+
+HEADERS: list[dict[str, Any]] = [
+    {"task": "resume", "id": "1"},
+    {"task": "celery.backend_cleanup", "id": "2", "argsrepr": MARK},
+    {"task": "no.such.task", "id": "3", "eta": "2099-01-01T00:00:00", "expires": "2000-01-01T00:00:00"},
+    {"task": ["a", "list"]},
+    {"compression": "no-such-compression"},
+    {"x-delivery-count": 99},
+    {"x-delivery-count": "abc"},
+    {"traceparent": {"not": "text"}},
+    {"stamped_headers": ["a"], "stamps": {"a": "b"}, "timelimit": [0.001, 0.001]},
+]
+
+
+def test_whatever_headers_a_message_bears_it_is_a_job_and_nothing_else(system: System) -> None:
+    for number, headers in enumerate(HEADERS):
+        system.publish([job(f"offer-{number}")], headers=headers)
+    for number, content_type in enumerate(["application/x-python-serialize", "application/data", "text/plain"]):
+        system.publish([job(f"typed-{number}")], content_type=content_type, content_encoding="binary")
+    system.publish([job("odd")], reply_to="nobody", correlation_id="x" * 200, priority=3, expiration=3600)
+    worker = system.start_worker()
+    total = len(HEADERS) + 4
+
+    system.until_events(total)
+
+    assert system.states() == {State.CONFIRMED: total}
+    assert worker.process.poll() is None
+    assert MARK not in worker.log.read_text()
+
+
+def test_a_body_is_taken_as_it_came_whatever_encoding_it_claims(system: System) -> None:
+    plain = json.dumps(job("offer-1", order_reference="Größe"), ensure_ascii=False).encode()
+    system.publish([plain], content_encoding="latin-1", headers={"compression": "zlib"})
+    system.publish(["{Größe".encode()], content_encoding="utf-16")
+    system.start_worker()
+
+    (event,) = system.until_events(1)
+
+    assert event["data"]["order_reference"] == "Größe"
+    (letter,) = letters(system, 1)
+    assert as_bytes(letter.body) == "{Größe".encode()
+
+
+def test_a_message_that_was_delivered_too_often_goes_there_unread(system: System) -> None:
+    system.publish([job("offer-1")])
+    channel = system.connection.channel()
+    for _ in range(MAX_DELIVERIES):
+        channel.basic_reject(until(lambda: deliver(channel)).delivery_tag, requeue=True)
+    system.start_worker()
+
+    (letter,) = letters(system, 1)
+
+    assert letter.headers["x-dead-letter-code"] == "poison"
+    assert system.states() == {}
+
+
+def test_the_resume_queue_takes_ids_only(system: System) -> None:
+    channel = system.connection.channel()
+    for body in (b"", b"{}", b"\xff", b"00000000-0000-0000-0000-000000000000", json.dumps(job("x")).encode()):
+        message = channel.prepare_message(body, headers={"task": "confirm_offer", "id": "1"})
+        channel.basic_publish(message, exchange="", routing_key=broker.RESUME)
+    worker = system.start_worker()
+    system.publish([job("offer-1")])
+
+    system.until_events(1)
+
+    until(lambda: system.queue_length(broker.RESUME) == 0)
+    assert system.states() == {State.CONFIRMED: 1}
+    assert worker.process.poll() is None

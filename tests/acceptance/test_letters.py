@@ -1,0 +1,341 @@
+"""Dead letters listed, replayed and dropped: nothing is lost, moved or shown that should not be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from kombu import Connection
+from sqlalchemy import select
+
+from models.tables import AuditEntry
+from tests.acceptance.test_commands import run
+from tests.acceptance.test_dead_letters import as_bytes
+from tests.system import PROJECT, System, job, until
+from worker import broker
+from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher
+from worker.commands.enqueue import enqueue
+from worker.commands.events import events
+from worker.commands.letters import dead_letters
+from worker.letters import for_editor, masked
+
+pytestmark = pytest.mark.slow
+
+PERSON = ("Ada", "Lovelace", "ada@example.com")
+
+
+def body(offer_id: str, **changes: Any) -> bytes:
+    return json.dumps(job(offer_id, **changes), ensure_ascii=False).encode()
+
+
+def letter(key: int, content: bytes, code: str = "invalid-job", **properties: Any) -> Message:
+    headers = {
+        "x-dead-letter-code": code,
+        "x-dead-letter-detail": "policyholder.email: must be an e-mail address",
+        "x-dead-letter-at": datetime(2026, 1, 31, 12, 0, key % 60, tzinfo=UTC).isoformat(timespec="seconds"),
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    return Message(key, content, "", DEAD_LETTERS, properties=properties, headers=headers)
+
+
+def put(url: str, letters: Iterable[Message]) -> None:
+    letters = list(letters)
+    with Publisher(url) as publisher:
+        assert len(publisher.publish(letters)) == len(letters)
+
+
+def drain(url: str, queue: str) -> list[Any]:
+    """All messages of a queue, in their order."""
+    with broker.connect(url) as connection:
+        channel = connection.channel()
+        messages = []
+        while message := channel.basic_get(queue, no_ack=True):
+            messages.append(message)
+        channel.close()
+    return messages
+
+
+def length(url: str, queue: str) -> int:
+    with broker.connect(url) as connection:
+        return int(connection.channel().queue_declare(queue, passive=True).message_count)
+
+
+def settings(system: System) -> dict[str, str]:
+    return {"BROKER_URL": system.broker_url, "DATABASE_URL": system.database_url}
+
+
+def audited(system: System) -> list[tuple[str, str | None, int, dict[str, Any]]]:
+    with system.engine.connect() as connection:
+        rows = connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)).all()
+    return [(row.command, row.reason, row.count, row.details) for row in rows]
+
+
+def test_listed_by_code_masked_and_left_in_their_order(broker_url: str) -> None:
+    bodies = [
+        body("offer-1", policyholder={"first_name": "Ada", "email": "ada@example.com", "Lovelace": "Ada"}),
+        body("offer-2", partner_id="Ada Lovelace"),
+        b'{"offer_id": "offer-3", "half": ',
+        "Lovelace \x1b[31m".encode("utf-16"),
+    ]
+    codes = ["invalid-job", "invalid-job", "invalid-json", "invalid-json"]
+    put(broker_url, [letter(n, one, code) for n, (one, code) in enumerate(zip(bodies, codes, strict=True))])
+
+    shown = run("dead-letters", "list", BROKER_URL=broker_url)
+    told = json.loads(run("dead-letters", "list", "--json", BROKER_URL=broker_url).stdout)
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+    assert shown.stdout.startswith("invalid-job: 2 letters, ")
+    assert "P-100 offer-1" in shown.stdout
+    assert not [person for person in PERSON if person in shown.stdout + json.dumps(told)]
+    assert told["total"] == 4
+    assert told["groups"] == [
+        {"code": "invalid-job", "count": 2, "first_at": "2026-01-31T12:00:00.000000Z",
+         "last_at": "2026-01-31T12:00:01.000000Z"},
+        {"code": "invalid-json", "count": 2, "first_at": "2026-01-31T12:00:02.000000Z",
+         "last_at": "2026-01-31T12:00:03.000000Z"},
+    ]  # fmt: skip
+    first, second, third, _ = told["letters"]
+    assert (first["partner_id"], first["offer_id"], first["size"]) == ("P-100", "offer-1", len(bodies[0]))
+    assert first["body"]["policyholder"] == {"first_name": "<text>", "email": "<text>", "<key>": "<text>"}
+    assert first["body"]["offer_id"] == "offer-1"
+    assert (second["partner_id"], second["body"]["partner_id"]) == (None, "<text>")
+    assert (third["offer_id"], third["body"]) == (None, None)
+    assert [message.body for message in map(raw, drain(broker_url, DEAD_LETTERS))] == bodies
+
+
+def raw(message: Any) -> Any:
+    message.body = as_bytes(message.body)
+    return message
+
+
+def test_thousands_are_listed_in_place_and_only_some_shown(broker_url: str) -> None:
+    put(broker_url, [letter(n, body(f"offer-{n}")) for n in range(3000)])
+
+    told = json.loads(run("dead-letters", "list", "--limit", "2", "--json", BROKER_URL=broker_url).stdout)
+
+    assert (told["total"], [one["offer_id"] for one in told["letters"]]) == (3000, ["offer-0", "offer-1"])
+    assert length(broker_url, DEAD_LETTERS) == 3000
+    order = [json.loads(message.body)["offer_id"] for message in drain(broker_url, DEAD_LETTERS)]
+    assert order == [f"offer-{n}" for n in range(3000)]
+
+
+def test_revealed_bodies_are_on_record(system: System) -> None:
+    put(system.broker_url, [letter(1, body("offer-1")), letter(2, b"\xff\xfe")])
+
+    told = json.loads(run("dead-letters", "list", "--reveal", "--json", **settings(system)).stdout)
+
+    assert told["letters"][0]["body"].encode() == body("offer-1")
+    assert (told["letters"][1]["body"], told["letters"][1]["body_base64"]) == (None, "//4=")
+    assert [entry[:3] for entry in audited(system)] == [("dead-letters list --reveal", None, 2)]
+
+
+def test_replayed_byte_for_byte_without_what_made_it_a_letter(system: System) -> None:
+    """Also one that RabbitMQ itself gave up: it has no code."""
+    odd = [body("offer-1", order_reference="Größe"), b"\xff\x00\xfe", b"", body("offer-2")]
+    put(system.broker_url, [letter(n, one, message_id=f"M-{n}", correlation_id="C-1") for n, one in enumerate(odd)])
+    channel = system.connection.channel()
+    system.publish([b"given up"], message_id="M-4", headers={"x-dead-letter-code": "invalid-job", "own": "header"})
+    for _ in range(broker.DELIVERY_LIMIT + 1):
+        channel.basic_reject(until(lambda: channel.basic_get(JOBS)).delivery_tag, requeue=True)
+    until(lambda: system.queue_length(DEAD_LETTERS) == 5)
+
+    listed = json.loads(run("dead-letters", "list", "--json", BROKER_URL=system.broker_url).stdout)
+    done = run("dead-letters", "replay", "--yes", "--json", **settings(system))
+
+    assert {group["code"]: group["count"] for group in listed["groups"]} == {"invalid-job": 4, "poison": 1}
+    assert "delivery_limit" in listed["letters"][-1]["detail"]
+    assert listed["letters"][-1]["at"].endswith("Z")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"replayed": 5, "left": 0})
+    jobs = [raw(message) for message in drain(system.broker_url, JOBS)]
+    assert [message.body for message in jobs] == [*odd, b"given up"]
+    assert [message.properties["message_id"] for message in jobs] == [f"M-{n}" for n in range(5)]
+    assert jobs[0].properties["correlation_id"] == "C-1"
+    assert set(jobs[0].headers) - {"x-delivery-count"} == {"traceparent"}
+    assert set(jobs[4].headers) - {"x-delivery-count"} == set()
+    assert system.queue_length(DEAD_LETTERS) == 0
+    ((command, _, count, details),) = audited(system)
+    assert (command, count, details["edit"]) == ("dead-letters replay", 5, False)
+
+
+def test_only_those_of_a_code_and_no_more_than_asked_for(system: System) -> None:
+    codes = ["invalid-job", "poison", "too-large", "poison", "poison"]
+    put(system.broker_url, [letter(n, b"%d" % n, code) for n, code in enumerate(codes)])
+
+    replayed = run("dead-letters", "replay", "--code", "poison", "--limit", "2", "--yes", **settings(system))
+    dropped = run("dead-letters", "drop", "--code", "too-large", "--reason", "a test", "--yes", **settings(system))
+    none_left = run("dead-letters", "drop", "--code", "too-large", "--reason", "a test", **settings(system))
+    unasked = run("dead-letters", "drop", "--reason", "a test", **settings(system))
+
+    assert (replayed.stdout, dropped.stdout) == ("2 dead letters replayed\n", "1 dead letter dropped\n")
+    assert [as_bytes(message.body) for message in drain(system.broker_url, JOBS)] == [b"1", b"3"]
+    assert (none_left.returncode, none_left.stdout) == (0, "no dead letters of code too-large\n")
+    assert (unasked.returncode, "add --yes" in unasked.stderr) == (2, True)
+    assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [b"0", b"4"]
+    assert [entry[:3] for entry in audited(system)] == [
+        ("dead-letters replay", None, 2),
+        ("dead-letters drop", "a test", 1),
+    ]
+
+
+def test_a_letter_that_fails_again_is_replayed_once(system: System) -> None:
+    put(system.broker_url, [letter(n, b"{") for n in range(200)])
+    system.start_worker()
+
+    done = run("dead-letters", "replay", "--yes", **settings(system))
+
+    assert done.stdout == "200 dead letters replayed\n"
+    until(lambda: system.queue_length(DEAD_LETTERS) == 200)
+
+
+def test_nothing_is_touched_without_a_database(broker_url: str) -> None:
+    put(broker_url, [letter(1, b"1")])
+    away = {"BROKER_URL": broker_url, "DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x"}
+
+    done = run("dead-letters", "drop", "--reason", "a test", "--yes", **away)
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "the database can't be reached" in done.stderr
+    assert (length(broker_url, DEAD_LETTERS), length(broker_url, JOBS)) == (1, 0)
+
+
+def test_a_copy_that_the_broker_refuses_stays_a_letter(system: System) -> None:
+    put(system.broker_url, [letter(n, b"%d" % n) for n in range(10)])
+    channel = system.connection.channel()
+    channel.queue_delete(JOBS)
+
+    unbound = run("dead-letters", "replay", "--yes", **settings(system))
+
+    assert unbound.returncode == 1
+    assert "the broker did not take 10 copies" in unbound.stderr
+    assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [
+        b"%d" % n for n in range(10)
+    ]
+
+
+def test_killed_in_the_middle_of_a_replay_nothing_is_lost(system: System) -> None:
+    bodies = [body(f"offer-{n}") for n in range(2000)]
+    put(system.broker_url, [letter(n, one) for n, one in enumerate(bodies)])
+    program = subprocess.Popen(
+        [sys.executable, "-m", "worker", "dead-letters", "replay", "--yes"],
+        env={**os.environ, **settings(system)},
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+    )
+    until(lambda: system.queue_length(JOBS) > 0, every=0.005)
+    program.send_signal(signal.SIGKILL)
+    program.wait(10)
+
+    until(lambda: system.queue_length(JOBS) + system.queue_length(DEAD_LETTERS) >= 2000)
+    left = system.queue_length(DEAD_LETTERS)
+    assert left > 0
+    assert [(command, details["limit"]) for command, _, _, details in audited(system)] == [
+        ("dead-letters replay", None)
+    ]
+    again = run("dead-letters", "replay", "--yes", **settings(system))
+
+    assert again.returncode == 0
+    assert {as_bytes(message.body) for message in drain(system.broker_url, JOBS)} == set(bodies)
+    assert system.queue_length(DEAD_LETTERS) == 0
+
+
+def editor(tmp_path: Path, script: str) -> dict[str, str]:
+    """An $EDITOR that runs Python over ``text``, the content of the file."""
+    program = tmp_path / "editor.py"
+    program.write_text(
+        f"import os, pathlib, sys\nfile = pathlib.Path(sys.argv[1])\ntext = file.read_text()\n{script}\n"
+        "file.write_text(text)\n"
+    )
+    return {"EDITOR": f"{sys.executable} {program}"}
+
+
+def test_edited_letters_are_checked_before_they_are_replayed(system: System, tmp_path: Path) -> None:
+    mendable, hopeless, emptied = (
+        body("offer-1", policyholder={"first_name": "Ada", "last_name": "L", "country": "GB", "email": "ada"}),
+        body("offer-2", quotes=[]),
+        body("offer-3", quotes=[]),
+    )
+    put(system.broker_url, [letter(n, one) for n, one in enumerate([mendable, hopeless, emptied, body("offer-4")])])
+    seen = tmp_path / "seen"
+    edits = editor(
+        tmp_path,
+        f"open({str(seen)!r}, 'a').write(oct(os.stat(file.parent).st_mode & 0o777) + ' ' + str(file) + chr(10))\n"
+        "text = '' if 'offer-3' in text else text.replace('\"ada\"', '\"ada@example.com\"')",
+    )
+
+    done = run("dead-letters", "replay", "--edit", "--yes", **edits, **settings(system))
+
+    assert done.returncode == 1
+    assert done.stdout == "2 dead letters replayed, 2 left\n"
+    assert "quotes: " in done.stderr
+    assert not [person for person in PERSON if person in done.stderr]
+    first, unchanged = (as_bytes(message.body) for message in drain(system.broker_url, JOBS))
+    assert json.loads(first)["policyholder"]["email"] == "ada@example.com"
+    assert unchanged == body("offer-4")
+    assert {as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)} == {hopeless, emptied}
+    for line in seen.read_text().splitlines():
+        mode, file = line.split(" ", 1)
+        assert mode == "0o700"
+        assert not Path(file).exists()
+
+
+def test_an_editor_that_fails_leaves_all(system: System, tmp_path: Path) -> None:
+    put(system.broker_url, [letter(n, body(f"offer-{n}")) for n in range(2)])
+
+    done = run("dead-letters", "replay", "--edit", "--yes", EDITOR="false", **settings(system))
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
+    assert "stay where they are" in done.stderr
+    assert (system.queue_length(DEAD_LETTERS), system.queue_length(JOBS)) == (2, 0)
+
+
+def test_an_undeclared_queue_is_told_plainly(broker_url: str) -> None:
+    with Connection(broker_url) as connection:
+        connection.channel().queue_delete(DEAD_LETTERS)
+
+    done = run("dead-letters", "list", BROKER_URL=broker_url)
+
+    assert done.returncode == 1
+    assert "run 'confirm-offer broker declare'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": 1.10}', b'{"a": 1E5}', b'{"a": -0}', b'{"a": 1, "a": 2}', b'{"a": NaN}', b'"\\ud800"', b"{", b"\xff"],
+)
+def test_what_indenting_would_change_is_edited_as_it_is(content: bytes) -> None:
+    assert for_editor(content) == content
+
+
+def test_other_bodies_are_indented() -> None:
+    assert for_editor(b'{"a":[1,2.5,"\xc3\xb6"]}') == '{\n  "a": [\n    1,\n    2.5,\n    "ö"\n  ]\n}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b"[]", []),
+        (b'"Ada"', "<text>"),
+        (b'{"Ada": 1, "Eve": true, "offer_id": "a b"}',
+         {"<key>": "<number>", "<key 2>": "<true or false>", "offer_id": "<text>"}),
+        (b'{"metadata": {"Ada": ""}}', {"metadata": {"<key>": "<empty text>"}}),
+        (b"[" * 100_000, None),
+        (b'{"offer_id": "\\u001b[31m", "order_reference": "\\n", "partner_id": "P-1"}',
+         {"offer_id": "<text>", "order_reference": "<text>", "partner_id": "P-1"}),
+    ],
+)  # fmt: skip
+def test_masked(content: bytes, shown: Any) -> None:
+    assert masked(content) == shown
+
+
+@pytest.mark.parametrize("command", [*dead_letters.commands.values(), *events.commands.values(), enqueue])
+def test_help_has_an_example(command: click.Command) -> None:
+    assert "Example: confirm-offer " in (command.help or "")
+    assert "--json" in [option for parameter in command.params for option in parameter.opts]

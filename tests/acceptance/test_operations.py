@@ -1,0 +1,406 @@
+"""What the person does who was woken up: see what failed and why, try it again, pause and go on. From outside."""
+
+import csv
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.fernet import Fernet
+from sqlalchemy import Engine, insert, select, update
+
+from models.states import State
+from models.tables import AuditEntry, Confirmation
+from tasks.batches import overview
+from tests.system import PROJECT, System, job, until
+from worker import database
+from worker.cli import cli
+from worker.database import now, now_plus
+from worker.vault import Vault
+
+pytestmark = pytest.mark.slow
+
+BATCH_KEYS = {
+    "id", "state", "reason", "by", "created_at", "ended_at", "total", "waiting", "running", "confirmed", "failed",
+    "skipped", "rate",
+}  # fmt: skip
+
+
+def run(url: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        env=environment_of(url),
+        cwd=PROJECT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def environment_of(url: str) -> dict[str, str]:
+    home = os.environ.get("HOME", "/")
+    return {"PATH": os.environ["PATH"], "HOME": home, "COLUMNS": "80", "DATABASE_URL": url}
+
+
+def told(url: str, *arguments: str) -> Any:
+    """What a command prints with --json."""
+    done = run(url, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def on_a_terminal(url: str, *arguments: str, answer: str) -> tuple[int, str]:
+    """Runs a command on a terminal of 80 columns. Returns its exit code and what the terminal got."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    environment = {**environment_of(url), "TERM": "xterm-256color"}
+    del environment["COLUMNS"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "worker", *arguments],
+        env=environment, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    shown = b""
+    with suppress(OSError):  # the terminal is closed with its last user
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    return program.wait(30), shown.decode()
+
+
+def quickly(url: str, *arguments: str) -> Result:
+    """Runs a command in this process, where only what it prints and changes is of interest."""
+    return CliRunner().invoke(cli, arguments, env={"DATABASE_URL": url})
+
+
+def batch_of(engine: Engine, batch_id: int) -> dict[str, Any]:
+    with engine.connect() as connection:
+        (batch,) = overview(connection, batch_id)
+        return batch
+
+
+def audit_of(engine: Engine) -> list[tuple[str, str | None, int]]:
+    with engine.connect() as connection:
+        rows = connection.execute(
+            select(AuditEntry.command, AuditEntry.reason, AuditEntry.count).order_by(AuditEntry.id)
+        )
+        return [tuple(row) for row in rows]
+
+
+def calls_of(system: System) -> Counter[str]:
+    return Counter(call.offer_id for call in system.sandbox.calls)
+
+
+def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age: float = 0.0, **values: Any) -> None:
+    """Makes confirmations that failed ``age`` seconds ago."""
+    vault, engine = Vault(keys.split(",")), database.connect(url)
+    body = json.dumps({name: job("any")[name] for name in ("quotes", "policyholder")}).encode()
+    rows = []
+    for offer in offers:
+        id_ = uuid4()
+        rows.append(
+            {
+                "id": id_,
+                "partner_id": "P-100",
+                "offer_id": offer,
+                "echo": {},
+                "idempotency_key": uuid4(),
+                "sealed_body": vault.seal(id_, "body", body),
+                "state": State.FAILED,
+                "attempts": 0,
+                "error_code": code,
+                "error_detail": f"it was {code}",
+                **values,
+            }
+        )
+    with engine.begin() as connection:
+        times = {"queued_at": now(), "created_at": now(), "updated_at": now_plus(-age)}
+        connection.execute(insert(Confirmation).values(**times), rows)
+    engine.dispose()
+
+
+def fail_many(system: System, number: int) -> list[str]:
+    offers = [f"offer-{count}" for count in range(number)]
+    fail(system.database_url, system.environment["DATA_KEYS"], offers)
+    return offers
+
+
+def until_ended(system: System, batch_id: int, seconds: float = 40.0) -> dict[str, Any]:
+    def has_ended() -> bool:
+        return batch_of(system.engine, batch_id)["state"] in ("done", "cancelled")
+
+    until(has_ended, seconds)
+    return batch_of(system.engine, batch_id)
+
+
+COMMANDS = [
+    ["failed"], ["reprocess"], ["batches"], ["batch", "show"], ["batch", "pause"], ["batch", "resume"],
+    ["batch", "cancel"], ["pause"], ["resume"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: list[str]) -> None:
+    assert "Example: confirm-offer" in CliRunner().invoke(cli, [*command, "--help"]).output
+
+
+def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(system: System) -> None:
+    url, sandbox = system.database_url, system.sandbox
+    system.start_worker()
+    sandbox.status_for_all = 422
+    outage = [f"offer-{number}" for number in range(12)]
+    system.publish(job(offer) for offer in outage)
+    system.publish(job(f"gone-{number}~http-404", partner_id="P-200") for number in range(2))
+    until(lambda: system.states() == {State.FAILED: 14})
+    sandbox.status_for_all = None
+
+    (group,) = told(url, "failed")["groups"]
+    assert set(group) == {
+        "code", "http_status", "detail", "count", "partners", "first_seen", "last_seen", "sample",
+    }  # fmt: skip
+    assert (group["code"], group["http_status"], group["count"]) == ("http-422", 422, 14)
+    assert group["partners"] == ["P-100", "P-200"]
+    assert group["first_seen"] <= group["last_seen"]
+    assert group["last_seen"].endswith("Z")
+
+    asked = ("reprocess", "--partner", "P-100", "--code", "http-422", "--rate", "50", "--reason", "mended", "--follow")
+    code, shown = on_a_terminal(url, *asked, answer="y\n")
+    assert code == 0, shown
+    assert "Try 12 confirmations again at 50 a second? [y/N]" in shown
+    assert "Batch 1 is done: 12 confirmed." in shown
+    assert {offer: calls_of(system)[offer] for offer in outage} == dict.fromkeys(outage, 2)
+    assert set(calls_of(system).values()) == {1, 2}
+
+    again = run(url, "reprocess", "--yes", "--follow")
+    assert again.returncode == 1
+    assert "Batch 2 is done: 0 confirmed, 2 failed again." in again.stdout
+    assert max(len(line) for line in again.stdout.splitlines()) <= 80
+    assert "\x1b" not in again.stdout
+    newest, first = told(url, "batches")["batches"]
+    assert set(newest) == BATCH_KEYS
+    assert (newest["id"], newest["failed"], newest["rate"]) == (2, 2, None)
+    assert (first["state"], first["reason"], first["confirmed"], first["rate"]) == ("done", "mended", 12, 50)
+    assert [group["code"] for group in told(url, "failed")["groups"]] == ["http-404"]
+    assert audit_of(system.engine) == [("reprocess", "mended", 12), ("reprocess", None, 2)]
+    assert len(system.until_events(14 + 12 + 2)) == 28
+
+
+def test_a_batch_outlives_its_workers_and_each_item_is_done_once(system: System) -> None:
+    offers = fail_many(system, 80)
+    system.sandbox.latency = 0.2
+    worker = system.start_worker(WORKER_CONCURRENCY="16")
+    batch = told(system.database_url, "reprocess", "--yes")
+    assert set(batch) == BATCH_KEYS
+    until(lambda: 10 <= len(system.sandbox.bookings) <= 60)
+
+    worker.kill()
+    assert batch_of(system.engine, batch["id"])["state"] == "running"
+    system.end_leases()
+    with system.engine.begin() as connection:  # as if a minute had passed for what was not dispatched any more
+        connection.execute(update(Confirmation).values(dispatched_until=None))
+    system.start_worker()
+
+    ended = until_ended(system, batch["id"])
+    assert (ended["confirmed"], ended["skipped"], ended["failed"]) == (80, 0, 0)
+    assert system.states() == {State.CONFIRMED: 80}
+    assert {offer for _, offer in system.sandbox.bookings} == set(offers)
+    assert system.sandbox.overlapping == set()
+    events = system.until_events(80)
+    assert Counter(event["data"]["offer_id"] for event in events) == dict.fromkeys(offers, 1)
+
+
+def test_a_batch_is_paused_resumed_and_cancelled(system: System) -> None:
+    url = system.database_url
+    fail_many(system, 60)
+    system.start_worker()
+    assert run(url, "reprocess", "--yes", "--rate", "3").returncode == 0
+    until(lambda: system.states()[State.CONFIRMED] >= 2)
+
+    assert told(url, "batch", "pause", "1")["state"] == "paused"
+    until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
+    when_paused = batch_of(system.engine, 1)
+    resumed = run(url, "batch", "resume", "1")
+    assert resumed.stdout.startswith(f"Batch 1 is running: {when_paused['confirmed']} confirmed, "), "none was fed in"
+    until(lambda: system.states()[State.CONFIRMED] > when_paused["confirmed"])
+    cancelled = run(url, "batch", "cancel", "1", "--reason", "enough")
+    until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
+
+    assert cancelled.stdout.startswith("Batch 1 is cancelled: ")
+    rows = list(csv.DictReader(run(url, "batch", "show", "1", "--csv").stdout.splitlines()))
+    outcomes = Counter(row["outcome"] for row in rows)
+    assert set(outcomes) == {"confirmed", "cancelled"}
+    assert outcomes["cancelled"] == system.states()[State.FAILED]
+    ended = run(url, "batch", "resume", "1")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("confirm-offer: batch 1 has ended: it is cancelled since ")
+    assert run(url, "batch", "pause", "7").stderr.startswith("confirm-offer: there is no batch 7;")
+    assert [command for command, _, _ in audit_of(system.engine)] == [
+        "reprocess", "batch paused", "batch running", "batch cancelled",
+    ]  # fmt: skip
+
+
+def test_two_batches_over_the_same_offers_do_the_work_once(system: System) -> None:
+    offers = fail_many(system, 30)
+    batches = [told(system.database_url, "reprocess", "--yes")["id"] for _ in range(2)]
+    system.start_worker()
+    ended = [until_ended(system, batch_id) for batch_id in batches]
+
+    assert sum(batch["confirmed"] for batch in ended) == 30
+    assert sum(batch["skipped"] for batch in ended) == 30
+    assert calls_of(system) == dict.fromkeys(offers, 1)
+
+
+def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
+    url = system.database_url
+    made = run(url, "pause", "--reason", "XONE's maintenance")
+    assert "Calls to XONE are paused for all partners." in made.stdout
+    told(url, "pause", "--partner", "P-200", "--reason", "they asked")
+    system.start_worker()
+    system.publish(job(f"offer-{number}") for number in range(30))
+    system.publish(job(f"offer-{number}", partner_id="P-200") for number in range(5))
+    until(lambda: system.states() == {State.QUEUED: 35})
+
+    shown = run(url, "failed").stdout
+    assert "Nothing has failed." in shown
+    assert "XONE's maintenance" in shown
+    with system.engine.connect() as connection:
+        assert set(connection.execute(select(Confirmation.attempts)).scalars()) == {0}
+    assert system.sandbox.calls == []
+    ended = run(url, "resume")
+    assert "partner P-200" in ended.stdout
+    system.until_events(30)
+    assert {call.partner_id for call in system.sandbox.calls} == {"P-100"}
+    assert system.states() == {State.CONFIRMED: 30, State.QUEUED: 5}
+
+    assert told(url, "resume", "--partner", "P-200") == {"changed": True, "paused": []}
+    assert told(url, "resume") == {"changed": False, "paused": []}
+    system.until_events(35)
+    assert calls_of(system) == {**{f"offer-{n}": 2 for n in range(5)}, **{f"offer-{n}": 1 for n in range(5, 30)}}
+    assert [entry[:2] for entry in audit_of(system.engine)[:3]] == [
+        ("pause", "XONE's maintenance"), ("pause", "they asked"), ("resume", None),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def keys() -> str:
+    return Fernet.generate_key().decode()
+
+
+@pytest.fixture
+def after_a_failure(sqlite_url: str, keys: str) -> Iterator[tuple[str, Engine]]:
+    fail(sqlite_url, keys, ["a", "b", "c"])
+    fail(sqlite_url, keys, ["old"], code="timeout", age=7200.0)
+    fail(sqlite_url, keys, ["review"], code="timeout", state=State.NEEDS_REVIEW)
+    fail(sqlite_url, keys, ["fine"], state=State.CONFIRMED, error_code=None, error_detail=None)
+    engine = database.connect(sqlite_url)
+    yield sqlite_url, engine
+    engine.dispose()
+
+
+def test_reprocess_changes_nothing_unless_it_was_told_to(after_a_failure: tuple[str, Engine]) -> None:
+    url, engine = after_a_failure
+
+    plan = quickly(url, "reprocess", "--dry-run")
+    unasked = run(url, "reprocess", "--code", "http-422")
+    nothing = quickly(url, "reprocess", "--code", "http-418", "--yes")
+    both = quickly(url, "reprocess", "--code", "http-422", "--offers", "-")
+    code, shown = on_a_terminal(url, "reprocess", answer="n\n")
+
+    assert plan.exit_code == 0
+    assert "4 confirmations, 2 causes" in plan.stdout
+    assert unasked.returncode == 2
+    assert unasked.stderr.splitlines()[-1].endswith("add --yes")
+    assert (nothing.exit_code, nothing.stdout) == (0, "Nothing matches; nothing was changed.\n")
+    assert both.exit_code == 2
+    assert code == 1
+    assert "nothing was changed" in shown
+    assert json.loads(quickly(url, "batches", "--json").stdout) == {"batches": []}
+    assert audit_of(engine) == []
+
+
+def test_filters_lists_and_csv(after_a_failure: tuple[str, Engine]) -> None:
+    url, _ = after_a_failure
+
+    listed = json.loads(quickly(url, "failed", "--list", "--since", "1h", "--json").stdout)["confirmations"]
+    as_csv = list(csv.DictReader(quickly(url, "failed", "--list", "--csv", "--until", "1h").stdout.splitlines()))
+    text = quickly(url, "failed").stdout
+
+    assert {row["offer_id"] for row in listed} == {"a", "b", "c"}
+    assert [(row["offer_id"], row["code"], row["state"]) for row in as_csv] == [("old", "timeout", "failed")]
+    assert "1 more waits for a review" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert quickly(url, "failed", "--since", "yesterday").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a\nP-100 review\nP-200,b\ntypo\nfine\n",
+        "\ufeffoffer_id,code,partner_id\r\na,x,\r\nreview,,P-100\r\nb,,P-200\r\ntypo,,\r\nfine,,\r\n",
+        '{"offer_id": "a"}\n{"partner_id": "P-100", "offer_id": "review"}\n{"partner_id": "P-200", "offer_id": "b"}\n'
+        '{"offer_id": "typo"}\n\n{"offer_id": "fine"}\n',
+    ],
+    ids=["words", "csv", "json"],
+)
+def test_a_file_of_offers_names_what_is_left_out(
+    after_a_failure: tuple[str, Engine], content: str, tmp_path: Path
+) -> None:
+    url, engine = after_a_failure
+    file = tmp_path / "offers"
+    file.write_bytes(content.encode())
+
+    done = quickly(url, "reprocess", "--offers", str(file), "--yes", "--json")
+
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["total"] == 1
+    assert done.stderr.splitlines() == [
+        "left out: P-100 review: needs_review (--include-needs-review takes it)",
+        "left out: P-200 b: unknown",
+        "left out: typo: unknown",
+        "left out: fine: confirmed",
+    ]
+    with engine.connect() as connection:
+        details = connection.execute(select(AuditEntry.details)).scalar_one()
+    assert details["offers"] == 5
+
+
+def test_a_line_that_is_no_offer_is_named(after_a_failure: tuple[str, Engine]) -> None:
+    url, engine = after_a_failure
+
+    done = run(url, "reprocess", "--offers", "-", "--yes", stdin="a\nP-100 b c\n")
+
+    assert (done.returncode, done.stderr) == (2, "confirm-offer: line 2 of the file of offers names no offer\n")
+    assert audit_of(engine) == []
+
+
+def test_leaving_does_not_stop_the_batch(after_a_failure: tuple[str, Engine], tmp_path: Path) -> None:
+    url, _ = after_a_failure
+    shown = tmp_path / "shown"
+    with shown.open("w") as output:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "worker", "reprocess", "--yes", "--follow"],
+            env=environment_of(url), cwd=PROJECT, stdout=output, stderr=output,
+        )  # fmt: skip
+        until(lambda: "waiting 4" in shown.read_text())
+        program.send_signal(signal.SIGINT)
+        assert program.wait(20) == 1
+
+    assert "Batch 1 goes on." in shown.read_text()
+    assert "confirm-offer batch show 1 --follow" in shown.read_text()
+    assert json.loads(quickly(url, "batch", "show", "1", "--json").stdout)["state"] == "running"

@@ -1,0 +1,161 @@
+"""Database, broker and worker going away: the worker stays up, waits, says so once, and goes on."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from models.states import State
+from models.tables import Attempt
+from tests.servers import PostgreSQL, RabbitMQ, require
+from tests.system import System, job, until
+from worker import broker, database, schema
+from worker.sandbox import Sandbox
+
+
+def said(worker_log: Path, event: str) -> int:
+    return worker_log.read_text().count(f'"{event}"')
+
+
+@pytest.fixture
+def own_postgresql(tmp_path: Path):  # type: ignore[no-untyped-def]
+    require(PostgreSQL)
+    server = PostgreSQL(tmp_path / "postgresql")
+    server.start()
+    server.create_database("confirm_offer")
+    engine = database.connect(server.url("confirm_offer"))
+    schema.upgrade(engine)
+    engine.dispose()
+    yield server
+    server.stop()
+
+
+def test_the_database_away_at_start_and_in_the_middle(
+    own_postgresql: PostgreSQL, broker_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = own_postgresql.url("confirm_offer")
+    with System(broker_url, url, sandbox, environment, tmp_path) as system:
+        own_postgresql.stop()
+        worker = system.start_worker()
+        system.publish(job(f"first-{number}") for number in range(20))
+        until(lambda: "waiting" in worker.log.read_text())
+        own_postgresql.start()
+        system.until_events(20)
+
+        sandbox.latency = 0.5
+        system.publish(job(f"second-{number}") for number in range(40))
+        until(lambda: sum(offer.startswith("second") for _, offer in sandbox.bookings) >= 10)
+        own_postgresql.kill()
+        until(lambda: not [call for call in sandbox.calls if call.status is None])
+        cpu_before = cpu_seconds(worker.process.pid)
+        time.sleep(2.0)  # nothing to wait for: the worker must stay quiet
+        cpu = cpu_seconds(worker.process.pid) - cpu_before
+        own_postgresql.start()
+        system.until_events(60)
+
+        assert system.states() == {State.CONFIRMED: 60}
+        assert len(sandbox.bookings) == 60
+        assert sandbox.overlapping == set()
+        assert worker.process.poll() is None
+        assert cpu < 1.0, "no hot loop"
+        assert system.queue_length(broker.DEAD_LETTERS) == 0
+        assert said(worker.log, "defect") == 0
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100.0
+
+
+@pytest.fixture
+def own_rabbitmq(tmp_path: Path):  # type: ignore[no-untyped-def]
+    require(RabbitMQ)
+    server = RabbitMQ(tmp_path / "rabbitmq")
+    server.start()
+    with broker.connect(server.url) as connection:
+        broker.declare(connection)
+    yield server
+    server.stop()
+
+
+def test_the_broker_away_at_start_and_in_the_middle(
+    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    sandbox.latency = 0.3
+    own_rabbitmq.stop()
+    system = System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path)
+    worker = system.start_worker()
+    until(lambda: "Trying again" in worker.log.read_text() or "waits_for" in worker.log.read_text())
+    own_rabbitmq.start()
+    with system:
+        offers = [f"offer-{number}" for number in range(200)]
+        system.publish(map(job, offers))
+        own_rabbitmq.flush()
+        until(lambda: len(sandbox.bookings) >= 50)
+        own_rabbitmq.kill()
+        until(lambda: not [call for call in sandbox.calls if call.status is None])
+        own_rabbitmq.start()
+        system.reconnect()
+        system.until_events(200, seconds=90)
+
+        assert {event["data"]["offer_id"] for event in system.events} == set(offers)
+        assert system.states() == {State.CONFIRMED: 200}
+        assert len(sandbox.bookings) == 200
+        assert sandbox.overlapping == set()
+        assert worker.process.poll() is None
+        until(lambda: system.queue_length(broker.JOBS) == 0)
+        assert said(worker.log, "defect") == 0
+
+
+def test_sigterm_lets_calls_end_and_takes_no_new_ones(system: System) -> None:
+    system.sandbox.latency = 1.0
+    worker = system.start_worker(WORKER_CONCURRENCY="8")
+    offers = [f"offer-{number}" for number in range(40)]
+    system.publish(map(job, offers))
+    until(lambda: len(system.sandbox.bookings) >= 8)
+
+    assert worker.stop() == 0
+
+    booked = len(system.sandbox.bookings)
+    assert booked < 40
+    assert system.states()[State.CONFIRMED] == booked
+    assert len(system.take_events()) == booked, "the outbox is flushed"
+    system.sandbox.latency = 0.0
+    system.start_worker()
+    system.until_events(40)
+    assert system.count(Attempt) == 40
+    assert len(system.sandbox.calls) == 40
+
+
+def test_sigterm_while_the_database_is_away_ends_soon(
+    own_postgresql: PostgreSQL, broker_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with System(broker_url, own_postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
+        own_postgresql.stop()
+        worker = system.start_worker()
+        system.publish([job("offer-1")])
+        until(lambda: "waiting" in worker.log.read_text())
+
+        assert worker.stop(20) == 0
+
+        until(lambda: system.queue_length(broker.JOBS) == 1)
+        own_postgresql.start()
+        system.start_worker()
+        system.until_events(1)
+
+
+def test_a_confirmation_that_kills_its_workers_is_parked(system: System) -> None:
+    """Workers are killed in the middle of its call; the lease is ended by hand to save time."""
+    system.sandbox.slow_seconds = 60
+    system.sandbox.bookings_mode = "forbidden"
+    system.publish([job("offer-1~slow")])
+    for number in range(1, 6):
+        worker = system.start_worker()
+        until(lambda number=number: system.count(Attempt) == number)
+        worker.kill()
+        system.end_leases()
+    system.start_worker()
+
+    (event,) = system.until_events(1)
+
+    assert (event["type"], event["data"]["error"]["code"]) == ("confirmation.needs_review", "poison")

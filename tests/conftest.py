@@ -1,0 +1,129 @@
+"""Private, throw-away servers; a database and a virtual host for each test; XONE's stand-in; the system to test."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import Engine
+
+from tests.servers import PostgreSQL, RabbitMQ, require
+from tests.system import System, WorkerProcess
+from worker import broker, database, schema
+from worker.process import Process
+from worker.sandbox import Sandbox
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    require(RabbitMQ)
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    require(PostgreSQL)
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    server.start()
+    server.create_database("template_confirm_offer")
+    engine = database.connect(server.url("template_confirm_offer"))
+    schema.upgrade(engine)
+    engine.dispose()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def broker_url(rabbitmq: RabbitMQ) -> str:
+    """A virtual host of the test's own, with exchanges and queues declared."""
+    name = f"test-{next(_numbers)}"
+    vhost, everything = f'<<"{name}">>', '<<".*">>'
+    permit = (
+        f'rabbit_auth_backend_internal:set_permissions(<<"guest">>, {vhost}, {everything}, {everything}, {everything}'
+    )
+    rabbitmq.ctl("eval", f'rabbit_vhost:add({vhost}, <<"test">>), {permit}, <<"test">>).')  # both in one start of ctl
+    url = f"{rabbitmq.url.removesuffix('//')}/{name}"
+    with broker.connect(url) as connection:
+        broker.declare(connection)
+    return url
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """A database of the test's own, migrated."""
+    name = f"test_{next(_numbers)}"
+    postgresql.create_database(name, template="template_confirm_offer")
+    yield postgresql.url(name)
+    postgresql.drop_database(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path}/confirm-offer.db"
+    engine = database.connect(url)
+    schema.upgrade(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The test runs on both databases."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def environment(sandbox: Sandbox, tmp_path: Path) -> dict[str, str]:
+    """Settings for a program under test, without database and broker; short times."""
+    return {
+        "XONE_BASE_URL": sandbox.url,
+        "XONE_CLIENT_ID": sandbox.client_id,
+        "XONE_CLIENT_SECRET": sandbox.client_secret,
+        "XONE_TIMEOUT": "2",
+        "RETRY_BASE_DELAY": "0.1",
+        "RETRY_MAX_DELAY": "1",
+        "DATA_KEYS": Fernet.generate_key().decode(),
+    }
+
+
+@pytest.fixture
+def system(
+    broker_url: str, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> Iterator[System]:
+    """RabbitMQ, PostgreSQL and the stand-in, with a queue that gets all events; workers are started by the test."""
+    with System(broker_url, postgresql_url, sandbox, environment, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def start_worker(system: System) -> Callable[..., WorkerProcess]:
+    return system.start_worker
+
+
+@pytest.fixture
+def process(database_url: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    """The parts of a worker in this process, with an in-memory broker."""
+    for name, value in {**environment, "DATABASE_URL": database_url, "BROKER_URL": "memory://"}.items():
+        monkeypatch.setenv(name, value)
+    made = Process(dice=lambda: 0.0)
+    yield made
+    made.close()

@@ -1,0 +1,130 @@
+"""Topology and publishing against a real RabbitMQ."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from kombu import Connection, Queue
+
+from tests.servers import RabbitMQ
+from tests.system import PROJECT, until
+from worker import broker
+from worker.broker import Message, Publisher
+from worker.errors import BrokerError
+
+
+@pytest.fixture
+def connection(broker_url: str) -> Iterator[Connection]:
+    with broker.connect(broker_url) as connection:
+        yield connection
+
+
+def message(key: object, routing_key: str = broker.JOBS, exchange: str = broker.confirm_offer.name) -> Message:
+    return Message(key, b"{}", exchange, routing_key)
+
+
+def length(connection: Connection, queue: str) -> int:
+    channel = connection.channel()
+    count = channel.queue_declare(queue, passive=True).message_count
+    channel.close()
+    return int(count)
+
+
+def test_declaring_again_changes_nothing(connection: Connection) -> None:
+    assert broker.declare(connection) == broker.declare(connection)
+
+
+def test_all_queues_are_quorum_queues(broker_url: str, rabbitmq: RabbitMQ) -> None:
+    told = rabbitmq.ctl("list_queues", "-p", broker_url.rsplit("/", 1)[1], "--silent", "name", "type")
+
+    queues = (broker.JOBS, broker.RESUME, broker.DEAD_LETTERS, "booking-events.unrouted")
+    assert dict(line.split() for line in told.splitlines() if line) == dict.fromkeys(queues, "quorum")
+
+
+def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Connection) -> None:
+    channel = connection.channel()
+    channel.queue_delete(broker.JOBS)
+    channel.queue_declare(broker.JOBS, durable=True, auto_delete=False)
+
+    with pytest.raises(BrokerError, match=r"queue confirm-offer\.jobs exists with other properties"):
+        broker.declare(connection)
+    for command in ("worker",), ("broker", "declare"):
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", *command],
+            env={
+                **os.environ,
+                "BROKER_URL": broker_url,
+                "DATABASE_URL": "sqlite:///unused.db",
+                "XONE_CLIENT_ID": "any",
+                "XONE_CLIENT_SECRET": "any",
+                "DATA_KEYS": "a" * 43 + "=",
+            },
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "queue confirm-offer.jobs exists with other properties" in done.stderr
+
+
+def test_an_event_that_nobody_bound_a_queue_for_is_kept(broker_url: str, connection: Connection) -> None:
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish([message(1, "booking.confirmed", broker.booking_events.name)]) == {1}
+
+    assert length(connection, "booking-events.unrouted") == 1
+
+
+def test_many_messages_are_confirmed_together(broker_url: str, connection: Connection) -> None:
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish(map(message, range(2000))) == set(range(2000))
+        assert publisher.publish(map(message, range(10))) == set(range(10))
+
+    until(lambda: length(connection, broker.JOBS) == 2010)
+
+
+def test_a_message_that_no_queue_takes_is_not_taken(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        taken = publisher.publish([message(1), message(2, "no.such.queue"), message(3)])
+
+    assert taken == {1, 3}
+
+
+def test_a_message_that_the_queue_refuses_is_not_taken(broker_url: str, connection: Connection) -> None:
+    full = Queue(
+        "full", broker.confirm_offer, "full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    full(connection.channel()).declare()
+
+    with Publisher(broker_url) as publisher:
+        taken = publisher.publish([message("first", "full"), message("second", "full"), message("other")])
+        assert taken == {"first", "other"}
+
+
+def test_an_error_leaves_no_late_confirm_behind(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        publisher.publish([message(1)])
+        with pytest.raises(Exception, match="no-such-exchange"):
+            publisher.publish([message(2, exchange="no-such-exchange")])
+        assert publisher.publish([message(3)]) == {3}
+
+
+def test_a_broker_that_is_away_is_told_as_such() -> None:
+    with Publisher("amqp://guest:guest@127.0.0.1:1//") as publisher, pytest.raises(OSError) as error:  # noqa: PT011
+        publisher.publish([message(1)])
+    assert broker.is_away(error.value)
+
+
+def test_a_broker_that_hangs_does_not_hang_the_publisher(rabbitmq: RabbitMQ, broker_url: str) -> None:
+    publisher = Publisher(broker_url, confirm_timeout=1.0)
+    publisher.publish([message(1)])
+    rabbitmq.pause()
+    try:
+        with pytest.raises(OSError) as error:  # noqa: PT011
+            publisher.publish([message(2)])
+    finally:
+        rabbitmq.resume()
+    assert broker.is_away(error.value)

@@ -1,0 +1,339 @@
+"""Accept, claim, confirm and record against both databases and XONE's stand-in, without a broker."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Row, select, update
+
+from models import booking as xone_booking
+from models.job import JobRejected
+from models.states import Outcome, State
+from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks import confirm
+from tasks.accept import Delivery
+from tasks.claim import Claim, LeaseLost, claim, renew
+from tasks.decide import Policy as RetryPolicy
+from tasks.decide import decide
+from tasks.record import record
+from tests.system import job, until
+from worker.database import now_plus
+from worker.process import Process
+from worker.sandbox import Sandbox
+from worker.xone import Confirmed
+
+
+def body_of(offer_id: str, **changes: Any) -> bytes:
+    return json.dumps(job(offer_id, **changes)).encode()
+
+
+def accepted(process: Process, offer_id: str = "offer-1", **changes: Any) -> Claim:
+    held = confirm.accept_job(body_of(offer_id, **changes), Delivery(), process)
+    assert held is not None
+    return held
+
+
+def run(process: Process, offer_id: str = "offer-1", **changes: Any) -> None:
+    confirm.attempt(accepted(process, offer_id, **changes), process)
+
+
+def rows(process: Process, table: Any) -> list[Row[Any]]:
+    with process.engine.connect() as connection:
+        return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
+
+
+def only(process: Process, table: Any) -> Row[Any]:
+    (row,) = rows(process, table)
+    return row
+
+
+def make_due(process: Process, **changes: Any) -> None:
+    with process.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(due_at=now_plus(-1.0), **changes))
+
+
+def resume(process: Process) -> None:
+    make_due(process)
+    held = confirm.claim_due(only(process, Confirmation).id, process)
+    assert held is not None
+    confirm.attempt(held, process)
+
+
+def test_a_job_becomes_booking_policies_policyholder_and_event(process: Process, sandbox: Sandbox) -> None:
+    run(process)
+
+    confirmation = only(process, Confirmation)
+    assert (confirmation.state, confirmation.sequence, confirmation.due_at) == (State.CONFIRMED, 1, None)
+    upstream = sandbox.bookings["P-100", "offer-1"]
+    booking = only(process, Booking)
+    assert (booking.id, booking.status, booking.price) == (upstream["id"], upstream["status"], upstream["price"])
+    assert booking.quote_uuid == upstream["quote"]["uuid"]
+    assert booking.created_at.tzinfo is not None
+    vault, place = process.vault, confirmation.id
+    assert vault.open(place, "security_token", booking.sealed_security_token).decode() == upstream["security_token"]
+    assert vault.open(place, "coi_pdf", booking.sealed_coi_pdf).decode() == upstream["coi"]["pdf"]
+    assert vault.open(place, "sign_up_url", booking.sealed_sign_up_url).decode() == upstream["sign_up_url"]
+    assert json.loads(vault.open(place, "rest", booking.sealed_rest)) == {"sandbox": True}
+    person = json.loads(vault.open(place, "person", only(process, Policyholder).sealed_person))
+    assert person["email"] == upstream["policyholder"]["email"]
+    policy = only(process, Policy)
+    assert (policy.price, policy.tax) == (upstream["policies"][0]["price"], upstream["policies"][0]["tax"])
+    assert policy.policy_content["title"] == upstream["policies"][0]["policy_content"]["title"]
+    assert policy.extra_fields["retail_price"] == str(upstream["policies"][0]["extra_fields"]["retail_price"])
+    event = json.loads(only(process, OutboxEvent).payload)
+    assert event["type"] == "booking.confirmed"
+    assert event["data"]["booking"]["price"] == str(upstream["price"])
+    assert (event["data"]["order_reference"], event["data"]["metadata"]) == ("SO-offer-1", {"channel": "web"})
+
+
+def test_the_request_is_sent_as_stored_with_the_stored_key(process: Process, sandbox: Sandbox) -> None:
+    run(process, "offer-1~drop-before~1")
+    resume(process)
+
+    first, second = sandbox.calls
+    confirmation = only(process, Confirmation)
+    stored = process.vault.open(confirmation.id, "body", confirmation.sealed_body)
+    assert first.body == second.body == stored
+    assert first.idempotency_key == second.idempotency_key == str(confirmation.idempotency_key)
+
+
+def test_the_attempt_stands_before_the_call(process: Process) -> None:
+    held = accepted(process)
+
+    attempt = only(process, Attempt)
+    assert (attempt.number, attempt.outcome, attempt.lease_token) == (1, None, held.token)
+
+
+def test_nothing_of_the_person_stands_in_clear(process: Process) -> None:
+    run(process)
+    run(process, "offer-2~html~1")
+
+    stored = " ".join(str(row) for table in (Confirmation, Attempt, Booking, Policy, Policyholder, OutboxEvent)
+                      for row in rows(process, table))  # fmt: skip
+    for mark in ("Lovelace", "ada@example.com", '"Ada"'):  # sealed values are base64: a bare Ada may come up in it
+        assert mark not in stored
+
+
+def test_the_same_job_again_is_harmless(process: Process, sandbox: Sandbox) -> None:
+    run(process)
+    reordered = json.dumps(dict(reversed(job("offer-1").items()))).encode()
+
+    assert confirm.accept_job(body_of("offer-1"), Delivery(), process) is None
+    assert confirm.accept_job(reordered, Delivery(), process) is None
+
+    assert len(sandbox.calls) == 1
+    assert len(rows(process, OutboxEvent)) == 1
+
+
+def test_the_same_job_at_once_is_claimed_once(process: Process) -> None:
+    barrier = Barrier(8)
+
+    def accept() -> Claim | None:
+        barrier.wait()
+        return confirm.accept_job(body_of("offer-1"), Delivery(), process)
+
+    with ThreadPoolExecutor(8) as pool:
+        claims = [future.result() for future in [pool.submit(accept) for _ in range(8)]]
+
+    assert len([held for held in claims if held is not None]) == 1
+    assert len(rows(process, Attempt)) == 1
+
+
+@pytest.mark.parametrize("change", [{"order_reference": "SO-other"}, {"metadata": {}}, {"quotes": [{"id": "other"}]}])
+def test_other_content_for_the_same_offer_is_a_conflict(process: Process, change: dict[str, Any]) -> None:
+    run(process)
+
+    with pytest.raises(JobRejected) as rejected:
+        confirm.accept_job(body_of("offer-1", **change), Delivery(), process)
+
+    assert rejected.value.code == "conflicting-job"
+
+
+def test_other_content_after_failure_is_tried_again(process: Process, sandbox: Sandbox) -> None:
+    run(process, "offer-1~http-422~1")
+    before = only(process, Confirmation)
+    assert (before.state, before.error_code) == (State.FAILED, "http-422")
+
+    run(process, "offer-1~http-422~1", quotes=[{"id": "corrected"}])
+
+    after = only(process, Confirmation)
+    assert (after.state, after.sequence, after.error_code) == (State.CONFIRMED, 2, None)
+    assert after.idempotency_key != before.idempotency_key
+    assert json.loads(sandbox.calls[-1].body)["quotes"] == [{"id": "corrected"}]
+    assert [json.loads(event.payload)["data"]["sequence"] for event in rows(process, OutboxEvent)] == [1, 2]
+
+
+def test_the_same_job_after_failure_stays_failed(process: Process) -> None:
+    run(process, "offer-1~http-422")
+
+    assert confirm.accept_job(body_of("offer-1~http-422"), Delivery(), process) is None
+    assert only(process, Confirmation).state == State.FAILED
+
+
+FATES = [
+    ("pending", State.PENDING, "booked", None, 1),
+    ("http-422", State.FAILED, "refused", "http-422", 1),
+    ("http-404", State.FAILED, "refused", "http-404", 1),
+    ("redirect", State.FAILED, "refused", "redirect", 1),
+    ("http-500", State.RETRYING, "unknown", "http-500", 1),
+    ("unavailable", State.RETRYING, "not_booked", "http-503", 1),
+    ("busy", State.RETRYING, "not_booked", "http-429", 0),
+    ("drop-before", State.RETRYING, "unknown", "connection-lost", 1),
+    ("drop-after", State.RETRYING, "unknown", "connection-lost", 1),
+    ("html", State.RETRYING, "unknown", "bad-answer", 1),
+    ("no-id", State.RETRYING, "unknown", "bad-answer", 1),
+    ("errors-beside", State.RETRYING, "unknown", "bad-answer", 1),
+    ("other-offer", State.RETRYING, "unknown", "wrong-offer", 1),
+    ("booked-with-body", State.CONFIRMED, "booked", None, 1),
+    ("booked", State.CONFIRMED, "booked", None, 1),
+    ("booked-text", State.CONFIRMED, "booked", None, 1),
+    ("booked-nowhere", State.RETRYING, "unknown", "already-booked", 1),
+    ("odd-types", State.CONFIRMED, "booked", None, 1),
+    ("minimal", State.CONFIRMED, "booked", None, 1),
+    ("unicode", State.CONFIRMED, "booked", None, 1),
+]
+
+
+@pytest.mark.parametrize(("fault", "state", "outcome", "code", "used"), FATES)
+def test_what_each_answer_makes_of_a_confirmation(
+    process: Process, fault: str, state: State, outcome: str, code: str | None, used: int
+) -> None:
+    run(process, f"offer-1~{fault}")
+
+    confirmation, attempt = only(process, Confirmation), only(process, Attempt)
+    assert (confirmation.state, confirmation.error_code, confirmation.attempts_used) == (state, code, used)
+    assert (attempt.outcome, attempt.code) == (outcome, code)
+    assert confirmation.lease_token is None
+    assert (confirmation.due_at is not None) == (state == State.RETRYING)
+    assert confirmation.answer_unknown == (outcome == Outcome.UNKNOWN and code != "already-booked")
+
+
+@pytest.mark.parametrize("fault", ["drop-after~1", "html~1", "truncated~1", "reset-mid~1", "errors-beside~1"])
+def test_a_booking_whose_answer_was_lost_is_found_and_not_made_again(
+    process: Process, sandbox: Sandbox, fault: str
+) -> None:
+    run(process, f"offer-1~{fault}")
+    resume(process)
+
+    assert only(process, Confirmation).state == State.CONFIRMED
+    assert only(process, Booking).id == sandbox.bookings["P-100", f"offer-1~{fault}"]["id"]
+    assert len(sandbox.calls) == 1
+
+
+def test_a_call_that_never_arrived_is_sent_again(process: Process, sandbox: Sandbox) -> None:
+    run(process, "offer-1~drop-before~1")
+    resume(process)
+
+    assert only(process, Confirmation).state == State.CONFIRMED
+    assert len(sandbox.calls) == 2
+
+
+def test_without_the_list_a_repeat_that_is_refused_needs_review(process: Process, sandbox: Sandbox) -> None:
+    sandbox.bookings_mode = "forbidden"
+    run(process, "offer-1~drop-after~1")
+    resume(process)
+
+    confirmation = only(process, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "already-booked")
+    event = json.loads(only(process, OutboxEvent).payload)
+    assert event["type"] == "confirmation.needs_review"
+    assert event["data"]["error"]["attempts"] == 2
+
+
+def test_a_dead_workers_attempt_leaves_an_unknown_answer(process: Process, sandbox: Sandbox) -> None:
+    accepted(process)
+    assert confirm.claim_due(only(process, Confirmation).id, process) is None, "the lease is not over yet"
+
+    resume(process)
+
+    first, second = rows(process, Attempt)
+    assert (first.outcome, first.code) == (Outcome.UNKNOWN, "connection-lost")
+    assert second.outcome == Outcome.BOOKED
+    assert only(process, Confirmation).state == State.CONFIRMED
+
+
+def test_a_claim_repeated_with_its_token_is_the_same_claim(process: Process) -> None:
+    run(process, "offer-1~http-500~1")
+    make_due(process)
+    token, confirmation_id = uuid4(), only(process, Confirmation).id
+
+    def take() -> Claim | None:
+        with process.engine.begin() as connection:
+            return claim(connection, process.vault, confirmation_id, token, 10.0)
+
+    first, again = take(), take()
+
+    assert first is not None
+    assert again is not None
+    assert first.number == again.number == 2
+    assert len(rows(process, Attempt)) == 2
+
+
+def test_a_late_booking_is_stored_and_the_other_worker_stands_back(process: Process, sandbox: Sandbox) -> None:
+    slow = accepted(process)
+    make_due(process)
+    quick = confirm.claim_due(slow.id, process)
+    assert quick is not None
+
+    confirm.attempt(slow, process)
+    late = only(process, Confirmation)
+    confirm.attempt(quick, process)
+
+    assert late.state == State.CONFIRMED
+    assert only(process, Confirmation).state == State.CONFIRMED
+    assert len(rows(process, OutboxEvent)) == 1
+    assert len(rows(process, Booking)) == 1
+
+
+def test_a_late_refusal_changes_nothing(process: Process) -> None:
+    slow = accepted(process, "offer-1~http-422~1")
+    make_due(process)
+    quick = confirm.claim_due(slow.id, process)
+    assert quick is not None
+
+    confirm.attempt(slow, process)
+
+    confirmation = only(process, Confirmation)
+    assert (confirmation.state, confirmation.lease_token) == (State.CONFIRMING, quick.token)
+    with pytest.raises(LeaseLost), process.engine.begin() as connection:
+        renew(connection, slow, 10.0)
+
+
+def test_a_second_booking_id_is_kept_but_not_told(process: Process) -> None:
+    held = accepted(process)
+    confirm.attempt(held, process)
+    other = xone_booking.Booking(id="INS-OTHER", offer_id="offer-1", status="CONFIRMED")
+    decision = decide(Confirmed(other, 201), held.history, RetryPolicy(), 0.0)
+
+    with process.engine.begin() as connection:
+        assert record(connection, process.vault, held, decision, 0.1, False) is None
+
+    assert only(process, Booking).id != "INS-OTHER"
+    kept = only(process, Attempt).sealed_answer
+    assert b"INS-OTHER" in process.vault.open(held.id, "answer 1", kept)
+
+
+def test_no_connection_is_held_while_xone_is_called(process: Process, sandbox: Sandbox) -> None:
+    sandbox.latency = 1.0
+    held = accepted(process)
+    with ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(confirm.attempt, held, process)
+        until(lambda: ("P-100", "offer-1") in sandbox.bookings)
+        checked_out = process.engine.pool.checkedout()  # type: ignore[attr-defined]
+        assert not attempt.done()
+
+    assert checked_out == 0
+
+
+def test_events_carry_links_only_when_asked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(process, "offer-1")
+    monkeypatch.setenv("EVENT_LINKS", "on")
+    del process.event_links
+    run(process, "offer-2")
+
+    without, with_links = (json.loads(event.payload)["data"]["booking"] for event in rows(process, OutboxEvent))
+    assert not {"coi", "account_url", "fnol_link", "sign_up_url"} & without.keys()
+    assert with_links["coi"]["url"].startswith("http")

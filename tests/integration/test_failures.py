@@ -1,0 +1,197 @@
+"""What has failed and why: filters, groups by cause, and plans that do not read every confirmation."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, Select, insert, text
+
+from models.states import State
+from models.tables import Confirmation
+from tasks import failures
+from tasks.failures import LeftOut, Selection
+from worker.database import now
+
+REFUSED = {"error_code": "http-422", "error_http_status": 422, "error_detail": "XONE answered 422"}
+BOOKED = {"error_code": "already-booked", "error_http_status": 409}
+START = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def confirmation(engine: Engine) -> Callable[..., None]:
+    def make(offer_id: str, minute: int = 0, partner_id: str = "P-100", **values: Any) -> None:
+        with engine.begin() as connection:
+            connection.execute(
+                insert(Confirmation).values(
+                    id=uuid4(),
+                    partner_id=partner_id,
+                    offer_id=offer_id,
+                    echo={},
+                    idempotency_key=uuid4(),
+                    queued_at=now(),
+                    created_at=START,
+                    updated_at=START + timedelta(minutes=minute),
+                    **{"state": State.FAILED, **REFUSED, **values},
+                )
+            )
+
+    return make
+
+
+def test_groups_by_cause_the_most_frequent_first(engine: Engine, confirmation: Callable[..., None]) -> None:
+    confirmation("a", 1, error_code="timeout", error_http_status=None, error_detail="no whole answer")
+    for minute, partner in ((5, "P-200"), (2, "P-100"), (9, "P-200")):
+        confirmation(f"b-{minute}", minute, partner_id=partner)
+    confirmation("c", 3, error_detail="XONE answered 422: another reason")
+    confirmation("ok", 4, state=State.CONFIRMED)
+    confirmation("review", 4, state=State.NEEDS_REVIEW)
+
+    with engine.connect() as connection:
+        first, *others = failures.groups(connection, Selection())
+        review = failures.waiting_for_review(connection, Selection())
+
+    assert first == {
+        "code": "http-422",
+        "http_status": 422,
+        "detail": "XONE answered 422",
+        "count": 3,
+        "partners": ["P-100", "P-200"],
+        "first_seen": START + timedelta(minutes=2),
+        "last_seen": START + timedelta(minutes=9),
+        "sample": {"partner_id": "P-200", "offer_id": "b-5"},
+    }
+    assert [(group["code"], group["count"]) for group in others] == [("http-422", 1), ("timeout", 1)]
+    assert review == 1
+
+
+def test_ids_in_details_do_not_make_causes(engine: Engine, confirmation: Callable[..., None]) -> None:
+    for number in range(3):
+        confirmation(f"a-{number}", **BOOKED, error_detail=f"XONE says that a booking exists as INS-AB{number}CD")
+
+    with engine.connect() as connection:
+        (group,) = failures.groups(connection, Selection())
+        (of_rows,) = failures.by_cause(failures.of_rows(failures.match(connection, Selection()).rows))
+
+    assert (group["count"], group["detail"]) == (3, "XONE says that a booking exists as …")
+    assert of_rows == group
+
+
+@pytest.mark.parametrize(
+    ("detail", "general"),
+    [
+        ("XONE answered 422 Unprocessable Entity", "XONE answered 422 Unprocessable Entity"),
+        ("offer 5c7e0b1d-0000-4000-8000-000000000001 is gone", "offer … is gone"),
+        ("no whole answer within XONE_TIMEOUT", "no whole answer within XONE_TIMEOUT"),
+        (None, None),
+    ],
+)
+def test_details_without_ids(detail: str | None, general: str | None) -> None:
+    assert failures.without_ids(detail) == general
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(), ["early", "late", "other"]),
+        (Selection(since=START + timedelta(minutes=5)), ["late", "other"]),
+        (Selection(until=START + timedelta(minutes=5)), ["early"]),
+        (Selection(partner="P-200", code="timeout"), ["other"]),
+        (Selection(partner="P-200", code="http-422"), []),
+        (Selection(limit=1), ["early"]),
+        (Selection(include_needs_review=True), ["early", "late", "other", "review"]),
+    ],
+)
+def test_filters(engine: Engine, confirmation: Callable[..., None], selection: Selection, expected: list[str]) -> None:
+    confirmation("late", 5)
+    confirmation("early", 1)
+    confirmation("other", 6, partner_id="P-200", error_code="timeout")
+    confirmation("review", 7, state=State.NEEDS_REVIEW)
+    confirmation("ok", 3, state=State.CONFIRMED)
+
+    with engine.connect() as connection:
+        rows = failures.match(connection, selection).rows
+        counted = sum(group["count"] for group in failures.groups(connection, selection))
+
+    assert [row.offer_id for row in rows] == expected
+    assert counted == len(expected) or selection.limit
+
+
+def test_offers_by_name_and_what_is_left_out(engine: Engine, confirmation: Callable[..., None]) -> None:
+    confirmation("a")
+    confirmation("a", partner_id="P-200")
+    confirmation("b")
+    confirmation("ok", state=State.CONFIRMED)
+    confirmation("review", state=State.NEEDS_REVIEW)
+    offers = ((None, "a"), ("P-100", "b"), ("P-200", "b"), (None, "ok"), (None, "review"), (None, "typo"), (None, "a"))
+
+    with engine.connect() as connection:
+        matched = failures.match(connection, Selection(offers=offers))
+        with_review = failures.match(connection, Selection(offers=offers, include_needs_review=True))
+
+    assert sorted((row.partner_id, row.offer_id) for row in matched.rows) == [
+        ("P-100", "a"), ("P-100", "b"), ("P-200", "a"),
+    ]  # fmt: skip
+    assert matched.left_out == [
+        LeftOut("P-200", "b", None),
+        LeftOut(None, "ok", State.CONFIRMED),
+        LeftOut(None, "review", State.NEEDS_REVIEW),
+        LeftOut(None, "typo", None),
+    ]
+    assert len(with_review.rows) == 4
+
+
+SELECTIONS = [
+    Selection(),
+    Selection(include_needs_review=True, limit=100),
+    Selection(partner="P-1", code="http-422", since=START, until=START + timedelta(days=9999)),
+]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("query", [failures.rows_query, failures.groups_query, failures.review_query])
+def test_no_query_reads_every_confirmation(
+    engine: Engine, query: Callable[[Selection], Select[Any]], selection: Selection
+) -> None:
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(text(MANY))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE confirmations"))
+    plan = plan_of(engine, query(selection))
+
+    assert "ix_confirmations_ended_badly" in plan
+    assert "Seq Scan on confirmations" not in plan
+    assert "SCAN confirmations\n" not in plan
+
+
+def plan_of(engine: Engine, query: Select[Any]) -> str:
+    """On PostgreSQL a generic plan, which knows no values: what a statement that runs often may come to."""
+    explain = "EXPLAIN" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    with engine.connect() as connection:
+        statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
+        if engine.dialect.name == "postgresql":
+            names = list(statement.params)
+            numbered = {name: f"${number}" for number, name in enumerate(names, start=1)}
+            connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
+            connection.exec_driver_sql(f"PREPARE asked AS {str(statement) % numbered}")
+            values = ", ".join(f"'{statement.params[name]}'" for name in names)
+            rows = connection.exec_driver_sql(f"{explain} EXECUTE asked{f'({values})' if names else ''}")
+        else:
+            values = tuple(statement.params[name] for name in statement.positiontup or ())
+            rows = connection.exec_driver_sql(f"{explain} {statement}", tuple(map(str, values)))
+        return "".join(f"{row[-1]}\n" for row in rows)
+
+
+MANY = """
+    INSERT INTO confirmations (id, partner_id, offer_id, echo, idempotency_key, state, attempts, attempts_used, crashes,
+        read_backs, answer_unknown, error_code, error_http_status, error_detail, sequence, queued_at, created_at,
+        updated_at)
+    SELECT gen_random_uuid(), 'P-' || n % 7, 'offer-' || n, '{}', gen_random_uuid(),
+        CASE WHEN n > 20000 THEN 'failed' ELSE 'confirmed' END, 1, 1, 0, 0, false,
+        CASE WHEN n > 20000 THEN CASE WHEN n % 3 = 0 THEN 'http-404' ELSE 'http-422' END END,
+        CASE WHEN n > 20000 THEN 422 END, CASE WHEN n > 20000 THEN 'XONE answered 422' END, 1,
+        now(), now(), now() - n * interval '1 second'
+    FROM generate_series(1, 20500) AS n
+"""

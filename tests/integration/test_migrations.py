@@ -1,0 +1,62 @@
+"""The migrations make the tables that the models describe, on both databases, down and up again."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, inspect
+
+from models.tables import Base
+from tests.servers import PostgreSQL
+from tests.system import PROJECT
+from worker import database, schema
+
+
+def test_models_and_migrations_agree(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_down_and_up_again(engine: Engine) -> None:
+    with engine.begin() as connection:
+        command.downgrade(schema.config(connection), "base")
+    assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
+
+    assert schema.upgrade(engine) == (None, schema.newest())
+
+    assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
+
+
+def test_an_upgraded_database_is_left_as_it_is(engine: Engine) -> None:
+    assert schema.upgrade(engine) == (schema.newest(), schema.newest())
+
+
+def test_two_upgrades_at_once_do_it_once(postgresql: PostgreSQL) -> None:
+    postgresql.create_database("test_two_upgrades")
+    url = postgresql.url("test_two_upgrades")
+    command = [sys.executable, "-m", "worker", "db", "upgrade"]
+    programs = [
+        subprocess.Popen(
+            command, cwd=PROJECT, env={**os.environ, "DATABASE_URL": url}, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = sorted(program.communicate(timeout=30)[0].strip() for program in programs)
+    postgresql.drop_database("test_two_upgrades")
+
+    revision = schema.newest()
+    assert [program.returncode for program in programs] == [0, 0]
+    assert said[0] == f"database is at revision {revision}"
+
+
+@pytest.mark.parametrize("column", ["price", "tax", "commission", "cover_amount"])
+def test_money_is_exact_on_postgresql(postgresql_url: str, column: str) -> None:
+    engine = database.connect(postgresql_url)
+    (found,) = [c for c in inspect(engine).get_columns("policies") if c["name"] == column]
+    engine.dispose()
+    assert str(found["type"]) == "NUMERIC"

@@ -1,0 +1,224 @@
+"""The Relay: the outbox to the exchange, in order, at least once, whatever happens to the broker."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+from kombu import Connection, Queue
+from sqlalchemy import insert, select, update
+
+from models.states import State
+from models.tables import Confirmation, OutboxEvent
+from worker import broker
+from worker.database import now, now_plus
+from worker.errors import BadCredentials
+from worker.process import Process
+from worker.relay import Relay
+from worker.scheduler import Scheduler
+
+
+@pytest.fixture
+def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """With RabbitMQ in place of the in-memory broker."""
+    monkeypatch.setenv("BROKER_URL", broker_url)
+    return process
+
+
+@pytest.fixture
+def connection(broker_url: str) -> Iterator[Connection]:
+    with broker.connect(broker_url) as connection:
+        Queue("test.events", broker.booking_events, "#", durable=True)(connection.channel()).declare()
+        yield connection
+
+
+def confirmation(process: Process, partner_id: str = "P-100", **values: object) -> UUID:
+    confirmation_id = uuid4()
+    with process.engine.begin() as connection:
+        connection.execute(
+            insert(Confirmation).values(
+                id=confirmation_id,
+                partner_id=partner_id,
+                offer_id=str(confirmation_id),
+                echo={},
+                idempotency_key=uuid4(),
+                queued_at=now(),
+                created_at=now(),
+                updated_at=now(),
+                **{"state": State.CONFIRMED, **values},
+            )
+        )
+    return confirmation_id
+
+
+def write(process: Process, confirmation_id: UUID, sequence: int, event_type: str = "booking.confirmed") -> None:
+    event_id = uuid4()
+    with process.engine.begin() as connection:
+        connection.execute(
+            insert(OutboxEvent).values(
+                id=event_id,
+                aggregatetype="confirmation",
+                aggregateid=f"P-100/{confirmation_id}",
+                type=event_type,
+                payload=json.dumps({"id": str(event_id), "of": str(confirmation_id), "sequence": sequence}),
+                confirmation_id=confirmation_id,
+                sequence=sequence,
+                created_at=datetime.now(UTC),
+            )
+        )
+
+
+def published(process: Process) -> int:
+    with process.engine.connect() as connection:
+        return len(connection.execute(select(OutboxEvent.id).where(OutboxEvent.published_at.is_not(None))).all())
+
+
+def one_turn(scheduler: Scheduler) -> None:
+    scheduler.turn()
+    scheduler.close()
+
+
+def received(connection: Connection, queue: str = "test.events") -> list[dict[str, object]]:
+    channel = connection.channel()
+    messages = []
+    while message := channel.basic_get(queue, no_ack=True):
+        messages.append(json.loads(message.body))
+    return messages
+
+
+def test_events_of_one_confirmation_keep_their_order(process: Process, connection: Connection) -> None:
+    for confirmation_id in [confirmation(process) for _ in range(5)]:
+        for sequence in (3, 1, 2):
+            write(process, confirmation_id, sequence)
+
+    Relay(process).flush()
+
+    events = received(connection)
+    assert len(events) == 15
+    for of in {event["of"] for event in events}:
+        assert [event["sequence"] for event in events if event["of"] == of] == [1, 2, 3]
+
+
+def test_two_relays_side_by_side_publish_each_once(process: Process, connection: Connection) -> None:
+    for confirmation_id in [confirmation(process) for _ in range(300)]:
+        write(process, confirmation_id, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda relay: relay.flush(), [Relay(process), Relay(process)]))
+
+    events = received(connection)
+    assert len(events) == len({event["id"] for event in events}) == 300
+    assert published(process) == 300
+
+
+def test_an_event_that_is_refused_does_not_block_the_others(process: Process, connection: Connection) -> None:
+    channel = connection.channel()
+    limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
+    channel.queue_bind("full", "booking-events", "booking.pending")
+    blocked, free = confirmation(process), confirmation(process)
+    write(process, blocked, 1, "booking.pending")
+    write(process, blocked, 2)
+    write(process, free, 1)
+
+    Relay(process).flush()
+
+    assert [event["of"] for event in received(connection) if event["of"] == str(free)] == [str(free)]
+    assert published(process) == 1
+
+
+def test_a_broker_that_is_away_loses_nothing(process: Process, connection: Connection) -> None:
+    write(process, confirmation(process), 1)
+    relay = Relay(process)
+    relay._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
+    with pytest.raises(OSError):  # noqa: PT011
+        relay.turn()
+
+    Relay(process).flush()
+
+    assert len(received(connection)) == 1
+
+
+def test_a_relay_that_died_is_followed_by_another(process: Process, connection: Connection) -> None:
+    write(process, confirmation(process), 1)
+    assert len(Relay(process)._take()) == 1, "it dies here"
+    Relay(process).flush()
+    assert received(connection) == [], "its claim holds"
+
+    with process.engine.begin() as database:
+        database.execute(update(OutboxEvent).values(claimed_until=now_plus(-1.0)))
+    Relay(process).flush()
+
+    assert len(received(connection)) == 1
+
+
+def test_schedulers_side_by_side_send_each_due_confirmation_once(process: Process, connection: Connection) -> None:
+    due = {str(confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))) for _ in range(50)}
+    confirmation(process, state=State.RETRYING, due_at=now_plus(60.0))
+    confirmation(process, state=State.FAILED)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one_turn, [Scheduler(process), Scheduler(process)]))
+
+    channel = connection.channel()
+    sent = []
+    while message := channel.basic_get(broker.RESUME, no_ack=True):
+        sent.append(message.body.decode() if isinstance(message.body, bytes) else message.body)
+    assert sorted(sent) == sorted(due)
+
+
+def test_the_scheduler_keeps_a_bounded_number_under_way(process: Process, connection: Connection) -> None:
+    for _ in range(200):
+        confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
+    scheduler = Scheduler(process)
+    for _ in range(3):
+        one_turn(scheduler)
+
+    channel = connection.channel()
+    assert channel.queue_declare(broker.RESUME, passive=True).message_count == 2 * process.worker.WORKER_CONCURRENCY
+
+
+def test_a_partner_with_few_does_not_wait_for_one_with_many(process: Process, connection: Connection) -> None:
+    for _ in range(150):
+        confirmation(process, "P-many", state=State.RETRYING, due_at=now_plus(-60.0))
+    few = {confirmation(process, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
+
+    one_turn(Scheduler(process))
+
+    with process.engine.connect() as database:
+        sent = database.execute(select(Confirmation.id).where(Confirmation.dispatched_until.is_not(None))).scalars()
+        assert few < set(sent)
+
+
+@pytest.mark.parametrize("gate_is", ["slow", "probing"])
+def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
+    process: Process, connection: Connection, gate_is: str
+) -> None:
+    for _ in range(5):
+        confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
+    gate = process.xone.gate
+    with contextlib.suppress(BadCredentials), gate.passing():
+        raise BadCredentials("credentials", "test", 401)
+    if gate_is == "probing":
+        gate._probe_at = 0.0
+
+    one_turn(Scheduler(process))
+
+    channel = connection.channel()
+    sent = channel.queue_declare(broker.RESUME, passive=True).message_count
+    assert sent == (1 if gate_is == "probing" else 0)
+
+
+def test_a_scheduler_without_its_broker_leaves_nothing_marked(process: Process, connection: Connection) -> None:
+    confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
+    scheduler = Scheduler(process)
+    scheduler._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
+
+    with pytest.raises(OSError):  # noqa: PT011
+        one_turn(scheduler)
+
+    with process.engine.connect() as database:
+        assert database.execute(select(Confirmation.dispatched_until)).scalar_one() is None

@@ -1,0 +1,273 @@
+"""A person's answer to needs_review, on both databases."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+from sqlalchemy import Row, select, update
+
+from models.booking import Booking as XoneBooking
+from models.states import BatchState, State
+from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks import batches, confirm
+from tasks.accept import Delivery
+from tasks.claim import Claim
+from tasks.failures import Selection
+from tasks.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
+from tests.system import job
+from worker.database import now_plus
+from worker.errors import ResolveError
+from worker.process import Process
+from worker.sandbox import Sandbox
+
+OFFER = "offer-1~drop-after~1"
+STATUSES = frozenset({"CONFIRMED"})
+ANSWER: dict[str, Any] = {
+    "id": "INS-1",
+    "offer_id": OFFER,
+    "status": "CONFIRMED",
+    "currency": "EUR",
+    "price": 19.90,
+    "security_token": "hush",
+    "coi": {"url": "https://coi.example/1", "pdf": None},
+    "policies": [{"id": "POL-1", "status": "CONFIRMED", "price": "19.90"}, {"id": "POL-2"}],
+    "policyholder": {"first_name": "Ada", "email": "ada@example.com"},
+}
+
+
+def accepted(process: Process, offer_id: str = OFFER) -> Claim:
+    held = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), process)
+    assert held is not None
+    return held
+
+
+@pytest.fixture
+def in_review(process: Process, sandbox: Sandbox) -> Process:
+    """A process whose database has one confirmation, in needs_review after two attempts."""
+    sandbox.bookings_mode = "forbidden"
+    held = accepted(process)
+    confirm.attempt(held, process)
+    with process.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
+    again = confirm.claim_due(held.id, process)
+    assert again is not None
+    confirm.attempt(again, process)
+    assert only(process, Confirmation).state == State.NEEDS_REVIEW
+    return process
+
+
+def rows(process: Process, table: Any) -> list[Row[Any]]:
+    with process.engine.connect() as connection:
+        return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
+
+
+def only(process: Process, table: Any) -> Row[Any]:
+    (row,) = rows(process, table)
+    return row
+
+
+def to_booked(process: Process, answer: dict[str, Any] = ANSWER, with_links: bool = False) -> Resolved:
+    booking = XoneBooking.model_validate(answer)
+    with process.engine.begin() as connection:
+        return resolve_booked(
+            connection, process.vault, "P-100", booking, STATUSES, with_links, "ann@here", "seen in XONE"
+        )
+
+
+def to_failed(process: Process, why: str = "XONE has none", offer_id: str = OFFER) -> Resolved:
+    with process.engine.begin() as connection:
+        return resolve_failed(connection, "P-100", offer_id, why, "ann@here", None)
+
+
+def last_event(process: Process) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(max(rows(process, OutboxEvent), key=lambda row: row.sequence).payload)
+    return content
+
+
+def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Process) -> None:
+    done = to_booked(in_review)
+
+    confirmation, booking = only(in_review, Confirmation), only(in_review, Booking)
+    assert (done.state, done.event_type, done.sequence) == (State.CONFIRMED, "booking.confirmed", 2)
+    assert (confirmation.state, confirmation.sequence, confirmation.error_code) == (State.CONFIRMED, 2, None)
+    assert (confirmation.lease_token, confirmation.due_at, confirmation.answer_unknown) == (None, None, False)
+    assert (confirmation.attempts, confirmation.attempts_used) == (2, 2), "it was no attempt"
+    assert (booking.id, booking.currency) == ("INS-1", "EUR")
+    vault = in_review.vault
+    assert vault.open(confirmation.id, "security_token", booking.sealed_security_token) == b"hush"
+    person = json.loads(vault.open(confirmation.id, "person", only(in_review, Policyholder).sealed_person))
+    assert person["email"] == "ada@example.com"
+    assert [policy.id for policy in rows(in_review, Policy)] == ["POL-1", "POL-2"]
+    event = last_event(in_review)
+    assert (event["type"], event["data"]["sequence"]) == ("booking.confirmed", 2)
+    assert (event["data"]["order_reference"], event["data"]["metadata"]) == (f"SO-{OFFER[:7]}", {"channel": "web"})
+    assert event["data"]["booking"]["id"] == "INS-1"
+    assert "coi" not in event["data"]["booking"]
+
+
+def test_by_status_it_is_pending_and_links_go_only_where_asked(in_review: Process) -> None:
+    done = to_booked(in_review, {**ANSWER, "status": "in_progress"}, with_links=True)
+
+    assert (done.state, done.event_type) == (State.PENDING, "booking.pending")
+    assert last_event(in_review)["data"]["booking"]["coi"]["url"] == "https://coi.example/1"
+
+
+def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Process) -> None:
+    done = to_failed(in_review, "XONE has none, ticket 7")
+
+    confirmation = only(in_review, Confirmation)
+    assert (done.state, done.event_type, done.sequence) == (State.FAILED, "confirmation.failed", 2)
+    assert (confirmation.state, confirmation.error_code) == (State.FAILED, "resolved")
+    assert (confirmation.error_http_status, confirmation.error_detail) == (None, "XONE has none, ticket 7")
+    assert confirmation.answer_unknown is False, "a person has established that XONE has no booking"
+    assert last_event(in_review)["data"]["error"] == {
+        "code": "resolved", "http_status": None, "detail": "XONE has none, ticket 7", "attempts": 2,
+    }  # fmt: skip
+    assert rows(in_review, Booking) == []
+
+
+def test_who_and_why_stand_in_the_audit(in_review: Process) -> None:
+    to_booked(in_review)
+
+    entry = only(in_review, AuditEntry)
+    assert (entry.command, entry.by, entry.reason, entry.count) == ("resolve", "ann@here", "seen in XONE", 1)
+    assert entry.details == {"partner": "P-100", "offer": OFFER, "state": "confirmed", "booking": "INS-1"}
+
+
+def test_the_audit_of_a_failure_has_the_text_for_consumers_as_its_reason(in_review: Process) -> None:
+    to_failed(in_review)
+
+    assert only(in_review, AuditEntry).reason == "XONE has none"
+
+
+def test_only_needs_review_can_be_resolved(in_review: Process) -> None:
+    to_booked(in_review)
+
+    with pytest.raises(ResolveError, match="is confirmed, not needs_review"):
+        to_failed(in_review)
+    with pytest.raises(ResolveError, match="is confirmed, not needs_review"):
+        to_booked(in_review, {**ANSWER, "id": "INS-2"})
+    with pytest.raises(ResolveError, match="no confirmation of offer nowhere and partner P-100"):
+        to_failed(in_review, offer_id="nowhere")
+
+    assert only(in_review, Booking).id == "INS-1"
+    assert len(rows(in_review, AuditEntry)) == 1
+    assert len(rows(in_review, OutboxEvent)) == 2
+
+
+def test_two_persons_at_once_resolve_once(in_review: Process) -> None:
+    together = Barrier(4)
+
+    def answer(do: Callable[[Process], Resolved]) -> str:
+        together.wait(10)
+        try:
+            return do(in_review).state
+        except ResolveError:
+            return "refused"
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [future.result() for future in [pool.submit(answer, do) for do in (to_booked, to_failed) * 2]]
+
+    assert done.count("refused") == 3
+    assert only(in_review, Confirmation).state in done
+    assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2]
+
+
+def test_a_batch_that_it_waits_in_skips_it(in_review: Process) -> None:
+    """Also where it was resolved to the state that the batch takes up."""
+    confirmation_id = only(in_review, Confirmation).id
+    with in_review.engine.begin() as connection:
+        batch_ids = [
+            batches.create(connection, [confirmation_id], Selection(include_needs_review=True), None, "bob@here", None)
+            for _ in range(2)
+        ]
+        assert batches.move(connection, batch_ids[1], BatchState.PAUSED, "bob@here")
+
+    to_failed(in_review)
+
+    assert [(item.outcome, item.ended_at is not None) for item in rows(in_review, BatchItem)] == [("skipped", True)] * 2
+    with in_review.engine.begin() as connection:
+        assert batches.feed(connection, batch_ids[0], 10, (), 60.0) == []
+    with in_review.engine.connect() as connection:
+        first, second = (batches.overview(connection, batch_id)[0] for batch_id in batch_ids)
+    assert (first["state"], first["waiting"], first["skipped"]) == (BatchState.DONE, 0, 1)
+    assert (second["waiting"], second["running"]) == (0, 0)
+    assert only(in_review, Confirmation).state == State.FAILED
+
+
+def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Process) -> None:
+    confirmation_id = only(in_review, Confirmation).id
+    with in_review.engine.begin() as connection:
+        batch_id = batches.create(connection, [confirmation_id], Selection(include_needs_review=True), None, "b", None)
+        batches.move(connection, batch_id, BatchState.PAUSED, "b")
+        connection.execute(update(Confirmation).values(state=State.CONFIRMED))
+
+    with pytest.raises(ResolveError):
+        to_failed(in_review)
+
+    assert only(in_review, BatchItem).ended_at is None
+
+
+def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Process, sandbox: Sandbox) -> None:
+    """A person can err: the booking that XONE has is found and stored."""
+    to_failed(in_review)
+    sandbox.bookings_mode = "on"
+    confirmation_id = only(in_review, Confirmation).id
+    with in_review.engine.begin() as connection:
+        batch_id = batches.create(connection, [confirmation_id], Selection(), None, "bob@here", None)
+        batches.feed(connection, batch_id, 10, (), 60.0)
+    held = confirm.claim_due(confirmation_id, in_review)
+    assert held is not None
+
+    confirm.attempt(held, in_review)
+
+    assert only(in_review, Confirmation).state == State.CONFIRMED
+    assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2, 3]
+
+
+# --- What a person gives ---
+
+
+def test_a_booking_is_read_with_its_exact_money_in_data_or_bare() -> None:
+    bare = '{"id": "INS-1", "offer_id": "o-1", "price": 19.90, "new": 1}'
+
+    for content in (bare, f'{{"data": {bare}}}'):
+        booking = read_booking(content.encode(), "o-1")
+        assert (booking.id, str(booking.price), booking.leftovers()) == ("INS-1", "19.90", {"new": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no JSON: line 1 column 1"),
+        (b"<html>", "no JSON: line 1 column 1"),
+        (b"[" * 100_000, "no JSON"),
+        (b"\xff\xfe\x00", "no JSON"),
+        (b"[]", "is no JSON object"),
+        (b"5", "is no JSON object"),
+        (b'{"data": null}', "is no JSON object"),
+        (b"{}", "lacks a usable id and offer_id"),
+        (b'{"data": {"id": "INS-1"}}', "lacks a usable offer_id"),
+        (b'{"id": "", "offer_id": "o-1"}', "lacks a usable id"),
+        (b'{"id": "INS-1", "offer_id": "o-2"}', "is of another offer: o-2, not o-1"),
+        (b'{"id": "INS-1", "offer_id": "o\\u001b[2J"}', "is of another offer: another offer, not o-1"),
+    ],
+)
+def test_what_is_no_booking_of_the_offer_is_refused(content: bytes, says: str) -> None:
+    with pytest.raises(ResolveError) as refused:
+        read_booking(content, "o-1")
+
+    assert str(refused.value).startswith("the booking ")
+    assert says in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_why_is_a_line_of_text() -> None:
+    assert check_why("  none – sägt XONE \n") == "none – sägt XONE"
+    assert check_why("x" * 500) == "x" * 500
+    for text in ("", " \n ", "x" * 501, "a\nb", "a\x1b[2Jb", "a\x00b", "a\u2028b", "a\udce4b", "a\x85b"):
+        with pytest.raises(ResolveError):
+            check_why(text)

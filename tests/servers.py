@@ -1,0 +1,372 @@
+"""Private, throw-away RabbitMQ and PostgreSQL servers for tests.
+
+Both keep their data between `start()`s, listen on 127.0.0.1 only, on free ports, and share nothing with a
+server that may already run on the machine: no port, no cookie, no epmd, no configuration file. They end with
+the Python process that started them, even if that is killed with SIGKILL.
+"""
+
+import atexit
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, TypedDict
+
+import amqp
+import psycopg
+import pytest
+from psycopg import sql
+
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+_given_ports: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing uses and that no earlier call returned.
+
+    It lies below the range from which systems take the ports of outgoing connections: there, a client that
+    keeps trying to reach a server that is down would sooner or later hold the server's port, connected to
+    itself.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)  # `random` may be seeded by the test run
+        if port not in _given_ports and port != 25_672 and _is_free(port):
+            _given_ports.add(port)
+            return port
+
+
+def require(server: "type[RabbitMQ] | type[PostgreSQL]") -> None:
+    """Skip the test if the server is not installed; where CI is set, fail instead."""
+    if sentence := server.missing():
+        if os.environ.get("CI"):
+            pytest.fail(sentence, pytrace=False)
+        pytest.skip(sentence)
+
+
+class Identity(TypedDict, total=False):
+    """Arguments of `subprocess` for running as somebody else."""
+
+    user: int
+    group: int
+    extra_groups: Sequence[int]
+
+
+class _Server:
+    """One process group, and the log its processes write to."""
+
+    end_at_once: ClassVar[signal.Signals]
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder / "server.log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._guard: subprocess.Popen[bytes] | None = None
+        atexit.register(self.kill)
+
+    def kill(self) -> None:
+        """End the server as a crash would, keeping its data. Does nothing if it is not running."""
+        for process in self.processes:
+            process.send_signal(self.end_at_once)
+        self._wait_for_end()
+
+    def _launch(self, command: Sequence[str | Path], env: Mapping[str, str], identity: Identity) -> None:
+        if self._guard is None:
+            # Leads the process group. Its standard input reaches the end of file when this process closes the
+            # pipe or dies, however it dies.
+            name = self.end_at_once.name.removeprefix("SIG")
+            script = f"trap '' INT TERM HUP QUIT; read -r _; kill -{name} 0"
+            self._guard = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, process_group=0)
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd="/",
+                process_group=self._guard.pid,
+                **identity,
+            )
+        self.processes.append(process)
+
+    def _wait_for_start(self, connect: Callable[[], None], not_yet: tuple[type[Exception], ...]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return connect()
+            except not_yet as error:
+                ended = any(process.poll() is not None for process in self.processes)
+                if ended or time.monotonic() > deadline:
+                    self.kill()
+                    tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+                    what = "ended while starting" if ended else f"did not start in {START_SECONDS} s"
+                    raise RuntimeError(f"{type(self).__name__} {what}; the end of its log:\n{tail}") from error
+            time.sleep(0.05)
+
+    def _wait_for_end(self) -> None:
+        for process in self.processes:
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+        if self._guard is not None:
+            self._guard.communicate()
+            self._guard = None
+
+
+class RabbitMQ(_Server):
+    """A node of its own, with an epmd of its own.
+
+    No plugin is enabled but `plugins`; the ports of those that serve HTTP are in `http_ports`.
+    """
+
+    end_at_once = signal.SIGKILL
+    _http_settings: ClassVar = {
+        "rabbitmq_management": "management.tcp",
+        "rabbitmq_prometheus": "prometheus.tcp",
+    }
+
+    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+        super().__init__(folder)
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self.http_ports = {name: free_port() for name in plugins if name in self._http_settings}
+        self._epmd_port = free_port()
+
+        cookie = folder / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.write_text(secrets.token_hex(20))
+            cookie.chmod(0o400)
+        (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        (folder / "environment.conf").touch()
+        (folder / "advanced.config").write_text("[].\n")
+        settings = {
+            "listeners.tcp.1": f"127.0.0.1:{self.port}",
+            "log.console": "true",
+            "log.console.level": "info",
+            "disk_free_limit.absolute": "1MB",
+            "vm_memory_high_watermark.absolute": "512MB",
+            "raft.wal_max_size_bytes": "16777216",
+        }
+        for name, port in self.http_ports.items():
+            settings[f"{self._http_settings[name]}.ip"] = "127.0.0.1"
+            settings[f"{self._http_settings[name]}.port"] = str(port)
+        lines = [f"{name} = {value}\n" for name, value in settings.items()]
+        (folder / "rabbitmq.conf").write_text("".join(lines))
+
+        foreign = ("RABBITMQ_", "ERL_", "NOTIFY_SOCKET")
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+            "HOME": str(folder),  # where Erlang looks for the cookie
+            "LC_ALL": "C.UTF-8",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"test-{self.port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "environment.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d" / "*.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CTL_ERL_ARGS": "+S 1:1",
+            "RABBITMQ_CTL_DIST_PORT_MIN": "0",
+            "RABBITMQ_CTL_DIST_PORT_MAX": "0",
+            # The start script then becomes the Erlang VM instead of waiting for one, so signals reach it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why there can be no server here, or None."""
+        if not shutil.which(_rabbitmq_program("rabbitmq-server")):
+            return "RabbitMQ is not installed: there is no rabbitmq-server."
+        if not (shutil.which("erl") and shutil.which("epmd")):
+            return "Erlang is not installed: erl and epmd must be on the PATH."
+        return None
+
+    def start(self) -> None:
+        """Return when clients can connect.
+
+        :raises RuntimeError: the node did not start; the message ends with its log.
+        """
+        self._launch(["epmd", "-port", str(self._epmd_port)], self._env, {})
+        self._launch([_rabbitmq_program("rabbitmq-server")], self._env, {})
+        self._wait_for_start(self._connect, (OSError, amqp.AMQPError))
+
+    def stop(self) -> None:
+        """Shut down in order. Does nothing if the node is not running."""
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        self._wait_for_end()
+
+    def pause(self) -> None:
+        """Fall silent with all connections open, as behind a network that drops every packet."""
+        self.processes[-1].send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `pause()`."""
+        self.processes[-1].send_signal(signal.SIGCONT)
+
+    def ctl(self, *arguments: str) -> str:
+        """What `rabbitmqctl` prints. It takes a second or two.
+
+        :raises RuntimeError: it failed; the message is what it said.
+        """
+        command = [_rabbitmq_program("rabbitmqctl"), "--quiet", *arguments]
+        done = subprocess.run(command, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def flush(self) -> None:
+        """Make the node write down which quorum queues it has: to be called before `kill()`.
+
+        By itself it does so up to a second later (Ra's `names.dets`, auto_save of 500 ms). A node killed before
+        that restarts with a new, empty, leaderless queue of the same name: whoever uses it waits for ever.
+        """
+        self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
+    def _connect(self) -> None:
+        with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=2):
+            pass
+
+
+class PostgreSQL(_Server):
+    """A cluster of its own, owned by the superuser `postgres`, whom it trusts without a password.
+
+    Its time zone is neither UTC nor that of a usual machine, so that a time without a zone shows.
+    """
+
+    # An immediate shutdown. SIGKILL would leave the backends, which are in process groups of their own.
+    end_at_once = signal.SIGQUIT
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._identity: Identity = {}
+        self.home = folder
+        foreign = ("PG", "LC_", "LANG")
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        if os.geteuid() == 0:
+            # PostgreSQL refuses to run as root, and another user cannot enter pytest's folders.
+            owner = _unprivileged()
+            self._identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": ()}
+            self.home = Path(tempfile.mkdtemp(prefix="postgresql-"))
+            os.chown(self.home, owner.pw_uid, owner.pw_gid)
+            atexit.unregister(self.kill)
+            atexit.register(self._kill_and_remove)
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why there can be no server here, or None."""
+        if not (shutil.which(_postgresql_program("initdb")) and shutil.which(_postgresql_program("postgres"))):
+            return "PostgreSQL is not installed: there is no initdb or no postgres."
+        return None
+
+    def start(self) -> None:
+        """Return when clients can connect; the first time, make the cluster before.
+
+        :raises RuntimeError: the server did not start; the message ends with its log.
+        """
+        data = self.home / "data"
+        if not (data / "PG_VERSION").exists():
+            self._make_cluster(data)
+        self._launch([_postgresql_program("postgres"), "-D", data], self._env, self._identity)
+        self._wait_for_start(lambda: self.connect().close(), (psycopg.OperationalError,))
+
+    def stop(self) -> None:
+        """Shut down in order, breaking open connections. Does nothing if the server is not running."""
+        for process in self.processes:
+            process.send_signal(signal.SIGINT)
+        self._wait_for_end()
+
+    def url(self, database: str = "postgres") -> str:
+        """For SQLAlchemy with psycopg."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """A connection in autocommit mode, past SQLAlchemy."""
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user="postgres",
+            dbname=database,
+            autocommit=True,
+            connect_timeout=2,
+        )
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """An empty database, or a copy of `template`, to which nobody may be connected."""
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template or "template0")
+
+    def drop_database(self, name: str) -> None:
+        """Drop it, if it exists, under whoever is connected to it."""
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    def _execute(self, statement: str, *names: str) -> None:
+        with self.connect() as connection:
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+    def _make_cluster(self, data: Path) -> None:
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        command = [_postgresql_program("initdb"), *options, "-D", str(data)]
+        done = subprocess.run(command, env=self._env, cwd=self.home, capture_output=True, text=True, **self._identity)
+        if done.returncode != 0:
+            raise RuntimeError(f"initdb: {done.stderr or done.stdout}")
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.home,
+            "max_connections": 200,
+            "shared_buffers": "64MB",
+            "fsync": "off",  # data outlives the server's death, not the machine's
+            "full_page_writes": "off",
+            "timezone": "Asia/Kolkata",
+        }
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def _kill_and_remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _rabbitmq_program(name: str) -> str:
+    # Debian's scripts on the PATH insist on the user `rabbitmq`; the ones they wrap do not.
+    return shutil.which(name, path="/usr/lib/rabbitmq/bin") or name
+
+
+def _postgresql_program(name: str) -> str:
+    # Debian keeps the programs of each version off the PATH.
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
+    return shutil.which(name) or (str(debian[-1]) if debian else name)
+
+
+def _unprivileged() -> pwd.struct_passwd:
+    users = {user.pw_name: user for user in pwd.getpwall()}
+    return users.get("postgres") or users["nobody"]

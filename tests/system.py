@@ -1,0 +1,170 @@
+"""The system from outside: workers as subprocesses, jobs published as a checkout does, events consumed as others do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from kombu import Connection, Producer, Queue
+from sqlalchemy import Engine, func, select, update
+
+from models.tables import Confirmation
+from worker import broker, database
+from worker.database import now_plus
+from worker.sandbox import Sandbox
+
+PROJECT = Path(__file__).parent.parent
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.05) -> Any:
+    """Waits for a condition and returns what it gave. Fails after ``seconds``, which are far more than it needs."""
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        if result := condition():
+            return result
+        time.sleep(every)
+    raise AssertionError(f"not within {seconds} s: {condition.__name__}")
+
+
+def job(offer_id: str, **changes: Any) -> dict[str, Any]:
+    """A job as a checkout publishes it."""
+    return {
+        "partner_id": "P-100",
+        "offer_id": offer_id,
+        "order_reference": f"SO-{offer_id.split('~')[0]}",
+        "quotes": [{"id": f"quote-{offer_id.split('~')[0]}", "insured": [{"first_name": "Ada"}]}],
+        "policyholder": {"first_name": "Ada", "last_name": "Lovelace", "country": "GB", "email": "ada@example.com"},
+        "metadata": {"channel": "web"},
+        **changes,
+    }
+
+
+class WorkerProcess:
+    """``python -m worker worker`` as a subprocess; its log goes to a file."""
+
+    def __init__(self, environment: dict[str, str], log: Path, command: Iterable[str] = ("-m", "worker", "worker")):
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], env={**os.environ, **environment}, cwd=PROJECT, stdout=output, stderr=output
+            )
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def logged(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+class System:
+    """One broker, one database, one stand-in of XONE, and the workers of a test."""
+
+    def __init__(
+        self, broker_url: str, database_url: str, sandbox: Sandbox, environment: dict[str, str], folder: Path
+    ) -> None:
+        self.broker_url = broker_url
+        self.database_url = database_url
+        self.sandbox = sandbox
+        self.environment = {**environment, "BROKER_URL": broker_url, "DATABASE_URL": database_url}
+        self.folder = folder
+        self.workers: list[WorkerProcess] = []
+        self.engine: Engine = database.connect(database_url)
+        self.connection = Connection(broker_url)
+        self.events_queue = Queue("test.events", broker.booking_events, routing_key="#", durable=True)
+        self.events: list[dict[str, Any]] = []
+        self.event_messages: list[Any] = []
+
+    def __enter__(self) -> "System":
+        self.events_queue(self.connection.channel()).declare()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.kill()
+        self.engine.dispose()
+        self.connection.release()
+
+    def start_worker(self, command: Iterable[str] = ("-m", "worker", "worker"), **settings: str) -> WorkerProcess:
+        log = self.folder / f"worker-{len(self.workers) + 1}.log"
+        worker = WorkerProcess({**self.environment, **settings}, log, command)
+        self.workers.append(worker)
+        return worker
+
+    def publish(self, jobs: Iterable[dict[str, Any] | bytes], **properties: Any) -> None:
+        """Plain JSON to the jobs queue, by the default exchange or by ours."""
+        producer = Producer(self.connection.channel(), on_return=None)
+        for content in jobs:
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            message = {
+                "content_type": "application/json",
+                "content_encoding": "utf-8",
+                "delivery_mode": 2,
+                **properties,
+            }
+            producer.publish(body, exchange=broker.confirm_offer.name, routing_key=broker.JOBS, **message)
+
+    def drain(self, queue: str = "test.events") -> list[Any]:
+        """The messages that a queue holds now."""
+        channel = self.connection.channel()
+        messages = []
+        while message := channel.basic_get(queue, no_ack=True):
+            messages.append(message)
+        channel.close()
+        return messages
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """All events so far."""
+        messages = self.drain()
+        self.event_messages += messages
+        self.events += [json.loads(message.body) for message in messages]
+        return self.events
+
+    def states(self) -> Counter[str]:
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(Confirmation.state, func.count()).group_by(Confirmation.state))
+            return Counter({str(state): count for state, count in rows})
+
+    def count(self, table: Any) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+
+    def until_events(self, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
+        def all_there() -> bool:
+            return len(self.take_events()) >= number
+
+        until(all_there, seconds)
+        return self.events
+
+    def reconnect(self) -> None:
+        """After the broker was away."""
+        self.connection.collect()
+        self.connection = Connection(self.broker_url)
+        self.connection.ensure_connection(max_retries=20, interval_start=0.2, interval_step=0.2)
+
+    def end_leases(self) -> None:
+        """As if the time of all leases had passed."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                update(Confirmation).where(Confirmation.lease_token.is_not(None)).values(due_at=now_plus(-1.0))
+            )
+
+    def queue_length(self, queue: str) -> int:
+        channel = self.connection.channel()
+        length = channel.queue_declare(queue, passive=True).message_count
+        channel.close()
+        return int(length)

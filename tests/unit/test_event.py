@@ -1,0 +1,185 @@
+"""The events that consumers get: CloudEvents 1.0, money as it came, and nobody's personal data."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models.booking import Booking, Coi, Person, Policyholder
+from models.event import EventType, booking_data, cloud_event, error_data
+
+EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
+MARK = "Geheimnis"  # stands for what must not leave
+
+
+def booking(**changes: Any) -> Booking:
+    made: dict[str, Any] = {
+        "id": "INS-1",
+        "offer_id": "o-1",
+        "status": "CONFIRMED",
+        "currency": "EUR",
+        "price": Decimal("19.90"),
+        "provider_reference": "PR-1",
+        "is_instant_booking": True,
+        "created_at": "2026-01-01T00:00:00.5Z",
+        "security_token": MARK,
+        "provider_customer_id": MARK,
+        "payment_status": MARK,
+        "quote": {"uuid": MARK},
+        "policyholder": {**dict.fromkeys(Person.model_fields, MARK), "id": MARK, "title": MARK},
+        "coi": {"url": f"https://x/coi?t={MARK}", "pdf": f"https://x/pdf?t={MARK}", "html": MARK},
+        "account_url": f"https://x/account?t={MARK}",
+        "fnol_link": f"https://x/fnol?t={MARK}",
+        "sign_up_url": f"https://x/sign-up?t={MARK}",
+        "a_new_field": MARK,
+        "policies": [
+            {
+                "id": "p-1",
+                "status": "CONFIRMED",
+                "policy_type": "event",
+                "policy_code": "ETP-01",
+                "price": Decimal("19.90"),
+                "tax": Decimal("3.10"),
+                "policy_start_date": "2026-01-02T00:00:00Z",
+                "policy_end_date": "2027-01-02T00:00:00+01:00",
+                "commission": Decimal("1.00"),
+                "policy_content": {"title": MARK},
+                "extra_fields": {"seller_entity": MARK},
+                "pds_url": MARK,
+                "insured": [{"first_name": MARK}],
+            }
+        ],
+    }
+    return Booking.model_validate(made | changes)
+
+
+def published(event_type: EventType, data: dict[str, Any]) -> dict[str, Any]:
+    at = datetime(2026, 1, 1, 2, 0, tzinfo=timezone(timedelta(hours=2)))
+    event = json.loads(cloud_event(EVENT_ID, event_type, "P-1", "o-1", at, data))
+    assert isinstance(event, dict)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("event_type", "name"),
+    [
+        (EventType.BOOKING_CONFIRMED, "booking.confirmed"),
+        (EventType.BOOKING_PENDING, "booking.pending"),
+        (EventType.CONFIRMATION_FAILED, "confirmation.failed"),
+        (EventType.CONFIRMATION_NEEDS_REVIEW, "confirmation.needs_review"),
+    ],
+)
+def test_the_envelope_is_a_cloud_event(event_type: EventType, name: str) -> None:
+    assert published(event_type, {"sequence": 1}) == {
+        "specversion": "1.0",
+        "id": str(EVENT_ID),
+        "source": "/confirm-offer",
+        "type": name,
+        "subject": "P-1/o-1",
+        "time": "2026-01-01T00:00:00.000000Z",
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:confirm-offer:{name}:1",
+        "data": {"sequence": 1},
+    }
+
+
+def test_a_booking_event_holds_booking_and_policies() -> None:
+    event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(), with_links=False))
+
+    assert event["data"] == {
+        "booking": {
+            "id": "INS-1",
+            "status": "CONFIRMED",
+            "currency": "EUR",
+            "price": "19.90",
+            "provider_reference": "PR-1",
+            "is_instant_booking": True,
+            "created_at": "2026-01-01T00:00:00.500000Z",
+        },
+        "policies": [
+            {
+                "id": "p-1",
+                "status": "CONFIRMED",
+                "policy_type": "event",
+                "policy_code": "ETP-01",
+                "price": "19.90",
+                "tax": "3.10",
+                "policy_start_date": "2026-01-02T00:00:00.000000Z",
+                "policy_end_date": "2027-01-01T23:00:00.000000Z",
+            }
+        ],
+    }
+    assert MARK not in json.dumps(event)
+
+
+def test_links_are_in_events_only_where_they_are_asked_for() -> None:
+    without, with_links = (booking_data(booking(), links)["booking"] for links in (False, True))
+
+    assert {name: with_links[name] for name in with_links.keys() - without.keys()} == {
+        "coi": {"url": f"https://x/coi?t={MARK}", "pdf": f"https://x/pdf?t={MARK}"},
+        "account_url": f"https://x/account?t={MARK}",
+        "fnol_link": f"https://x/fnol?t={MARK}",
+        "sign_up_url": f"https://x/sign-up?t={MARK}",
+    }
+
+
+def test_even_with_links_no_personal_data_and_no_token_leave() -> None:
+    linkless = {"coi": None, "account_url": None, "fnol_link": None, "sign_up_url": None}
+
+    event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(**linkless), with_links=True))
+
+    assert MARK not in json.dumps(event)
+    assert {name: event["data"]["booking"][name] for name in linkless} == linkless
+
+
+def test_the_marks_were_there() -> None:
+    """The tests above would pass if the booking did not hold what must not leave."""
+    full = booking()
+
+    assert full.security_token == MARK
+    assert isinstance(full.policyholder, Policyholder)
+    assert isinstance(full.coi, Coi)
+    assert full.policyholder.email == MARK
+
+
+@pytest.mark.parametrize(
+    ("price", "text"),
+    [("19.90", "19.90"), ("1", "1"), ("1E+2", "100"), ("0.0000001", "0.0000001"), ("0E-7", "0.0000000")],
+)
+def test_money_is_a_decimal_string(price: str, text: str) -> None:
+    event = published(EventType.BOOKING_PENDING, booking_data(booking(price=Decimal(price)), with_links=False))
+
+    assert event["data"]["booking"]["price"] == text
+
+
+def test_a_minimal_booking_has_all_keys() -> None:
+    minimal = Booking.model_validate({"id": "INS-1", "offer_id": "o-1"})
+
+    data = booking_data(minimal, with_links=False)
+
+    assert data["policies"] == []
+    assert data["booking"] == dict.fromkeys(booking_data(booking(), with_links=False)["booking"]) | {"id": "INS-1"}
+
+
+def test_a_failure_event_holds_the_error() -> None:
+    event = published(EventType.CONFIRMATION_FAILED, error_data("http-422", 422, "XONE answered 422", 3))
+
+    assert event["data"] == {
+        "error": {"code": "http-422", "http_status": 422, "detail": "XONE answered 422", "attempts": 3}
+    }
+
+
+def test_an_error_without_an_answer_has_no_status() -> None:
+    error = error_data("connect", None, None, 12)["error"]
+
+    assert error == {"code": "connect", "http_status": None, "detail": None, "attempts": 12}
+
+
+def test_times_are_utc() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    event = json.loads(cloud_event(EVENT_ID, EventType.BOOKING_PENDING, "P", "o", at, {"at": at}))
+
+    assert event["data"]["at"] == event["time"] == "2026-01-01T00:00:00.000000Z"

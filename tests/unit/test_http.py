@@ -1,0 +1,382 @@
+"""One deadline over the whole call, one bound on the answer, connections used again: against raw sockets."""
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import requests
+
+from worker.http import MAX_ANSWER, AnswerTooLarge, Http
+
+TIMEOUT = 0.3
+GENEROUS = 3 * TIMEOUT
+DRIP_SECONDS = 20.0  # that a drip would take: far beyond what a test may wait
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+Behave = Callable[[socket.socket, threading.Event], None]
+
+
+class Server:
+    """Accepts connections; on each, reads requests and lets ``behave`` answer them. ``gone`` is set at the end."""
+
+    def __init__(self, behave: Behave) -> None:
+        self._behave = behave
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.gone = threading.Event()
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, suppress(OSError):
+            while head := read_request(connection):
+                self.requests.append(head)
+                self._behave(connection, self.gone)
+
+    def close(self) -> None:
+        self.gone.set()
+        self._listening.close()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        more = connection.recv(65536)
+        if not more:
+            return b""
+        received += more
+    return received
+
+
+@contextmanager
+def serving(behave: Behave) -> Iterator[Server]:
+    server = Server(behave)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def get(server: Server, http: Http | None = None) -> tuple[int, bytes]:
+    status, _, body = (http or Http(4, TIMEOUT, TIMEOUT)).send("GET", server.url, {})
+    return status, body
+
+
+def drip(connection: socket.socket, gone: threading.Event, content: bytes) -> None:
+    pause = DRIP_SECONDS / len(content)
+    for place in range(len(content)):
+        connection.sendall(content[place : place + 1])
+        if gone.wait(pause):
+            return
+
+
+# --- The deadline ---
+
+
+def never_answers(_: socket.socket, gone: threading.Event) -> None:
+    gone.wait(DRIP_SECONDS)
+
+
+def drips_the_head(connection: socket.socket, gone: threading.Event) -> None:
+    drip(connection, gone, HEAD.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 200 + b"\r\n\r\n"))
+
+
+def drips_many_headers(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for number in range(90):
+        connection.sendall(b"X-%d: x\r\n" % number)
+        if gone.wait(DRIP_SECONDS / 90):
+            return
+
+
+def drips_the_body(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(HEAD)
+    drip(connection, gone, b"x" * 1000)
+
+
+def drips_chunks(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    drip(connection, gone, b"1\r\nx\r\n" * 100)
+
+
+def drips_without_a_length(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    drip(connection, gone, b"x" * 1000)
+
+
+def stalls_within_the_head(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(HEAD[:20])
+    gone.wait(DRIP_SECONDS)
+
+
+def stalls_within_the_body(connection: socket.socket, gone: threading.Event) -> None:
+    connection.sendall(HEAD + b"x" * 500)
+    gone.wait(DRIP_SECONDS)
+
+
+def answers_100_again_and_again(connection: socket.socket, gone: threading.Event) -> None:
+    while not gone.wait(0.02):
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        never_answers,
+        drips_the_head,
+        drips_many_headers,
+        drips_the_body,
+        drips_chunks,
+        drips_without_a_length,
+        stalls_within_the_head,
+        stalls_within_the_body,
+        answers_100_again_and_again,
+    ],
+)
+def test_the_time_out_is_over_the_whole_call(behave: Behave) -> None:
+    with serving(behave) as server:
+        started = time.monotonic()
+        with pytest.raises(requests.RequestException, match=r"(?i)time.?out|timed out"):
+            get(server)
+        took = time.monotonic() - started
+
+    assert TIMEOUT * 0.9 <= took < GENEROUS
+
+
+def test_a_stall_late_in_the_call_gets_only_what_is_left() -> None:
+    def stalls_late(connection: socket.socket, gone: threading.Event) -> None:
+        connection.sendall(HEAD)
+        gone.wait(0.9)
+        connection.sendall(b"x")
+        gone.wait(DRIP_SECONDS)
+
+    with serving(stalls_late) as server:
+        started = time.monotonic()
+        with pytest.raises(requests.RequestException):
+            get(server, Http(4, 1, 1))
+        took = time.monotonic() - started
+
+    assert 0.95 <= took < 1.7  # it would take 1.9 if each read had a second of its own
+
+
+def test_the_deadline_of_a_call_is_not_that_of_the_one_before() -> None:
+    """On a connection that is used again, each call has the whole time."""
+
+    def slow_half(connection: socket.socket, gone: threading.Event) -> None:
+        gone.wait(TIMEOUT * 0.6)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+
+    http = Http(4, TIMEOUT, TIMEOUT)
+    with serving(slow_half) as server:
+        answers = [get(server, http) for _ in range(3)]
+
+    assert answers == [(200, b"x")] * 3
+    assert server.connections == 1
+
+
+def test_a_connection_that_is_not_accepted_ends_with_the_connect_time_out() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(8)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        started = time.monotonic()
+        with pytest.raises(requests.ConnectTimeout):
+            Http(4, TIMEOUT, 30).send("GET", f"http://127.0.0.1:{address[1]}/", {})
+        took = time.monotonic() - started
+        for filler in fillers:
+            filler.close()
+
+    assert took < GENEROUS
+
+
+# --- The bound ---
+
+
+def of_length(length: int) -> Behave:
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * length)
+
+    return behave
+
+
+def chunked_of(length: int, chunk: int = 64 * 1024) -> Behave:
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for sent in range(0, length, chunk):
+            part = b"x" * min(chunk, length - sent)
+            connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+        connection.sendall(b"0\r\n\r\n")
+
+    return behave
+
+
+def zipped_of(length: int) -> Behave:
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        body = gzip.compress(b"x" * length)
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+
+    return behave
+
+
+@pytest.mark.parametrize("answer", [of_length, chunked_of, zipped_of])
+def test_an_answer_of_5_mib_is_read_and_a_longer_one_is_not(answer: Callable[[int], Behave]) -> None:
+    http = Http(4, 5, 10)
+    with serving(answer(MAX_ANSWER)) as server:
+        status, body = get(server, http)
+    with serving(answer(MAX_ANSWER + 1)) as server, pytest.raises(AnswerTooLarge):
+        get(server, http)
+
+    assert (status, len(body)) == (200, MAX_ANSWER)
+
+
+def test_an_answer_without_an_end_is_left() -> None:
+    with serving(chunked_of(1 << 50)) as server, pytest.raises(AnswerTooLarge):
+        get(server, Http(4, 5, 10))
+
+
+# --- Answers that break off ---
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"HTTP/1.1 20",
+        HEAD,
+        HEAD + b"x" * 999,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x00\x00",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    ],
+    ids=lambda content: content[-24:],
+)
+def test_half_an_answer_is_an_error(content: bytes) -> None:
+    def behave(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(content)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with serving(behave) as server, pytest.raises(requests.RequestException):
+        get(server, Http(4, 5, 5))
+
+
+# --- Connections ---
+
+
+def test_connections_are_used_again() -> None:
+    http = Http(4, 5, 5)
+    with serving(of_length(10)) as server:
+        for _ in range(20):
+            assert get(server, http) == (200, b"x" * 10)
+
+        assert (server.connections, len(server.requests)) == (1, 20)
+
+
+def test_threads_share_the_connections() -> None:
+    http = Http(8, 5, 5)
+    together = threading.Barrier(8)
+    answers: list[tuple[int, bytes]] = []
+
+    def work() -> None:
+        for _ in range(5):
+            together.wait(10)
+            answers.append(get(server, http))
+
+    with serving(chunked_of(10)) as server:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+
+        assert answers == [(200, b"x" * 10)] * 40
+        assert server.connections <= 8
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
+    closed = threading.Event()
+
+    def answers_and_hangs_up(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        connection.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    http = Http(4, 5, 5)
+    with serving(answers_and_hangs_up) as server:
+        for _ in range(3):
+            closed.clear()
+            assert get(server, http) == (200, b"x")
+            assert closed.wait(5)
+
+    assert server.connections == 3
+
+
+def test_a_connection_with_half_an_answer_is_not_used_again() -> None:
+    http = Http(4, TIMEOUT, TIMEOUT)
+    behaviours = iter([stalls_within_the_body, of_length(3), of_length(4)])
+
+    def behave(connection: socket.socket, gone: threading.Event) -> None:
+        next(behaviours)(connection, gone)
+
+    with serving(behave) as server:
+        with pytest.raises(requests.RequestException):
+            get(server, http)
+
+        assert [get(server, http), get(server, http)] == [(200, b"xxx"), (200, b"xxxx")]
+        assert server.connections == 2
+
+
+# --- What is sent ---
+
+
+def test_neither_netrc_nor_cookies_nor_proxies_change_a_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    netrc = tmp_path_factory.mktemp("home") / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    def sets_a_cookie(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\n\r\n")
+
+    http = Http(4, 5, 5)
+    with serving(sets_a_cookie) as server:
+        for _ in range(2):
+            http.send("POST", server.url, {"Authorization": "Bearer t"}, b"{}")
+
+    for request in server.requests:
+        assert b"\r\nAuthorization: Bearer t\r\n" in request
+        assert b"cookie" not in request.lower()
+    assert len(server.requests) == 2
+
+
+def test_a_redirect_is_returned() -> None:
+    def redirects(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
+
+    with serving(redirects) as server:
+        status, headers, _ = Http(4, 5, 5).send("GET", server.url, {})
+
+    assert (status, headers["location"]) == (302, "/other")
+    assert len(server.requests) == 1

@@ -1,0 +1,334 @@
+"""Nothing personal leaves by a log or by Sentry: exception texts, arguments and local variables stay here."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sentry_sdk
+import structlog
+from sentry_sdk.envelope import Envelope
+from sentry_sdk.transport import Transport
+
+from worker import logs
+from worker.errors import ConfirmOfferError, SealError, Unknown
+from worker.report import allowed_only, configure_sentry, describe, report, where
+from worker.settings import LogSettings
+
+MARK = "Geheimnis"
+
+
+def fail(argument: str = MARK) -> None:
+    local = {"email": f"{argument}@example.com"}
+    raise ValueError(f"no such address: {local['email']}")
+
+
+def fail_of_ours() -> None:
+    raise SealError("body opens with no key of DATA_KEYS")
+
+
+def chained(kind: type[Exception]) -> Exception:
+    """An exception with a cause and a context, both of which hold the mark."""
+    try:
+        try:
+            fail()
+        except ValueError as first:
+            try:
+                raise KeyError(MARK) from first
+            except KeyError as second:
+                raise kind("told openly" if issubclass(kind, ConfirmOfferError) else MARK) from second
+    except Exception as error:
+        error.add_note(MARK)
+        return error
+
+
+def caught(do: Any) -> Exception:
+    try:
+        do()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+# --- In words ---
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError(MARK), "ValueError"),
+        (KeyError(MARK), "KeyError"),
+        (UnicodeDecodeError("utf-8", MARK.encode(), 0, 1, MARK), "UnicodeDecodeError"),
+        (ExceptionGroup(MARK, [ValueError(MARK)]), "ExceptionGroup"),
+        (SealError("body opens with no key"), "SealError: body opens with no key"),
+        (Unknown("timeout", "no whole answer", answer=MARK.encode()), "Unknown: timeout: no whole answer"),
+    ],
+)
+def test_an_exception_is_its_type_and_only_ours_say_more(error: BaseException, text: str) -> None:
+    assert describe(error) == text
+
+
+def test_the_places_hold_neither_code_nor_values() -> None:
+    places = where(caught(fail).__traceback__)
+
+    assert [place.split(" ")[1] for place in places] == ["caught", "fail"]
+    assert all(place.startswith("unit/test_report.py:") for place in places)
+
+
+def test_no_trace_has_no_places() -> None:
+    assert where(None) == []
+
+
+def test_a_long_way_is_cut_to_its_end() -> None:
+    def deeper(levels: int) -> None:
+        deeper(levels - 1) if levels else fail()
+
+    places = where(caught(lambda: deeper(20)).__traceback__)
+
+    assert len(places) == 8
+    assert places[-1].endswith(" fail")
+
+
+# --- Sentry ---
+
+
+class Capturing(Transport):
+    def __init__(self, options: dict[str, Any] | None = None) -> None:
+        super().__init__(options)
+        self.sent: list[bytes] = []
+
+    def capture_envelope(self, envelope: Envelope) -> None:
+        self.sent.append(envelope.serialize())
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(sent.split(b"\n")[2]) for sent in self.sent]
+
+
+@pytest.fixture
+def _sentry_off_afterwards() -> Iterator[None]:
+    before = sentry_sdk.get_global_scope().client
+    yield
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(before)
+
+
+@pytest.fixture
+def sentry(_sentry_off_afterwards: None) -> Capturing:
+    """Sentry as the program configures it, with a transport that keeps what would be sent."""
+    configure_sentry("https://key@sentry.example/1")
+    transport = Capturing()
+    sentry_sdk.get_client().transport = transport
+    return transport
+
+
+def test_a_defect_is_sent_with_its_types_places_and_tags(sentry: Capturing) -> None:
+    report(caught(fail), confirmation="c-1", attempt=3)
+
+    [event] = sentry.events()
+    [exception] = event["exception"]["values"]
+    assert exception["type"] == "ValueError"
+    assert exception["stacktrace"]["frames"][-1]["function"] == "fail"
+    assert event["tags"] == {"confirmation": "c-1", "attempt": "3"}
+    assert event["level"] == "error"
+
+
+def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
+    report(caught(fail_of_ours))
+
+    [event] = sentry.events()
+    assert event["exception"]["values"][-1]["value"] == "SealError: body opens with no key of DATA_KEYS"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        caught(fail),
+        chained(RuntimeError),
+        chained(SealError),
+        ExceptionGroup(MARK, [ValueError(MARK), KeyError(MARK)]),
+        OSError(5, MARK, f"/home/{MARK}"),
+        KeyError(MARK),
+    ],
+    ids=["local and argument", "chain", "chain of ours", "group", "path", "no trace"],
+)
+def test_nothing_marked_leaves_by_sentry(sentry: Capturing, error: Exception) -> None:
+    with sentry_sdk.new_scope() as scope:
+        scope.set_extra("body", MARK)
+        scope.set_context("job", {"email": MARK})
+        scope.set_user({"email": MARK})
+        sentry_sdk.add_breadcrumb(message=MARK)
+        report(error, confirmation="c-1")
+
+    assert len(sentry.sent) == 1
+    assert MARK.encode() not in sentry.sent[0]
+    assert sentry.events()[0]["tags"] == {"confirmation": "c-1"}
+
+
+def test_logs_and_messages_do_not_reach_sentry_by_themselves(sentry: Capturing) -> None:
+    logging.getLogger("celery.app.trace").error("failed: %s", MARK, exc_info=caught(fail))
+    structlog.get_logger("worker.test").error("failed", exc_info=caught(fail))
+
+    assert sentry.sent == []
+
+
+def test_an_event_that_something_else_sends_is_emptied(sentry: Capturing) -> None:
+    sentry_sdk.capture_message(MARK)
+
+    assert MARK.encode() not in b"".join(sentry.sent)
+
+
+@pytest.mark.usefixtures("_sentry_off_afterwards")
+@pytest.mark.parametrize("dsn", [None, ""])
+def test_without_a_dsn_nothing_is_sent(dsn: str | None) -> None:
+    configure_sentry(dsn)
+
+    assert not sentry_sdk.get_client().is_active()
+
+
+def test_an_event_is_rebuilt_from_an_allow_list() -> None:
+    frame = {"filename": "a.py", "function": "f", "module": "a", "lineno": 3, "in_app": True}
+    event: Any = {
+        "event_id": "1",
+        "level": "error",
+        "message": MARK,
+        "logentry": {"message": MARK},
+        "request": {"data": MARK},
+        "user": {"email": MARK},
+        "extra": {"a": MARK},
+        "contexts": {"a": {"b": MARK}},
+        "breadcrumbs": {"values": [{"message": MARK}]},
+        "server_name": MARK,
+        "modules": {"a": "1"},
+        "something_new": MARK,
+        "exception": {
+            "values": [
+                {
+                    "type": "ValueError",
+                    "module": None,
+                    "value": MARK,
+                    "mechanism": {"data": MARK},
+                    "stacktrace": {
+                        "frames": [{**frame, "vars": {"a": MARK}, "context_line": MARK, "pre_context": [MARK]}]
+                    },
+                }
+            ]
+        },
+    }
+
+    kept = allowed_only(event, {"exc_info": (ValueError, ValueError(MARK), None)})
+
+    exception = {"type": "ValueError", "module": None, "value": "ValueError", "stacktrace": {"frames": [frame]}}
+    assert kept == {"event_id": "1", "level": "error", "exception": {"values": [exception]}}
+
+
+# --- Logs ---
+
+
+@pytest.fixture
+def _logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    names = [*logs.OURS, "celery", "celery.app.trace"]
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
+    root_level = root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture(params=["json", "console"])
+def output(request: pytest.FixtureRequest, _logging_restored: None) -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
+    return stream
+
+
+@pytest.fixture
+def json_output(_logging_restored: None) -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO", SENTRY_DSN=None), stream)
+    return stream
+
+
+def test_the_text_of_an_exception_is_not_logged(output: io.StringIO) -> None:
+    log = structlog.get_logger("worker.test")
+    foreign = logging.getLogger("kombu.test")
+    for error in (caught(fail), chained(RuntimeError), chained(SealError)):
+        log.error("one", exc_info=error)
+        log.error("two", exc_info=(type(error), error, error.__traceback__))
+        foreign.error("three", exc_info=error)
+        try:
+            raise error
+        except Exception:
+            log.exception("four")
+            foreign.exception("five")
+
+    lines = output.getvalue()
+    assert MARK not in lines
+    assert all(lines.count(word) == 3 for word in ("one", "two", "three", "four", "five"))
+    assert "ValueError" in lines
+    assert "RuntimeError" in lines
+    assert "SealError: told openly" in lines
+
+
+def test_a_defect_is_logged_with_type_place_and_facts(output: io.StringIO) -> None:
+    report(caught(fail), confirmation="c-1")
+    report(caught(fail_of_ours))
+
+    lines = output.getvalue()
+    assert MARK not in lines
+    for part in ("defect", "ValueError", "test_report.py", "fail", "c-1", "SealError: body opens with no key"):
+        assert part in lines
+
+
+def test_a_line_of_json_has_time_level_logger_and_event(json_output: io.StringIO) -> None:
+    structlog.get_logger("worker.test").info("attempt_ended", attempt=3, code=None)
+
+    [line] = map(json.loads, json_output.getvalue().splitlines())
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "attempt_ended", "level": "info", "logger": "worker.test", "attempt": 3, "code": None}
+
+
+def test_an_exception_is_an_error_and_its_places(json_output: io.StringIO) -> None:
+    structlog.get_logger("worker.test").warning("failed", exc_info=caught(fail))
+
+    [line] = map(json.loads, json_output.getvalue().splitlines())
+    assert line["error"] == "ValueError"
+    assert [place.split(" ")[1] for place in line["where"]] == ["caught", "fail"]
+
+
+def test_exc_info_without_an_exception_does_no_harm(json_output: io.StringIO) -> None:
+    assert sys.exc_info() == (None, None, None)
+    structlog.get_logger("worker.test").error("failed", exc_info=True)
+
+    [line] = map(json.loads, json_output.getvalue().splitlines())
+    assert "error" not in line
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "shows"),
+    [
+        ("worker.xone", "info", True),
+        ("tasks.confirm", "info", True),
+        ("worker.xone", "debug", False),
+        ("amqp", "info", False),
+        ("urllib3.connectionpool", "info", False),
+        ("sqlalchemy.engine.Engine", "info", False),
+        ("sqlalchemy.engine.Engine", "warning", True),
+        ("celery.worker", "info", True),
+        ("celery.app.trace", "info", False),
+        ("celery.worker", "debug", False),
+        ("a.new.library", "info", False),
+    ],
+)
+def test_the_lower_levels_of_libraries_are_not_shown(
+    json_output: io.StringIO, logger: str, level: str, shows: bool
+) -> None:
+    getattr(logging.getLogger(logger), level)("said")
+
+    assert ("said" in json_output.getvalue()) is shows

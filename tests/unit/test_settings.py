@@ -1,0 +1,308 @@
+"""Settings: the defaults, the environment, .env, and one line for each mistake that holds no value."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tasks.decide import Policy
+from worker.errors import SettingsError
+from worker.settings import (
+    BrokerSettings,
+    DatabaseSettings,
+    EventSettings,
+    LogSettings,
+    RetrySettings,
+    Section,
+    VaultSettings,
+    WorkerSettings,
+    XoneSettings,
+    read,
+)
+
+SECTIONS: list[type[Section]] = [
+    BrokerSettings,
+    DatabaseSettings,
+    VaultSettings,
+    XoneSettings,
+    RetrySettings,
+    EventSettings,
+    LogSettings,
+    WorkerSettings,
+]
+NAMES = [name for section in SECTIONS for name in section.model_fields]
+KEY, OTHER_KEY = "A" * 43 + "=", "B" * 42 + "A="  # the same in each process that collects the tests
+REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "secret", "DATA_KEYS": KEY}
+MARK = "Geheimnis"  # stands for a value: no message may repeat it
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting in the environment, and no .env file, but what the test puts there."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper() in NAMES:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def _required(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+
+
+def plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+# --- Defaults ---
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize(
+    ("section", "name", "default"),
+    [
+        (BrokerSettings, "BROKER_URL", "amqp://guest:guest@localhost:5672//"),
+        (DatabaseSettings, "DATABASE_URL", "postgresql+psycopg://localhost/confirm_offer"),
+        (XoneSettings, "XONE_BASE_URL", "https://api.xone.xcover.com"),
+        (XoneSettings, "XONE_TOKEN_PATH", "/api/oauth/token"),
+        (XoneSettings, "XONE_CONFIRM_PATH", "/api/partners/{partner_id}/offers/{offer_id}"),
+        (XoneSettings, "XONE_BOOKINGS_PATH", "/api/partners/{partner_id}/bookings"),
+        (XoneSettings, "XONE_CONNECT_TIMEOUT", 5),
+        (XoneSettings, "XONE_TIMEOUT", 30),
+        (XoneSettings, "XONE_AFTER_UNKNOWN", "resend"),
+        (XoneSettings, "XONE_RATE_LIMIT", None),
+        (XoneSettings, "XONE_CONFIRMED_STATUSES", "CONFIRMED,ACTIVE"),
+        (RetrySettings, "RETRY_MAX_ATTEMPTS", 12),
+        (RetrySettings, "RETRY_MAX_AGE", 86400),
+        (RetrySettings, "RETRY_BASE_DELAY", 2),
+        (RetrySettings, "RETRY_MAX_DELAY", 300),
+        (WorkerSettings, "WORKER_CONCURRENCY", 64),
+        (WorkerSettings, "METRICS_PORT", None),
+        (EventSettings, "EVENT_LINKS", "off"),
+        (LogSettings, "SENTRY_DSN", None),
+        (LogSettings, "LOG_LEVEL", "INFO"),
+        (LogSettings, "LOG_FORMAT", "json"),
+    ],
+)
+def test_defaults(section: type[Section], name: str, default: Any) -> None:
+    assert plain(getattr(read(section), name)) == default
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (VaultSettings, "DATA_KEYS is not set"),
+        (XoneSettings, "XONE_CLIENT_ID is not set; XONE_CLIENT_SECRET is not set"),
+    ],
+)
+def test_what_is_required_is_named(section: type[Section], message: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        read(section)
+
+    assert str(raised.value) == message
+
+
+@pytest.mark.usefixtures("_required")
+def test_the_policy_of_retries_has_the_same_defaults() -> None:
+    assert Policy.of(read(RetrySettings), read(XoneSettings)) == Policy()
+
+
+# --- Where they come from ---
+
+
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section not in (VaultSettings, XoneSettings)])
+def test_a_section_asks_for_nothing_of_the_others(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(NAMES) - set(section.model_fields):
+        monkeypatch.setenv(name, "wrong in any case \x01")
+
+    assert read(section)
+
+
+def test_the_env_file_is_read_and_the_environment_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(
+        f"# a comment\nRETRY_MAX_ATTEMPTS=3\nRETRY_MAX_AGE=60\nDATA_KEYS='{KEY}'\nSOMETHING_ELSE=1\n"
+    )
+    monkeypatch.setenv("RETRY_MAX_AGE", "70")
+
+    retry = read(RetrySettings)
+
+    assert (retry.RETRY_MAX_ATTEMPTS, retry.RETRY_MAX_AGE) == (3, 70)
+    assert read(VaultSettings).keys == [KEY]
+
+
+def test_what_the_command_line_gives_goes_before_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("WORKER_CONCURRENCY=1\n")
+    monkeypatch.setenv("WORKER_CONCURRENCY", "2")
+
+    assert read(WorkerSettings, WORKER_CONCURRENCY=3).WORKER_CONCURRENCY == 3
+
+
+def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"DATA_KEYS={MARK}\n")
+
+    with pytest.raises(SettingsError, match="DATA_KEYS: should be Fernet keys") as raised:
+        read(VaultSettings)
+    assert MARK not in str(raised.value)
+
+
+# --- What they may be ---
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize(
+    ("section", "name", "value", "kept"),
+    [
+        (XoneSettings, "XONE_RATE_LIMIT", "", None),
+        (XoneSettings, "XONE_RATE_LIMIT", "0.5", 0.5),
+        (XoneSettings, "XONE_BOOKINGS_PATH", "", ""),
+        (XoneSettings, "XONE_TIMEOUT", "0.25", 0.25),
+        (XoneSettings, "XONE_BASE_URL", "http://127.0.0.1:8080/base", "http://127.0.0.1:8080/base"),
+        (
+            XoneSettings,
+            "XONE_CONFIRM_PATH",
+            "/v2/{offer_id}/{partner_id}/confirm",
+            "/v2/{offer_id}/{partner_id}/confirm",
+        ),
+        (XoneSettings, "XONE_AFTER_UNKNOWN", "review", "review"),
+        (LogSettings, "SENTRY_DSN", "", None),
+        (LogSettings, "LOG_FORMAT", "console", "console"),
+        (WorkerSettings, "METRICS_PORT", "", None),
+        (WorkerSettings, "METRICS_PORT", "9100", 9100),
+        (EventSettings, "EVENT_LINKS", "on", "on"),
+        (DatabaseSettings, "DATABASE_URL", "sqlite:///file.db", "sqlite:///file.db"),
+        (DatabaseSettings, "DATABASE_URL", "postgresql://host/db", "postgresql://host/db"),
+        (BrokerSettings, "BROKER_URL", "amqps://host/vhost", "amqps://host/vhost"),
+        (BrokerSettings, "BROKER_URL", "memory://", "memory://"),
+    ],
+)
+def test_values_are_read(
+    section: type[Section], name: str, value: str, kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    assert plain(getattr(read(section), name)) == kept
+
+
+def test_data_keys_are_one_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_KEYS", f" {KEY} ,{OTHER_KEY}")
+
+    assert read(VaultSettings).keys == [KEY, OTHER_KEY]
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize(
+    ("value", "statuses"),
+    [("confirmed, Active", {"CONFIRMED", "ACTIVE"}), ("ISSUED", {"ISSUED"}), ("ISSUED,", {"ISSUED"}), ("", set())],
+)
+def test_confirmed_statuses_are_in_capitals(value: str, statuses: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XONE_CONFIRMED_STATUSES", value)
+
+    assert read(XoneSettings).confirmed_statuses == statuses
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize("timeout", ["0.1", "1", "30", "600"])
+def test_the_lease_outlasts_a_call_with_room_to_spare(timeout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XONE_TIMEOUT", timeout)
+
+    assert read(XoneSettings).lease >= float(timeout) + 5
+
+
+@pytest.mark.parametrize("parts", ["tasks", "relay, scheduler", "tasks,scheduler,relay"])
+def test_parts_of_a_worker(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_PARTS", parts)
+
+    assert read(WorkerSettings).parts == set(parts.replace(" ", "").split(","))
+
+
+WRONG: list[tuple[type[Section], str, list[str]]] = [
+    (BrokerSettings, "BROKER_URL", ["", MARK, f"http://{MARK}", f"redis://{MARK}@host"]),
+    (
+        DatabaseSettings,
+        "DATABASE_URL",
+        ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],
+    ),
+    (VaultSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
+    (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),
+    (XoneSettings, "XONE_BASE_URL", [f"https://{MARK} .host", f"https:/{MARK}", f"https://{MARK}\n"]),
+    (XoneSettings, "XONE_TOKEN_PATH", ["", MARK, f"/{MARK}/{{partner_id}}"]),
+    (
+        XoneSettings,
+        "XONE_CONFIRM_PATH",
+        [
+            "",
+            f"/{MARK}",
+            f"/{MARK}/{{partner_id}}",
+            f"{MARK}/{{partner_id}}/{{offer_id}}",
+            f"/{MARK}/{{partner_id}}/{{offer_id}}/{{}}",
+            f"/{MARK}/{{partner_id}}/{{offer_id}}/{{id}}",
+            f"/{MARK}/{{partner_id}}/{{offer_id}}/}}",
+            f"/{MARK}/{{partner_id}}/{{offer_id}}/{{",
+        ],
+    ),
+    (XoneSettings, "XONE_BOOKINGS_PATH", [f"/{MARK}", f"{MARK}/{{partner_id}}", f"/{{partner_id}}/{{{MARK}}}"]),
+    (XoneSettings, "XONE_CLIENT_ID", [""]),
+    (XoneSettings, "XONE_CLIENT_SECRET", [""]),
+    (XoneSettings, "XONE_CONNECT_TIMEOUT", ["", MARK, "0", "-1", "601", "inf", "nan"]),
+    (XoneSettings, "XONE_TIMEOUT", ["", MARK, "0", "-1", "601", "inf", "nan", "5s"]),
+    (XoneSettings, "XONE_AFTER_UNKNOWN", ["", MARK, "RESEND"]),
+    (XoneSettings, "XONE_RATE_LIMIT", [MARK, "0", "-2", "nan"]),
+    (RetrySettings, "RETRY_MAX_ATTEMPTS", ["", MARK, "0", "-1", "1.5"]),
+    (RetrySettings, "RETRY_MAX_AGE", ["", MARK, "0", "nan"]),
+    (RetrySettings, "RETRY_BASE_DELAY", ["", MARK, "0", "-1", "nan", "301"]),
+    (RetrySettings, "RETRY_MAX_DELAY", ["", MARK, "0", "1", "nan"]),
+    (WorkerSettings, "WORKER_CONCURRENCY", ["", MARK, "0", "2001"]),
+    (WorkerSettings, "WORKER_POOL", ["", MARK]),
+    (WorkerSettings, "WORKER_PARTS", ["", MARK, f"tasks,{MARK}", "tasks,"]),
+    (WorkerSettings, "METRICS_PORT", [MARK, "-1", "65536"]),
+    (EventSettings, "EVENT_LINKS", ["", MARK, "true"]),
+    (LogSettings, "LOG_LEVEL", ["", MARK, "TRACE"]),
+    (LogSettings, "LOG_FORMAT", ["", MARK]),
+]
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize(
+    ("section", "name", "value"), [(section, name, value) for section, name, values in WRONG for value in values]
+)
+def test_a_wrong_value_is_named_in_one_line_without_it(
+    section: type[Section], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError) as raised:
+        read(section)
+
+    message = str(raised.value)
+    assert name in message
+    assert "\n" not in message
+    assert MARK.lower() not in message.lower()
+    assert KEY not in message
+
+
+@pytest.mark.usefixtures("_required")
+def test_all_mistakes_of_a_section_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XONE_TIMEOUT", MARK)
+    monkeypatch.setenv("XONE_AFTER_UNKNOWN", MARK)
+
+    with pytest.raises(SettingsError, match=r"^XONE_TIMEOUT: .+; XONE_AFTER_UNKNOWN: .+'resend' or 'review'$"):
+        read(XoneSettings)
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize("section", SECTIONS)
+def test_secrets_do_not_show_themselves(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XONE_CLIENT_SECRET", MARK)
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{MARK}@host/db")
+    monkeypatch.setenv("BROKER_URL", f"amqp://user:{MARK}@host//")
+    monkeypatch.setenv("SENTRY_DSN", f"https://{MARK}@sentry.example/1")
+
+    shown = f"{read(section)!r} {read(section)}"
+
+    assert MARK not in shown
+    assert KEY not in shown

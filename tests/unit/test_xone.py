@@ -1,0 +1,697 @@
+"""The client of XONE: each answer, and each lack of one, becomes a booking or the right error."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from urllib3.exceptions import MaxRetryError, SSLError
+
+from worker import xone
+from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
+from worker.gate import Gate
+from worker.sandbox import FAULTS, Sandbox
+from worker.settings import XoneSettings
+from worker.xone import Xone, retry_after
+
+KEY = UUID("01890000-0000-4000-8000-000000000001")
+MARK = "Geheimnis"  # stands for personal data: no error may repeat it
+BODY = json.dumps(
+    {
+        "quotes": [{"id": "quote-1"}, {"id": "quote-2"}],
+        "policyholder": {"first_name": MARK, "last_name": MARK, "country": "GB", "email": f"{MARK}@example.com"},
+    }
+).encode()
+QUOTES = frozenset({"quote-1", "quote-2"})
+
+
+def client_of(base_url: str, **changes: Any) -> Xone:
+    given = {
+        "XONE_BASE_URL": base_url,
+        "XONE_CLIENT_ID": "sandbox",
+        "XONE_CLIENT_SECRET": "sandbox-secret",
+        "XONE_CONNECT_TIMEOUT": 1,
+        "XONE_TIMEOUT": 10,
+    }
+    return Xone(XoneSettings(**{**given, **changes}))
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Sandbox]:
+    """For tests that only ask for faults: they share it."""
+    with Sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Xone:
+    return client_of(sandbox.url)
+
+
+def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> xone.Confirmed:
+    return client.confirm("P-1", offer_id, BODY, KEY, **more)
+
+
+def failure(do: Callable[[], Any]) -> XoneError:
+    with pytest.raises(XoneError) as raised:
+        do()
+    assert MARK not in str(raised.value)
+    return raised.value
+
+
+# --- A scripted XONE, for what the stand-in does not do ---
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+
+TOKEN = Reply(200, b'{"access_token": "t-1", "token_type": "Bearer", "expires_in": 300}')
+
+
+class Scripted:
+    """Answers with what the test gives for a path; the last reply of a list is repeated."""
+
+    def __init__(self, replies: dict[str, list[Reply]]) -> None:
+        self.replies = {"/api/oauth/token": [TOKEN], **replies}
+        self.requests: list[Request] = []
+        self.url = ""
+
+    def reply(self, request: Request) -> Reply:
+        self.requests.append(request)
+        replies = self.replies[request.path]
+        return replies.pop(0) if len(replies) > 1 else replies[0]
+
+    def paths(self) -> list[str]:
+        return [request.path for request in self.requests]
+
+
+@contextmanager
+def scripted(replies: dict[str, list[Reply]]) -> Iterator[Scripted]:
+    script = Scripted(replies)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            reply = script.reply(Request(self.command, self.path, dict(self.headers), body))
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply.body)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    script.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield script
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def as_json(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+CONFIRM_PATH = "/api/partners/P-1/offers/o-1"
+BOOKINGS_PATH = "/api/partners/P-1/bookings"
+
+
+# --- Confirm ---
+
+
+def test_a_confirmed_offer_returns_its_booking(sandbox: Sandbox, client: Xone) -> None:
+    confirmed = confirm(client)
+
+    listed = sandbox.bookings["P-1", "o-1"]
+    assert confirmed.http_status == 201
+    assert (confirmed.booking.id, confirmed.booking.offer_id) == (listed["id"], "o-1")
+    assert str(confirmed.booking.price) == str(listed["price"])
+    assert confirmed.booking.leftovers() == {"sandbox": True}
+
+
+def test_the_call_is_authorized_json_with_the_key_and_the_exact_body(sandbox: Sandbox, client: Xone) -> None:
+    confirm(client)
+    with scripted({CONFIRM_PATH: [Reply(422)]}) as script:
+        failure(lambda: confirm(client_of(script.url)))
+
+    assert [(call.idempotency_key, call.body) for call in sandbox.calls] == [(str(KEY), BODY)]
+    asked, called = script.requests
+    assert (asked.method, asked.headers["Content-Type"]) == ("POST", "application/json")
+    assert json.loads(asked.body) == {
+        "grant_type": "client_credentials",
+        "client_id": "sandbox",
+        "client_secret": "sandbox-secret",
+    }
+    assert (called.method, called.body) == ("POST", BODY)
+    assert {name: called.headers[name] for name in ("Authorization", "Content-Type", "Accept")} == {
+        "Authorization": "Bearer t-1",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+    assert called.headers["x-idempotency-key"] == str(KEY)
+
+
+def test_ids_are_quoted_into_the_path() -> None:
+    path = "/v2/a%2F..%3Fx%3D1%23/o%2F%20%C3%A4%25/confirm"
+    with scripted({path: [Reply(404)]}) as script:
+        client = client_of(f"{script.url}/", XONE_CONFIRM_PATH="/v2/{partner_id}/{offer_id}/confirm")
+        error = failure(lambda: client.confirm("a/..?x=1#", "o/ ä%", BODY, KEY))
+
+    assert error.code == "http-404"
+    assert script.paths() == ["/api/oauth/token", path]
+
+
+EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
+    "pending": None,
+    "busy": (Busy, "http-429", 429),
+    "unavailable": (Busy, "http-503", 503),
+    "maintenance": (Busy, "http-503", 503),
+    "redirect": (Refused, "redirect", 307),
+    "html": (Unknown, "bad-answer", 200),
+    "html-not-booked": (Unknown, "bad-answer", 200),
+    "truncated": (Unknown, "connection-lost", None),
+    "no-id": (Unknown, "bad-answer", 200),
+    "other-offer": (Unknown, "wrong-offer", 200),
+    "errors-beside": (Unknown, "bad-answer", 200),
+    "drop-before": (Unknown, "connection-lost", None),
+    "drop-after": (Unknown, "connection-lost", None),
+    "reset-mid": (Unknown, "connection-lost", None),
+    "slow": (Unknown, "timeout", None),
+    "slow-headers": (Unknown, "timeout", None),
+    "drip": (Unknown, "timeout", None),
+    "huge": (Unknown, "too-large", None),
+    "booked": (AlreadyBooked, "already-booked", 409),
+    "booked-with-body": (AlreadyBooked, "already-booked", 409),
+    "booked-text": (AlreadyBooked, "already-booked", 422),
+    "booked-nowhere": (AlreadyBooked, "already-booked", 422),
+    "odd-types": None,
+    "minimal": None,
+    "unicode": None,
+}
+REFUSALS = (400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422)
+EXPECTED |= {f"http-{status}": (Refused, f"http-{status}", status) for status in REFUSALS}
+EXPECTED |= {f"http-{status}": (Refused, "redirect", status) for status in (300, 301, 302, 303, 304, 307, 308)}
+EXPECTED |= {f"http-{status}": (Busy, f"http-{status}", status) for status in (423, 429, 503)}
+EXPECTED |= {
+    f"http-{status}": (Unknown, f"http-{status}", status)
+    for status in (407, 408, 418, 425, 451, 499, 500, 501, 502, 504, 505, 520, 599)
+}
+EXPECTED |= {f"http-{status}": (Unknown, "bad-answer", status) for status in (200, 201, 202, 204)}
+EXPECTED |= {"http-401": (BadCredentials, "credentials", 401), "http-409": (AlreadyBooked, "already-booked", 409)}
+
+
+@pytest.mark.parametrize(("fault", "expected"), EXPECTED.items(), ids=EXPECTED.keys())
+def test_each_fault_of_xone_is_told_apart(
+    faulty: Sandbox, fault: str, expected: tuple[type[XoneError], str, int | None] | None
+) -> None:
+    runs_into_it = expected is not None and expected[1] == "timeout"
+    client = client_of(faulty.url, XONE_TIMEOUT=0.3 if runs_into_it else 10.0)
+    if expected is None:
+        assert confirm(client, f"o-1~{fault}").booking.offer_id == f"o-1~{fault}"
+        return
+
+    error = failure(lambda: confirm(client, f"o-1~{fault}"))
+
+    assert (type(error), error.code, error.http_status) == expected
+
+
+def test_each_fault_of_the_sandbox_is_in_the_table() -> None:
+    assert set(FAULTS) - {"http-NNN"} <= set(EXPECTED)
+
+
+def test_a_second_confirmation_is_told_by_its_text(client: Xone) -> None:
+    booked = confirm(client).booking
+
+    error = failure(lambda: confirm(client))
+
+    assert isinstance(error, AlreadyBooked)
+    assert error.detail == f"XONE says that a booking exists as {booked.id}"
+    assert error.booking is None
+
+
+@pytest.mark.parametrize(
+    ("body", "is_shown"),
+    [
+        ({"data": {"id": "INS-1", "offer_id": "o-1"}}, True),
+        ({"data": {"id": "INS-1", "offer_id": "another"}}, False),
+        ({"data": {"offer_id": "o-1"}}, False),
+        ({"data": None}, False),
+        ({"errors": [{"message": "Conflict."}]}, False),
+        (["INS-1"], False),
+    ],
+)
+def test_a_409_is_a_success_only_with_this_offers_booking(body: Any, is_shown: bool) -> None:
+    with scripted({CONFIRM_PATH: [Reply(409, as_json(body))]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+
+    assert isinstance(error, AlreadyBooked)
+    assert (error.booking is not None) is is_shown
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"INS-1"',
+        b'{"data": null}',
+        b'{"data": []}',
+        b'{"data": "INS-1"}',
+        b'{"data": {"id": "INS-1"}}',
+        b'{"data": {"id": "", "offer_id": "o-1"}}',
+        b'{"id": "INS-1", "offer_id": "o-1"}',
+        b'{"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": "one"}',
+        b'{"data": {"id": "INS-1", "offer_id": "o-1"}',
+        b"[" * 100_000,
+        b'{"data": {"id": "INS-1", "offer_id": "o-1", "price": ' + b"9" * 5000 + b"}}",
+        "{'data': {}}".encode("utf-16"),
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_2xx_that_is_no_booking_is_unknown_and_kept(body: bytes) -> None:
+    with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+
+    assert (type(error), error.code, error.http_status, error.answer) == (Unknown, "bad-answer", 200, body)
+
+
+@pytest.mark.parametrize("errors", [[], None, {}, ""])
+def test_empty_errors_beside_a_booking_do_no_harm(errors: Any) -> None:
+    body = as_json({"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": errors})
+    with scripted({CONFIRM_PATH: [Reply(202, body)]}) as script:
+        assert confirm(client_of(script.url)).http_status == 202
+
+
+def test_money_is_read_exactly() -> None:
+    body = b'{"data": {"id": "INS-1", "offer_id": "o-1", "price": 19.90, "odd": 1e99999999999999999999}}'
+    with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
+        booking = confirm(client_of(script.url)).booking
+
+    assert str(booking.price) == str(Decimal("19.90"))
+    assert booking.leftovers() == {"odd": "1e99999999999999999999"}
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with scripted({"/stolen": [Reply(200)]}) as elsewhere:
+        moved = Reply(307, b"", {"Location": f"{elsewhere.url}/stolen"})
+        with scripted({CONFIRM_PATH: [moved]}) as script:
+            error = failure(lambda: confirm(client_of(script.url)))
+
+    assert (type(error), error.code) == (Refused, "redirect")
+    assert script.paths() == ["/api/oauth/token", CONFIRM_PATH]
+    assert elsewhere.requests == []
+
+
+def test_what_is_raised_before_the_call_stops_it(sandbox: Sandbox, client: Xone) -> None:
+    class LeaseLost(Exception):
+        pass
+
+    def lose() -> None:
+        raise LeaseLost
+
+    with pytest.raises(LeaseLost):
+        confirm(client, before_call=lose)
+
+    assert (sandbox.calls, sandbox.bookings) == ([], {})
+    assert confirm(client).booking.offer_id == "o-1"
+
+
+def test_before_call_comes_before_each_call_that_may_book(sandbox: Sandbox, client: Xone) -> None:
+    confirm(client)
+    sandbox.revoke_tokens()
+    calls_before: list[int] = []
+
+    confirm(client, "o-2", before_call=lambda: calls_before.append(len(sandbox.calls)))
+
+    assert calls_before == [1, 2]
+
+
+# --- The connection ---
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def silent_port() -> Iterator[int]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_refused_connection_was_not_sent() -> None:
+    error = failure(lambda: confirm(client_of(f"http://127.0.0.1:{closed_port()}")))
+
+    assert (type(error), error.code) == (NotSent, "connect")
+
+
+def test_an_unknown_host_was_not_sent() -> None:
+    error = failure(lambda: confirm(client_of("http://xone.invalid")))
+
+    assert (type(error), error.code) == (NotSent, "connect")
+
+
+def test_a_failure_of_tls_was_not_sent(sandbox: Sandbox) -> None:
+    error = failure(lambda: confirm(client_of(sandbox.url.replace("http:", "https:"))))
+
+    assert (type(error), error.code) == (NotSent, "connect")
+    assert "TLS" in error.detail
+
+
+def test_a_tls_handshake_that_is_not_answered_was_not_sent() -> None:
+    with silent_port() as port:
+        error = failure(lambda: confirm(client_of(f"https://127.0.0.1:{port}", XONE_CONNECT_TIMEOUT=0.2)))
+
+    assert (type(error), error.code) == (NotSent, "connect")
+
+
+def test_a_failure_of_tls_after_the_handshake_is_unknown() -> None:
+    broken = requests.exceptions.SSLError(MaxRetryError(None, "/", SSLError("bad record mac")))  # type: ignore[arg-type]
+
+    error = xone._transport_failure(broken)
+
+    assert (type(error), error.code) == (Unknown, "connection-lost")
+
+
+@pytest.mark.parametrize("fault", ["drop-after", "slow", "drip"])
+def test_after_a_lost_answer_the_client_goes_on(sandbox: Sandbox, fault: str) -> None:
+    client = client_of(sandbox.url, XONE_TIMEOUT=0.3)
+    failure(lambda: confirm(client, f"o-1~{fault}"))
+
+    assert confirm(client, "o-2").booking.offer_id == "o-2"
+
+
+# --- Credentials ---
+
+
+def test_a_401_is_answered_with_a_new_token_once(sandbox: Sandbox, client: Xone) -> None:
+    confirm(client)
+    sandbox.revoke_tokens()
+
+    assert confirm(client, "o-2").booking.offer_id == "o-2"
+    assert sandbox.token_requests == 2
+    assert [call.status for call in sandbox.calls] == [201, 401, 201]
+
+
+def test_a_401_again_means_wrong_credentials(sandbox: Sandbox, client: Xone) -> None:
+    error = failure(lambda: confirm(client, "o-1~http-401"))
+
+    assert (type(error), error.code, error.http_status) == (BadCredentials, "credentials", 401)
+    assert (sandbox.token_requests, len(sandbox.calls)) == (2, 2)
+
+
+def test_a_secret_that_was_changed_means_wrong_credentials_until_it_is_right(sandbox: Sandbox, client: Xone) -> None:
+    confirm(client)
+    sandbox.rotate_secret("new")
+    sandbox.revoke_tokens()
+
+    assert type(failure(lambda: confirm(client, "o-2"))) is BadCredentials
+    sandbox.rotate_secret("sandbox-secret")
+    client.gate = Gate()  # as if its pause were over
+    assert confirm(client, "o-2").booking.offer_id == "o-2"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "code"),
+    [
+        (Reply(400), BadCredentials, "credentials"),
+        (Reply(401), BadCredentials, "credentials"),
+        (Reply(403, MARK.encode()), BadCredentials, "credentials"),
+        (Reply(307, b"", {"Location": "/elsewhere"}), BadCredentials, "credentials"),
+        (Reply(429), NotSent, "http-429"),
+        (Reply(500, MARK.encode()), NotSent, "http-500"),
+        (Reply(503), NotSent, "http-503"),
+        (Reply(200), NotSent, "bad-answer"),
+        (Reply(200, b"<html>"), NotSent, "bad-answer"),
+        (Reply(200, b"[]"), NotSent, "bad-answer"),
+        (Reply(200, b'{"token": "t"}'), NotSent, "bad-answer"),
+        (Reply(200, b'{"access_token": null}'), NotSent, "bad-answer"),
+        (Reply(200, b'{"access_token": 5}'), NotSent, "bad-answer"),
+        (Reply(200, b'{"access_token": ""}'), NotSent, "bad-answer"),
+        (Reply(200, b'{"access_token": "a\\r\\nX: b"}'), NotSent, "bad-answer"),
+        (Reply(200, '{"access_token": "€"}'.encode()), NotSent, "bad-answer"),
+    ],
+    ids=lambda value: f"{value.status}-{value.body[:20]!r}" if isinstance(value, Reply) else None,
+)
+def test_without_a_token_nothing_is_sent(reply: Reply, kind: type[XoneError], code: str) -> None:
+    with scripted({"/api/oauth/token": [reply]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+
+    assert (type(error), error.code) == (kind, code)
+    assert script.paths() == ["/api/oauth/token"]
+
+
+def test_a_token_endpoint_that_is_down_recovers(sandbox: Sandbox, client: Xone) -> None:
+    sandbox.token_down = True
+    error = failure(lambda: confirm(client))
+    sandbox.token_down = False
+
+    assert (type(error), error.code) == (NotSent, "http-503")
+    assert sandbox.calls == []
+    assert confirm(client).booking.offer_id == "o-1"
+
+
+def test_a_token_that_is_not_answered_in_time_was_not_sent() -> None:
+    with silent_port() as port:
+        error = failure(lambda: confirm(client_of(f"http://127.0.0.1:{port}", XONE_TIMEOUT=0.2)))
+
+    assert (type(error), error.code) == (NotSent, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "lifetime"),
+    [(3600, 3600), ("3600", 3600), (0.5, 0.5), (None, 300), ("soon", 300), (0, 300), (-1, 300), (10**400, 300)],
+)
+def test_the_life_of_a_token_is_read_and_else_assumed(expires_in: Any, lifetime: float) -> None:
+    token = Reply(200, as_json({"access_token": "t", "expires_in": expires_in}))
+    with scripted({"/api/oauth/token": [token]}) as script:
+        before = time.monotonic()
+        good_until = client_of(script.url)._request_token().good_until
+
+    assert before + lifetime <= good_until <= time.monotonic() + lifetime
+
+
+def test_many_threads_ask_for_one_token(sandbox: Sandbox, client: Xone) -> None:
+    together = threading.Barrier(50)
+    booked: list[str] = []
+
+    def work(number: int) -> None:
+        together.wait(10)
+        booked.append(confirm(client, f"o-{number}").booking.offer_id)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert len(set(booked)) == 50
+    assert sandbox.token_requests == 1
+
+
+# --- The list of bookings ---
+
+
+def find(client: Xone, offer_id: str = "o-1", quotes: frozenset[str] = frozenset()) -> str | None:
+    booking = client.find_booking("P-1", offer_id, quotes)
+    return booking.id if booking else None
+
+
+def test_a_booking_is_found_on_any_page(sandbox: Sandbox, client: Xone) -> None:
+    ids = {f"o-{number}": confirm(client, f"o-{number}").booking.id for number in range(5)}
+    sandbox.page_size = 2
+
+    assert {offer_id: find(client, offer_id) for offer_id in ids} == ids
+    assert find(client, "o-99") is None
+
+
+def test_a_booking_of_another_partner_is_not_found(client: Xone) -> None:
+    confirm(client)
+
+    assert client.find_booking("P-2", "o-1", QUOTES) is None
+
+
+def test_a_forbidden_list_is_a_refusal(sandbox: Sandbox, client: Xone) -> None:
+    sandbox.bookings_mode = "forbidden"
+
+    error = failure(lambda: find(client))
+
+    assert (type(error), error.code) == (Refused, "http-403")
+
+
+def test_an_empty_path_switches_the_list_off(sandbox: Sandbox, client: Xone) -> None:
+    assert client.can_list_bookings
+    assert not client_of(sandbox.url, XONE_BOOKINGS_PATH="").can_list_bookings
+
+
+LISTED = {"id": "INS-1", "offer_id": "o-1"}
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        (LISTED, "INS-1"),
+        ({"id": "INS-1", "quote": {"uuid": "quote-2"}}, "INS-1"),
+        ({"id": "INS-1", "offer_id": None, "quote": {"uuid": "quote-1"}}, "INS-1"),
+        ({"id": "INS-1", "offer_id": "another", "quote": {"uuid": "quote-1"}}, None),
+        ({"id": "INS-1", "quote": {"uuid": "quote-9"}}, None),
+        ({"id": "INS-1", "quote": {"uuid": ["quote-1"]}}, None),
+        ({"id": "INS-1", "quote": "quote-1"}, None),
+        ({"id": "INS-1", "quote": None}, None),
+        ({"id": "INS-1"}, None),
+        ("INS-1", None),
+    ],
+)
+def test_a_booking_is_matched_by_offer_or_else_by_quote(listed: Any, found: str | None) -> None:
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [7, {}, listed]}))]}) as script:
+        client = client_of(script.url)
+        booking = client.find_booking("P-1", "o-1", QUOTES)
+
+    assert (booking.id if booking else None) == found
+    assert booking is None or booking.offer_id == "o-1"
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "kind", "code"),
+    [
+        (200, [], Unknown, "bad-answer"),
+        (200, {"data": {}}, Unknown, "bad-answer"),
+        (200, {"bookings": []}, Unknown, "bad-answer"),
+        (200, {"data": [{"offer_id": "o-1"}]}, Unknown, "bad-answer"),
+        (200, {"data": [], "links": {"next": {"href": "x"}}}, Unknown, "bad-answer"),
+        (200, {"data": [], "links": {"next": 5}}, Unknown, "bad-answer"),
+        (200, {"data": [], "links": {"next": "http://[x"}}, Unknown, "bad-answer"),
+        (204, None, Unknown, "http-204"),
+        (307, None, Refused, "redirect"),
+        (404, None, Refused, "http-404"),
+        (500, None, Unknown, "http-500"),
+        (503, None, Busy, "http-503"),
+        (401, None, BadCredentials, "credentials"),
+    ],
+)
+def test_a_list_that_can_not_be_read_is_an_error(status: int, content: Any, kind: type[XoneError], code: str) -> None:
+    body = b"" if status == 204 else as_json(content)
+    with scripted({BOOKINGS_PATH: [Reply(status, body)]}) as script:
+        error = failure(lambda: find(client_of(script.url)))
+
+    assert (type(error), error.code) == (kind, code)
+
+
+@pytest.mark.parametrize("links", [None, [], ["x"], "x", {}, {"next": None}, {"next": ""}])
+def test_a_list_without_a_next_page_ends(links: Any) -> None:
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [], "links": links}))]}) as script:
+        assert find(client_of(script.url)) is None
+        assert script.paths().count(BOOKINGS_PATH) == 1
+
+
+@pytest.mark.parametrize(
+    "following", ["?page=2", "/api/partners/P-1/bookings?page=2", "{url}" + BOOKINGS_PATH + "?page=2"]
+)
+def test_the_next_page_may_be_given_in_full_or_not(following: str) -> None:
+    with scripted({BOOKINGS_PATH + "?page=2": [Reply(200, as_json({"data": [LISTED]}))]}) as script:
+        links = {"next": following.replace("{url}", script.url)}
+        script.replies[BOOKINGS_PATH] = [Reply(200, as_json({"data": [], "links": links}))]
+
+        assert find(client_of(script.url)) == "INS-1"
+
+
+def test_a_page_on_another_host_is_not_asked_for() -> None:
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [LISTED]}))]}) as elsewhere:
+        first = Reply(200, as_json({"data": [], "links": {"next": elsewhere.url + BOOKINGS_PATH}}))
+        with scripted({BOOKINGS_PATH: [first]}) as script:
+            error = failure(lambda: find(client_of(script.url)))
+
+    assert (type(error), error.code) == (Unknown, "bad-answer")
+    assert script.paths() == ["/api/oauth/token", BOOKINGS_PATH]
+    assert elsewhere.requests == []
+
+
+def test_a_list_without_an_end_is_an_error() -> None:
+    endless = Reply(200, as_json({"data": [], "links": {"next": "?"}}))
+    with scripted({BOOKINGS_PATH: [endless], BOOKINGS_PATH + "?": [endless]}) as script:
+        error = failure(lambda: find(client_of(script.url)))
+
+    assert (type(error), error.code) == (Unknown, "bad-answer")
+    assert len(script.paths()) == 1 + xone.MAX_PAGES
+
+
+# --- Retry-After ---
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("1", 1),
+        (" 120 ", 120),
+        ("3600", 3600),
+        ("86400", 3600),
+        ("-5", 0),
+        ("9" * 400, None),
+        ("9" * 5000, None),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30),
+        ("Thu, 01 Jan 2026 13:00:30 +0100", 30),
+        ("Thu, 01 Jan 2026 11:59:30 GMT", 0),
+        ("Fri, 02 Jan 2026 12:00:00 GMT", 3600),
+        ("Thu, 01 Jan 2026 12:00:30 +99999999999999", None),
+        ("soon", None),
+        ("1.5", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_bounded_to_an_hour(value: str | None, seconds: float | None) -> None:
+    assert retry_after(value, NOW) == seconds
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(max_size=40) | st.text(alphabet="0123456789 :+-,JanThuGMT", max_size=40))
+def test_any_retry_after_is_read_or_ignored(value: str) -> None:
+    seconds = retry_after(value, NOW)
+
+    assert seconds is None or 0 <= seconds <= xone.MAX_RETRY_AFTER
+
+
+def test_retry_after_reaches_the_error(client: Xone) -> None:
+    dated, busy = (failure(lambda name=name: confirm(client, f"o-1~{name}")) for name in ("maintenance", "busy"))
+
+    assert busy.retry_after == 1
+    assert dated.retry_after is not None
+    assert 0 < dated.retry_after <= 2

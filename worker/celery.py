@@ -1,0 +1,118 @@
+"""The Celery application: ``celery -A worker worker`` and ``confirm-offer worker`` run it.
+
+Beside the tasks, a worker runs Scheduler and Relay; WORKER_PARTS switches parts off.
+"""
+
+import sys
+from typing import Any
+
+import structlog
+from celery import Celery, bootsteps, signals
+
+from worker import broker, logs
+from worker.errors import SettingsError
+from worker.process import Process, current
+from worker.relay import Relay
+from worker.report import configure_sentry
+from worker.scheduler import Scheduler
+from worker.settings import LogSettings, read
+
+log = structlog.get_logger(__name__)
+
+
+def make_app(process: Process) -> Celery:
+    """A Celery application for the settings of a process. Raises SettingsError."""
+    process.check_settings()
+    is_memory = process.broker.url.startswith("memory")
+    app = Celery("confirm-offer", set_as_current=True)
+    app.conf.update(
+        broker_url=process.broker.url,
+        broker_transport_options={"polling_interval": 0.01} if is_memory else {},
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        # Above the longest drain of a warm shutdown, one call: no heartbeat is sent in it with the threads pool.
+        broker_heartbeat=0 if is_memory else max(60, round(2 * process.xone_settings.XONE_TIMEOUT)),
+        task_queues=(broker.jobs_queue, broker.resume_queue),
+        task_create_missing_queues=False,
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        accept_content=["json"],
+        imports=("tasks.celery_tasks",),
+        worker_consumer="worker.consumer:PlainConsumer",
+        worker_pool=process.worker.WORKER_POOL,
+        worker_concurrency=process.worker.WORKER_CONCURRENCY,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=0,
+        enable_utc=True,
+        timezone="UTC",
+    )
+    if "tasks" not in process.worker.parts:
+        app.amqp.queues.deselect([broker.JOBS, broker.RESUME])
+    app.steps["worker"].add(Duties)
+    return app
+
+
+class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Scheduler and Relay of this worker. Started after the pool, so that prefork forks without their threads."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._process = current()
+        parts = self._process.worker.parts
+        self._scheduler = Scheduler(self._process) if "scheduler" in parts else None
+        self._relay = Relay(self._process) if "relay" in parts else None
+        parent.relay = self._relay
+
+    def start(self, parent: Any) -> None:
+        for duty in (self._scheduler, self._relay):
+            if duty is not None:
+                duty.start()
+
+    def stop(self, parent: Any) -> None:
+        """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
+        if self._scheduler is not None:
+            self._scheduler.stop()
+
+    def terminate(self, parent: Any) -> None:
+        self.stop(parent)
+
+
+@signals.worker_shutdown.connect
+def _flush(sender: Any, **_: Any) -> None:
+    relay = getattr(sender, "relay", None)
+    if relay is not None:
+        relay.flush()
+    current().close()
+
+
+@signals.worker_shutting_down.connect
+def _stop_waiting(**_: Any) -> None:
+    current().stopping.set()
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    logs.configure(read(LogSettings))
+
+
+def _application() -> Celery:
+    """The application for Celery's own command line, which wants it at import. A wrong setting ends the program."""
+    try:
+        settings = read(LogSettings)
+        configure_sentry(settings.SENTRY_DSN.get_secret_value() if settings.SENTRY_DSN else None)
+        return make_app(current())
+    except SettingsError as error:
+        sys.stderr.write(f"confirm-offer: {error}\n")
+        raise SystemExit(2) from None
+
+
+app = _application()

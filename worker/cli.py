@@ -1,0 +1,165 @@
+"""The command line: ``confirm-offer …``. Exit codes: 0 done, 1 not or not wholly done, 2 wrong use or settings."""
+
+import sys
+
+import click
+from cryptography.fernet import Fernet
+
+from worker import broker, database, schema
+from worker.commands import batches, enqueue, events, failures, letters, pauses, resolve, show
+from worker.commands.console import Failed, json_option, out, plainly, tell
+from worker.errors import SettingsError
+from worker.process import current
+from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, WorkerSettings, read
+
+
+def main() -> None:
+    """Entry of the console script."""
+    try:
+        cli.main(prog_name="confirm-offer", standalone_mode=True)
+    except SettingsError as error:
+        click.echo(f"confirm-offer: {error}", err=True)
+        sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="confirm-offer")
+def cli() -> None:
+    """Confirms insurance offers with XONE: from a job on a queue to a booking and an event.
+
+    Settings come from the environment and from .env in the working folder.
+    """
+
+
+@cli.command()
+@click.option("--jobs", default=20, show_default=True, type=click.IntRange(1, 2000), help="How many offers to confirm.")
+@json_option
+@plainly
+def demo(jobs: int, as_json: bool) -> None:
+    """Runs the whole system in one process, with nothing installed, and shows what came of each job.
+
+    Example: confirm-offer demo --jobs 50
+    """
+    from worker.demo import run
+
+    sys.exit(run(jobs, as_json, out))
+
+
+@cli.command()
+@click.option("--concurrency", type=click.IntRange(1, 2000), help="Calls in flight (WORKER_CONCURRENCY).")
+@click.option("--pool", type=click.Choice(["threads", "prefork"]), help="Celery's pool (WORKER_POOL).")
+def worker(concurrency: int | None, pool: str | None) -> None:
+    """Runs a worker: takes jobs, retries what is due, publishes events. "celery -A worker worker" starts the same.
+
+    Example: confirm-offer worker --concurrency 128
+    """
+    process = current()
+    given = {"WORKER_CONCURRENCY": concurrency, "WORKER_POOL": pool}
+    process.worker = read(WorkerSettings, **{name: value for name, value in given.items() if value is not None})
+    from worker.celery import app
+
+    running = app.Worker(
+        concurrency=process.worker.WORKER_CONCURRENCY,
+        pool_cls=process.worker.WORKER_POOL,
+        loglevel=read(LogSettings).LOG_LEVEL,
+        quiet=True,
+    )
+    running.start()
+    sys.exit(running.exitcode or 0)
+
+
+@cli.group()
+def db() -> None:
+    """The database's schema."""
+
+
+@db.command("upgrade")
+@json_option
+@plainly
+def db_upgrade(as_json: bool) -> None:
+    """Brings the database's tables up to date. Safe to repeat, and to run twice at once.
+
+    Example: confirm-offer db upgrade
+    """
+    before, after = schema.upgrade(database.connect(read(DatabaseSettings).url))
+    text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
+    tell(as_json, text, revision=after, before=before)
+
+
+@db.command("check")
+@json_option
+@plainly
+def db_check(as_json: bool) -> None:
+    """Tells whether the database's tables are those of this version. Exit code 1 where they are not.
+
+    Example: confirm-offer db check
+    """
+    engine = database.connect(read(DatabaseSettings).url)
+    with engine.connect() as connection:
+        found, wanted = schema.revision(connection), schema.newest()
+    if found != wanted:
+        raise Failed(f"database is at revision {found or 'none'}, not at {wanted}; run 'confirm-offer db upgrade'")
+    tell(as_json, f"database is at revision {found}, as it should be", revision=found)
+
+
+@cli.group("broker")
+def broker_group() -> None:
+    """Exchanges, queues and bindings."""
+
+
+@broker_group.command("declare")
+@json_option
+@plainly
+def broker_declare(as_json: bool) -> None:
+    """Declares exchanges, queues and bindings. Safe to repeat; the worker does it too.
+
+    Example: confirm-offer broker declare
+    """
+    with broker.connect(read(BrokerSettings).url) as connection:
+        names = broker.declare(connection)
+    tell(as_json, "\n".join(f"declared {name}" for name in names), declared=names)
+
+
+@cli.command()
+@click.option("--port", default=8900, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@json_option
+@plainly
+def sandbox(port: int, as_json: bool) -> None:
+    """Runs the stand-in of XONE by itself, until it is interrupted. Its page says how to use it.
+
+    Example: confirm-offer sandbox --port 8900
+    """
+    import threading
+
+    from worker.sandbox import Sandbox
+
+    with Sandbox(port=port) as running:
+        tell(as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo()
+
+
+@cli.command()
+@json_option
+def keygen(as_json: bool) -> None:
+    """Prints a new key for DATA_KEYS.
+
+    Example: confirm-offer keygen
+    """
+    key = Fernet.generate_key().decode()
+    tell(as_json, key, key=key)
+
+
+cli.add_command(failures.failed)
+cli.add_command(failures.reprocess)
+cli.add_command(batches.batches)
+cli.add_command(batches.batch)
+cli.add_command(pauses.pause)
+cli.add_command(pauses.resume)
+cli.add_command(show.show)
+cli.add_command(resolve.resolve)
+cli.add_command(enqueue.enqueue)
+cli.add_command(letters.dead_letters)
+cli.add_command(events.events)

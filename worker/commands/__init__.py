@@ -1,0 +1,1 @@
+"""The commands of ``confirm-offer``, a module for each kind; worker/cli.py puts them together."""

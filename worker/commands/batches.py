@@ -1,0 +1,194 @@
+"""``confirm-offer batches`` and ``batch``: how reprocessing goes on, and stopping it."""
+
+import sys
+from collections import Counter
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Connection
+
+from models.states import BatchState, State
+from tasks import batches as tasks
+from tasks.audit import who
+from worker import database
+from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, tell
+from worker.commands.follow import follow, outcome
+from worker.commands.layout import add, counted, listing, say, short
+from worker.commands.pauses import standing, tell_paused
+from worker.settings import DatabaseSettings, read
+from worker.show import as_json as in_utc
+from worker.show import local
+
+SHOWN = 20  # items for a person
+ITEM_COLUMNS = ("partner_id", "offer_id", "outcome", "code", "fed_at", "ended_at")
+STYLE_OF = {BatchState.RUNNING: "cyan", BatchState.PAUSED: "yellow", BatchState.CANCELLED: "dim"}
+WENT_WELL = (State.CONFIRMED, State.PENDING)
+
+
+@click.command("batches")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@json_option
+@plainly
+def batches(limit: int, as_json: bool) -> None:
+    """Lists the batches of reprocessing.
+
+    The newest comes first. "left" are those that wait or are under way.
+
+    Example: confirm-offer batches
+    """
+    with database.connect(read(DatabaseSettings).url).connect() as connection:
+        found = tasks.overview(connection, limit=limit)
+        stand = standing(connection)
+    if as_json:
+        print_json(in_utc({"batches": found}))
+    elif not found:
+        say(out, "There are no batches; 'confirm-offer reprocess' makes one.")
+    else:
+        out.print(_overview(found))
+        if any(batch["state"] == BatchState.RUNNING for batch in found):
+            tell_paused(out, stand)
+
+
+def _overview(found: list[dict[str, Any]]) -> Table:
+    numbers = ["id", "total", "confirmed", "failed", "left"]
+    table = listing("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
+    for batch in found:
+        left = batch["waiting"] + batch["running"]
+        state = Text(batch["state"], style=STYLE_OF.get(batch["state"], ""))
+        counts = (batch["total"], batch["confirmed"], batch["failed"], left)
+        add(table, batch["id"], state, short(batch["created_at"]), *counts, batch["reason"])
+    return table
+
+
+@click.group("batch")
+def batch() -> None:
+    """One batch of reprocessing."""
+
+
+@batch.command("show")
+@click.argument("batch_id", metavar="ID", type=int)
+@click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print each item as CSV.")
+@json_option
+@plainly
+def show(batch_id: int, is_followed: bool, as_csv: bool, as_json: bool) -> None:
+    """Shows a batch and what came of its items. --csv and --json print each item.
+
+    Example: confirm-offer batch show 12
+    """
+    engine = database.connect(read(DatabaseSettings).url)
+    with engine.connect() as connection:
+        found = _find(connection, batch_id)
+        items = tasks.items(connection, batch_id)
+        stand = standing(connection)
+    if as_json:
+        print_json(in_utc({**found, "items": items}))
+    elif as_csv:
+        print_csv(ITEM_COLUMNS, in_utc(items))
+    elif is_followed:
+        sys.exit(0 if follow(engine, batch_id, out) else 1)
+    else:
+        _print(found, items)
+        if found["state"] == BatchState.RUNNING:
+            tell_paused(out, stand)
+
+
+def _find(connection: Connection, batch_id: int) -> dict[str, Any]:
+    found = tasks.overview(connection, batch_id) if abs(batch_id) < 2**31 else []
+    if not found:
+        raise Failed(f"there is no batch {batch_id}; 'confirm-offer batches' lists them")
+    return found[0]
+
+
+def _print(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    rate = f"{found['rate']:g} a second" if found["rate"] is not None else "as fast as its bound allows"
+    for name, value in (
+        ("batch", str(found["id"])),
+        ("state", found["state"]),
+        ("reason", found["reason"] or "-"),
+        ("made", f"{local(found['created_at'])} by {found['by']}"),
+        ("ended", local(found["ended_at"])),
+        ("rate", rate),
+        ("items", f"{found['total']:,}: {outcome(found)}"),
+    ):
+        facts.add_row(Text(name, style="dim"), Text(value))
+    out.print(facts)
+    _print_codes(items)
+    _print_items(items)
+
+
+def _print_codes(items: list[dict[str, Any]]) -> None:
+    codes = Counter(item["code"] for item in items if item["code"])
+    if codes:
+        say(out, "\nfailed again with " + ", ".join(f"{code}: {number:,}" for code, number in codes.most_common()))
+
+
+def _print_items(items: list[dict[str, Any]]) -> None:
+    """All of a small batch, and of a larger one those that did not go well."""
+    shown = items if len(items) <= SHOWN else [item for item in items if _is_worth_showing(item)]
+    if shown:
+        say(out)
+        table = listing("partner", "offer", "outcome", "code")
+        for item in shown[:SHOWN]:
+            add(table, item["partner_id"], item["offer_id"], item["outcome"], item["code"])
+        out.print(table)
+    more = len(items) - len(shown[:SHOWN])
+    if more:
+        say(out, f"{'and ' * bool(shown)}{counted(more, 'more item' if shown else 'item')}; --csv or --json prints all")
+
+
+def _is_worth_showing(item: dict[str, Any]) -> bool:
+    return item["ended_at"] is not None and item["outcome"] not in WENT_WELL
+
+
+@batch.command("pause")
+@click.argument("batch_id", metavar="ID", type=int)
+@click.option("--reason", help="Why, for the record.")
+@json_option
+@plainly
+def pause(batch_id: int, reason: str | None, as_json: bool) -> None:
+    """Feeds no more of a batch to the workers, until "batch resume". What is under way goes on.
+
+    Example: confirm-offer batch pause 12
+    """
+    _move(batch_id, BatchState.PAUSED, reason, as_json)
+
+
+@batch.command("resume")
+@click.argument("batch_id", metavar="ID", type=int)
+@click.option("--reason", help="Why, for the record.")
+@json_option
+@plainly
+def resume(batch_id: int, reason: str | None, as_json: bool) -> None:
+    """Goes on with a batch that was paused.
+
+    Example: confirm-offer batch resume 12
+    """
+    _move(batch_id, BatchState.RUNNING, reason, as_json)
+
+
+@batch.command("cancel")
+@click.argument("batch_id", metavar="ID", type=int)
+@click.option("--reason", help="Why, for the record.")
+@json_option
+@plainly
+def cancel(batch_id: int, reason: str | None, as_json: bool) -> None:
+    """Ends a batch for good. What was not tried stays as it is; what is under way goes on.
+
+    Example: confirm-offer batch cancel 12
+    """
+    _move(batch_id, BatchState.CANCELLED, reason, as_json)
+
+
+def _move(batch_id: int, to: BatchState, reason: str | None, as_json: bool) -> None:
+    with database.connect(read(DatabaseSettings).url).begin() as connection:
+        before = _find(connection, batch_id)
+        if not tasks.move(connection, batch_id, to, who(), reason):
+            ended = local(before["ended_at"])
+            raise Failed(f"batch {batch_id} has ended: it is {before['state']} since {ended}")
+        (found,) = tasks.overview(connection, batch_id)
+    was = " already" if before["state"] == to else ""
+    tell(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))

@@ -1,0 +1,112 @@
+"""What all commands share: the consoles, JSON or text, one line for what goes wrong."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from worker import broker, database
+from worker.errors import ConfirmOfferError, SettingsError
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class Failed(click.ClickException):
+    """Not done: exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"confirm-offer: {self.message}", err=True)
+
+
+class WrongUse(Failed):
+    """It was not said what to do: exit code 2."""
+
+    exit_code = 2
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turns what a command can run into to one line that says what to do, and exit code 1."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except ConfirmOfferError as error:
+        raise Failed(str(error)) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise Failed(f"{error.filename}: {error.strerror}") from None
+        if broker.lacks_queues(error):
+            raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
+        if broker.is_away(error):
+            raise Failed(f"the broker can't be reached ({type(error).__name__}); check BROKER_URL") from None
+        if database.lacks_tables(error):
+            raise Failed("the database has not the tables of this version; run 'confirm-offer db upgrade'") from None
+        if database.is_away(error):
+            raise Failed(f"the database can't be reached ({type(error).__name__}); check DATABASE_URL") from None
+        raise
+
+
+def plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with told_plainly():
+            return command(*args, **kwargs)
+
+    return run
+
+
+def progress(shown: bool = True) -> Progress:
+    """A progress bar on a terminal, gone when the work is done; nothing elsewhere, or where it is not to be shown."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not (shown and err.is_terminal),
+    )
+
+
+def print_json(content: Any) -> None:
+    click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """A header and rows, by the names of the columns."""
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+    try:
+        writer.writeheader()
+        writer.writerows(rows)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough
+        out.on_broken_pipe()
+
+
+def ask(question: str, yes: bool) -> None:
+    """Goes on where the answer is yes. yes: it was given with the command."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise WrongUse("there is no terminal to ask on, so nothing was changed; add --yes")
+    if not click.confirm(question, err=True):
+        raise Failed("nothing was changed")
+
+
+def tell(as_json: bool, text: str, **content: Any) -> None:
+    """The result of a command: a text for a person, or its facts as JSON."""
+    if as_json:
+        print_json(content)
+    else:
+        click.echo(text)

@@ -1,0 +1,169 @@
+"""``enqueue``: jobs from a file to the jobs queue."""
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import click
+
+from worker.broker import Publisher
+from worker.commands.console import Failed, WrongUse, err, json_option, plainly, print_json, progress
+from worker.commands.layout import counted
+from worker.commands.recording import recording
+from worker.enqueue import BadLine, Checked, Enqueued, Progress, Rejected, Source, check, publish
+from worker.settings import BrokerSettings, read
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="What FILE is, if not by its name's end.")
+@click.option(
+    "--rejected",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where bad lines go; FILE.rejected if not given, nowhere for standard input.",
+)
+@json_option
+@plainly
+def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -> None:
+    """Publishes jobs from FILE ("-" for standard input), JSON Lines or CSV. All are checked first.
+
+    Bad lines are named, kept in FILE.rejected as they came, and not published; exit code 1 if there are any.
+
+    Interrupted, the same command goes on after the last line that the broker has confirmed: that is kept in
+    FILE.progress until all are published. A job that is published twice is harmless.
+
+    \b
+    JSON Lines has a job a line:
+      {"partner_id": "P-100", "offer_id": "5c7e", "quotes": [{"id": "q1"}], …}
+    CSV has a first line with the place of each value in the job, such as
+      partner_id, offer_id, order_reference,
+      quotes.0.id, quotes.0.insured.0.first_name,
+      quotes.0.brightwrite_details.bw_variant_id,
+      policyholder.first_name, .last_name, .country, .email, .phone, …
+      metadata.channel
+    An empty cell is left out, and so is a quote or an insured without a value.
+
+    Example: confirm-offer enqueue jobs.csv
+    """
+    url = read(BrokerSettings).url
+    path = None if file == "-" else Path(file)
+    if rejected is None and path is not None:
+        rejected = path.with_name(path.name + ".rejected")
+    if rejected is not None and path is not None and rejected.exists() and rejected.samefile(path):
+        raise WrongUse("--rejected names FILE itself; name another file")
+    bad: list[dict[str, Any]] = []
+    with _opened(path) as opened:
+        source = Source(opened, is_csv=form == "csv" or (form is None and file.lower().endswith(".csv")))
+        with Rejected(rejected, lambda: source.header) as rejects:
+            checked = _check(source, rejects, bad if as_json else None)
+        kept = _progress_of(path, checked.digest, url) if path is not None else None
+        with recording("enqueue", bad=len(checked.bad)) as record:
+            result, after = _publish(source, checked, kept, url, record)
+    number_of_bad = len(checked.bad)
+    if as_json:
+        print_json(
+            {
+                "published": result.published,
+                "bad": bad,
+                "refused": result.refused,
+                "resumed_after_line": after or None,
+                "rejected_file": str(rejected) if number_of_bad and rejected is not None else None,
+            }
+        )
+    else:
+        where = f"; the bad lines are in {rejected}" if number_of_bad and rejected is not None else ""
+        click.echo(f"{result.published} published, {number_of_bad + len(result.refused)} not{where}")
+    if result.refused:
+        again = "" if kept is None else "; run the same command again to go on from there"
+        raise Failed(
+            f"the broker did not take {counted(len(result.refused), 'job')} from line {result.refused[0]} on: is the "
+            f"jobs queue full, or not declared ('confirm-offer broker declare')?{again}"
+        )
+    if number_of_bad:
+        sys.exit(1)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[BinaryIO]:
+    """The file; what can't be read twice, as standard input, is copied to a nameless file first."""
+    with sys.stdin.buffer if path is None else path.open("rb") as given:
+        if path is not None and stat.S_ISREG(os.fstat(given.fileno()).st_mode):
+            yield given
+            return
+        with TemporaryFile() as copy:
+            shutil.copyfileobj(given, copy)
+            copy.flush()
+            yield copy
+
+
+def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) -> Checked:
+    """bad: where bad lines are listed, in place of being printed."""
+
+    def on_bad(line: BadLine) -> None:
+        rejects.add(line.raw)
+        if bad is not None:
+            bad.append({"line": line.number, "code": line.code, "detail": line.detail})
+        else:
+            err.print(f"line {line.number}: {line.code}: {line.detail}", markup=False, soft_wrap=True)
+
+    with progress() as bar:
+        task = bar.add_task("checking (bytes)", total=source.size)
+        return check(source, on_bad, lambda size: bar.advance(task, size))
+
+
+def _publish(source: Source, checked: Checked, kept: Progress | None, url: str, record: Any) -> tuple[Enqueued, int]:
+    """What came of it, and the line after which it went on."""
+    after, before = _where_to_begin(kept, checked)
+    with progress() as bar, Publisher(url) as publisher:
+        task = bar.add_task("publishing", total=checked.good, completed=before)
+        done_up_to = after
+
+        def confirmed(line: int, jobs: int) -> None:
+            nonlocal done_up_to
+            if kept is not None:
+                kept.advance(line, jobs)
+            done_up_to = line
+            record(jobs)
+            bar.advance(task, jobs)
+
+        try:
+            result = publish(source, checked, after, publisher, confirmed)
+        except KeyboardInterrupt:
+            again = "" if kept is None else "; the same command goes on from there"
+            raise Failed(f"interrupted; the broker has all good jobs up to line {done_up_to}{again}") from None
+    if kept is not None and not result.refused:
+        kept.end()
+    return result, after
+
+
+def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
+    """None where it can't be kept, as next to a file in a folder that is read-only."""
+    kept = Progress(path.with_name(path.name + ".progress"), digest, url)
+    try:
+        kept.try_it()
+    except OSError as error:
+        _say(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
+        return None
+    return kept
+
+
+def _where_to_begin(kept: Progress | None, checked: Checked) -> tuple[int, int]:
+    """Line and number of jobs."""
+    if kept is None:
+        return 0, 0
+    begin = kept.begin()
+    if begin is None:
+        _say(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
+    elif begin[0]:
+        _say(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
+    return begin or (0, 0)
+
+
+def _say(text: str) -> None:
+    err.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""``events replay``: stored events to their consumers again."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from sqlalchemy import Row
+
+from models.booking import moment
+from models.event import EventType
+from tasks.audit import Tally
+from worker import database
+from worker.broker import Publisher
+from worker.commands.console import Failed, ask, json_option, plainly, progress, tell
+from worker.commands.layout import counted
+from worker.commands.moments import MOMENT
+from worker.events import Which, clock, count, pages
+from worker.settings import BrokerSettings, DatabaseSettings, read
+from worker.show import local
+
+STEP = 0.1  # seconds that a batch lasts where there is a rate
+
+
+@click.group()
+def events() -> None:
+    """The events that consumers get."""
+
+
+@events.command()
+@click.option("--since", type=MOMENT, required=True, help="Written at or after: 2026-01-31T14:00 (local), or 2h, 7d.")
+@click.option("--until", type=MOMENT, help="Written before; now, if not given.")
+@click.option("--type", "event_type", type=click.Choice([kind.value for kind in EventType]), help="Only this type.")
+@click.option("--offer", help="Only those of this offer.")
+@click.option("--rate", type=click.FloatRange(min=0.1), help="Events a second, at most.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@plainly
+def replay(
+    since: datetime,
+    until: datetime | None,
+    event_type: str | None,
+    offer: str | None,
+    rate: float | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Publishes stored events again, with the ids and bytes they had, those of a confirmation in their order.
+
+    They go to all consumers: one that has an event already knows it by its id. Events that were never published are
+    left to the worker.
+
+    Example: confirm-offer events replay --since 2h --type booking.confirmed --rate 100
+    """
+    from worker.relay import message_of  # it brings in much that no other command needs
+
+    url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
+    with engine.connect() as connection:
+        at = clock(connection)
+        which = Which(since, min(until or at, at), EventType(event_type) if event_type else None, offer)
+        total = count(connection, which)
+    if not total:
+        return tell(as_json, "no such events", replayed=0, left=0)
+    span = f"of {local(which.since)} to {local(which.until)}"
+    ask(f"Publish {counted(total, 'event')} {span} again, to all consumers?", yes)
+    facts: dict[str, Any] = {
+        "since": moment(which.since),
+        "until": moment(which.until),
+        "type": event_type,
+        "offer": offer,
+        "rate": rate,
+    }
+    replayed = 0
+    with Tally(engine, "events replay", **facts) as tally, Publisher(url) as publisher, progress() as bar:
+        task = bar.add_task("replaying", total=total)
+        try:
+            for batch in _paced(pages(engine, which), rate):
+                taken = len(publisher.publish(message_of(event) for event in batch))
+                replayed += taken
+                tally.add(taken)
+                bar.advance(task, taken)
+                if taken < len(batch):
+                    break
+        except KeyboardInterrupt:
+            raise Failed(f"interrupted: {replayed:,} of {counted(total, 'event')} replayed") from None
+    left = total - replayed
+    tell(
+        as_json,
+        f"{counted(replayed, 'event')} replayed" + (f", {left:,} not" if left else ""),
+        replayed=replayed,
+        left=left,
+    )
+    if left:
+        click.echo("confirm-offer: the broker did not take all; replaying them again is harmless", err=True)
+        sys.exit(1)
+    return None
+
+
+def _paced(of_events: Iterator[Sequence[Row[Any]]], rate: float | None) -> Iterator[Sequence[Row[Any]]]:
+    """Batches no faster than so many events a second."""
+    if rate is None:
+        yield from of_events
+        return
+    size, begun, given = max(1, int(rate * STEP)), time.monotonic(), 0
+    for page in of_events:
+        for start in range(0, len(page), size):
+            batch = page[start : start + size]
+            time.sleep(max(0.0, begun + given / rate - time.monotonic()))
+            given += len(batch)
+            yield batch

@@ -1,0 +1,388 @@
+"""``dead-letters``: what could not be accepted as a job, listed, replayed or dropped."""
+
+import base64
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import click
+from rich.progress import Progress
+
+from models.booking import moment
+from models.job import JobRejected, read_job
+from tasks.audit import Tally
+from worker import broker, database
+from worker.broker import Publisher
+from worker.commands.console import Failed, ask, json_option, out, plainly, print_json, progress, tell
+from worker.commands.layout import counted
+from worker.commands.recording import recording
+from worker.letters import (
+    CODES,
+    Letter,
+    Letters,
+    chosen,
+    copy_of,
+    for_editor,
+    ids_of,
+    in_batches,
+    masked,
+    printable,
+    replay,
+)
+from worker.settings import BrokerSettings, DatabaseSettings, read
+from worker.show import local
+
+SHOWN = 50  # letters, where no --limit is given
+EDITED = 100  # letters that are edited in one go, where no --limit is given
+MASKED_LINES = 6  # of a body on the screen; --json has all of it
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """What could not be accepted as a job."""
+
+
+code_option = click.option("--code", type=click.Choice(CODES), help="Only those of this code.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many, the first come first.")
+
+
+@dataclass
+class Group:
+    """The letters of one code."""
+
+    count: int
+    first_at: datetime | None
+    last_at: datetime | None
+    letters: list[dict[str, Any]]
+
+
+@dead_letters.command("list")
+@code_option
+@click.option("--limit", type=click.IntRange(min=0), default=SHOWN, show_default=True, help="Show at most so many.")
+@click.option("--reveal", is_flag=True, help="The bodies in clear, personal data included. It is audited.")
+@json_option
+@plainly
+def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> None:
+    """Lists the dead letters by code. All are counted; they stay where they are.
+
+    Bodies show their structure with the values replaced; ids are shown where they have the form of one.
+
+    \b
+    Codes: invalid-json, invalid-job, too-large, conflicting-job, and poison for
+    those that this program or RabbitMQ gave up.
+
+    Example: confirm-offer dead-letters list --code invalid-job
+    """
+    with (
+        recording("dead-letters list --reveal", wanted=reveal, code=code) as record,
+        Letters(read(BrokerSettings).url) as letters,
+        progress() as bar,
+    ):
+        groups = _grouped(letters, code, limit, reveal, bar)
+        record(sum(len(group.letters) for group in groups.values()))
+    if as_json:
+        print_json(
+            {
+                "total": sum(group.count for group in groups.values()),
+                "groups": [
+                    {
+                        "code": name,
+                        "count": group.count,
+                        "first_at": _utc(group.first_at),
+                        "last_at": _utc(group.last_at),
+                    }
+                    for name, group in groups.items()
+                ],
+                "letters": [
+                    {**letter, "at": _utc(letter["at"])} for group in groups.values() for letter in group.letters
+                ],
+            }
+        )
+    else:
+        _print(groups, code)
+        if letters.held < letters.standing:
+            click.echo(f"\nThe first {letters.held:,} of {letters.standing:,} letters were looked at.")
+
+
+def _grouped(letters: Letters, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:
+    """The groups, the largest first. Of all that are counted, only so many are kept."""
+    groups: dict[str, Group] = {}
+    kept = 0
+    task = bar.add_task("reading", total=letters.held)
+    for letter in letters:
+        bar.advance(task)
+        if code not in (None, letter.code):
+            continue
+        group = groups.setdefault(letter.code, Group(0, letter.at, letter.at, []))
+        group.count += 1
+        group.last_at = letter.at or group.last_at
+        if kept < limit:
+            kept += 1
+            group.letters.append(_row(letter, reveal))
+    return dict(sorted(groups.items(), key=lambda item: -item[1].count))
+
+
+def _row(letter: Letter, reveal: bool) -> dict[str, Any]:
+    row = {
+        "at": letter.at,
+        "code": letter.code,
+        "detail": letter.detail,
+        **asdict(ids_of(letter.body)),
+        "size": len(letter.body),
+    }
+    if not reveal:
+        return {**row, "body": masked(letter.body)}
+    try:
+        return {**row, "body": letter.body.decode()}
+    except UnicodeDecodeError:
+        return {**row, "body": None, "body_base64": base64.b64encode(letter.body).decode()}
+
+
+def _utc(at: datetime | None) -> str | None:
+    return moment(at) if at is not None else None
+
+
+def _print(groups: dict[str, Group], code: str | None) -> None:
+    if not groups:
+        click.echo("no dead letters" + (f" of code {code}" if code else ""))
+        return
+    for position, (name, group) in enumerate(groups.items()):
+        click.echo(("\n" if position else "") + f"{name}: {counted(group.count, 'letter')}, {_span(group)}")
+        for letter in group.letters:
+            _print_letter(letter)
+        if group.count > len(group.letters):
+            click.echo(f"  and {group.count - len(group.letters):,} more; --limit shows more of them")
+    click.echo("\n" + _wrapped(_NEXT, ""))
+
+
+_NEXT = "'dead-letters replay' puts them back on the jobs queue, with --edit after a correction; 'drop' removes them."
+
+
+def _span(group: Group) -> str:
+    first, last = local(group.first_at), local(group.last_at)
+    return first if first == last else f"{first} to {last}"
+
+
+def _print_letter(letter: dict[str, Any]) -> None:
+    who = " ".join(filter(None, (letter["partner_id"], letter["offer_id"]))) or "no ids that can be read"
+    click.echo(_wrapped(f"{local(letter['at'])}  {printable(who)}  {letter['size']:,} bytes", "  "))
+    click.echo(_wrapped(letter["detail"], "    "))
+    if "body_base64" in letter:
+        click.echo("    not UTF-8; --json prints it in base64")
+    elif isinstance(letter["body"], str):
+        click.echo(_wrapped(printable(letter["body"].replace("\n", " ")), "    "))
+    elif letter["body"] is not None:
+        structure = printable(json.dumps(letter["body"], ensure_ascii=False))
+        lines = _wrapped(structure[: (MASKED_LINES + 1) * out.width], "    ").splitlines()
+        more = ["    … --json prints all of it"] if len(lines) > MASKED_LINES else []
+        click.echo("\n".join([*lines[:MASKED_LINES], *more]))
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, out.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+@dead_letters.command("replay")
+@code_option
+@limit_option
+@click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first, {EDITED} in one go unless --limit says else.")
+@yes_option
+@json_option
+@plainly
+def replay_letters(code: str | None, limit: int | None, edit: bool, yes: bool, as_json: bool) -> None:
+    """Puts dead letters back on the jobs queue, their bodies unchanged or edited.
+
+    A letter is removed when the broker has confirmed its copy: interrupted, nothing is lost. One that fails again
+    comes back as a new letter and is not replayed a second time.
+
+    With --edit a body must be a valid job when the editor closes. An empty file leaves the letter where it is.
+
+    Example: confirm-offer dead-letters replay --code conflicting-job --limit 10
+    """
+    limit = limit or EDITED if edit else limit
+    url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
+    count = _count(url, code, limit)
+    if not count:
+        return _tell_moved("replayed", 0, 0, as_json, code)
+    ask(f"Put {counted(count, 'letter')} back on the jobs queue?", yes)
+    details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
+    with (
+        Tally(engine, "dead-letters replay", **details) as tally,
+        Letters(url) as letters,
+        progress(shown=not edit) as bar,  # it would draw over the editor
+        _Moved("replayed", count, tally, bar) as moved,
+    ):
+        meant = chosen(letters, code, count)
+        if edit:
+            held = list(meant)
+            letters.take_no_more()  # nothing waits for the broker while a person thinks
+            refused = _edit_and_replay(letters, held, url, moved, may_ask=not yes and sys.stdin.isatty())
+        else:
+            refused = _replay(letters, meant, url, moved)
+    _tell_moved("replayed", moved.count, count - moved.count, as_json, code)
+    if refused:
+        raise Failed(
+            f"the broker did not take {counted(refused, 'copy', 'copies')}, so those stay dead letters; "
+            "is the jobs queue full, or not declared? Then try again"
+        )
+    if moved.count < count:
+        sys.exit(1)
+    return None
+
+
+class _Moved:
+    """How many letters have been moved: counted for the audit and the bar, and told where it is interrupted."""
+
+    def __init__(self, what: str, total: int, tally: Tally, bar: Progress) -> None:
+        self.count = 0
+        self._what = what
+        self._tally = tally
+        self._bar = bar
+        self._task = bar.add_task(what, total=total)
+
+    def add(self, number: int) -> None:
+        self.count += number
+        self._tally.add(number)
+        self._bar.advance(self._task, number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt:
+            raise Failed(f"interrupted: {self.count:,} {self._what}, the others stay dead letters") from None
+
+
+def _replay(letters: Letters, meant: Iterator[Letter], url: str, moved: _Moved) -> int:
+    """Replays batch by batch. Returns how many copies the broker refused, which ends it."""
+    with Publisher(url) as publisher:
+        for batch in in_batches(meant):
+            taken = replay(letters, batch, publisher)
+            moved.add(taken)
+            if taken < len(batch):
+                return len(batch) - taken
+    return 0
+
+
+def _edit_and_replay(letters: Letters, held: list[Letter], url: str, moved: _Moved, may_ask: bool) -> int:
+    """Replays one by one, each after its edit. Returns how many copies the broker refused."""
+    refused = 0
+    with TemporaryDirectory(prefix="dead-letters-") as folder:  # readable for its owner only
+        for number, letter in enumerate(held, start=1):
+            name = f"letter {number} of {len(held)} ({letter.code}: {letter.detail})"
+            body = _edited(letter, name, Path(folder) / f"letter-{number}.json", may_ask)
+            if body is None:
+                continue
+            with _held_still():
+                letters.make_sure_of_them()
+            with Publisher(url) as publisher:
+                taken = len(publisher.publish([copy_of(letter, body)]))
+            if taken:
+                letters.settle([letter])
+            moved.add(taken)
+            refused += 1 - taken
+    return refused
+
+
+@contextmanager
+def _held_still() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not broker.is_away(error):
+            raise
+        raise Failed(
+            "the broker took the letters back while one was edited (it waits half an hour), so this edit was not "
+            "published; run the same command again"
+        ) from None
+
+
+def _edited(letter: Letter, name: str, file: Path, may_ask: bool) -> bytes | None:
+    """The body after the edit, a valid job; the letter's own where nothing was changed. None: to be left alone."""
+    before = for_editor(letter.body)
+    file.write_bytes(before)
+    try:
+        while True:
+            click.echo(name, err=True)
+            _open_editor(file)
+            after = file.read_bytes()
+            if not after.strip():
+                click.echo("  left as it is", err=True)
+                return None
+            body = letter.body if after == before else after.strip()
+            try:
+                read_job(body)
+            except JobRejected as rejected:
+                click.echo(f"  not a valid job yet: {rejected.code}: {rejected.detail}", err=True)
+                if not may_ask or not click.confirm("  Edit it again?", default=True, err=True):
+                    click.echo("  left as it is", err=True)
+                    return None
+            else:
+                return body
+    finally:
+        with suppress(FileNotFoundError):
+            file.unlink()
+
+
+def _open_editor(file: Path) -> None:
+    try:
+        click.edit(filename=str(file))
+    except click.ClickException as error:
+        raise Failed(f"{error.message}; letters that were not replayed stay where they are") from None
+
+
+@dead_letters.command("drop")
+@code_option
+@limit_option
+@click.option("--reason", required=True, help="Why, for the record.")
+@yes_option
+@json_option
+@plainly
+def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as_json: bool) -> None:
+    """Removes dead letters for good. No copy is kept: list them with --reveal --json first where one is wanted.
+
+    Example: confirm-offer dead-letters drop --code invalid-json --reason "load test of a partner"
+    """
+    if not reason.strip():
+        raise click.UsageError("--reason is empty")
+    url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
+    count = _count(url, code, limit)
+    if not count:
+        return _tell_moved("dropped", 0, 0, as_json, code)
+    ask(f"Drop {counted(count, 'letter')} for good?", yes)
+    with (
+        Tally(engine, "dead-letters drop", reason, code=code, limit=limit) as tally,
+        Letters(url) as letters,
+        progress() as bar,
+        _Moved("dropped", count, tally, bar) as moved,
+    ):
+        for batch in in_batches(chosen(letters, code, count)):
+            letters.settle(batch)
+            moved.add(len(batch))
+    _tell_moved("dropped", moved.count, count - moved.count, as_json, code)
+    if moved.count < count:
+        sys.exit(1)
+    return None
+
+
+def _count(url: str, code: str | None, limit: int | None) -> int:
+    """How many letters are meant. To know their codes they must be taken; then they go back."""
+    with Letters(url) as letters:
+        count = letters.held if code is None else sum(1 for _ in chosen(letters, code, None))
+    return min(count, limit or count)
+
+
+def _tell_moved(what: str, count: int, left: int, as_json: bool, code: str | None) -> None:
+    if not count and not left:
+        text = "no dead letters" + (f" of code {code}" if code else "")
+    else:
+        text = f"{counted(count, 'dead letter')} {what}" + (f", {left:,} left" if left else "")
+    tell(as_json, text, **{what: count, "left": left})

@@ -1,0 +1,68 @@
+"""A file of offers: a line each, or CSV or JSON Lines with names."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from models.job import is_path_id
+from worker.commands.console import WrongUse
+
+Offer = tuple[str | None, str]  # partner (None: any) and offer id
+
+
+def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
+    """The offers of a file, each once, in its order. Raises WrongUse for a line that names none.
+
+    The first line tells which form it has: ``{``, a header with ``offer_id``, or else ``OFFER``, ``PARTNER OFFER`` or
+    ``PARTNER,OFFER``. Columns and keys other than ``partner_id`` and ``offer_id`` are passed over.
+    """
+    try:
+        text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise WrongUse("the file of offers is no UTF-8") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        return ()
+    first = lines[0][1]
+    if first.startswith("{"):
+        found: Iterator[tuple[int, Any, Any]] = _of_json(lines)
+    elif "offer_id" in _cells(first):
+        found = _of_csv(text)
+    else:
+        found = _of_words(lines)
+    return tuple(dict.fromkeys(_checked(*one) for one in found))
+
+
+def _checked(number: int, partner: Any, offer: Any) -> Offer:
+    if not is_path_id(offer) or not (is_path_id(partner) or not partner):
+        raise WrongUse(f"line {number} of the file of offers names no offer")
+    return partner or None, offer
+
+
+def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]:
+    for number, line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise WrongUse(f"line {number} of the file of offers is no JSON object")
+        yield number, content.get("partner_id"), content.get("offer_id")
+
+
+def _of_csv(text: str) -> Iterator[tuple[int, Any, Any]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    for row in reader:
+        yield reader.line_num, (row.get("partner_id") or "").strip(), (row["offer_id"] or "").strip()
+
+
+def _of_words(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]:
+    for number, line in lines:
+        *partner, offer = line.replace(",", " ").split() or [""]
+        yield number, " ".join(partner), offer
+
+
+def _cells(header: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([header], skipinitialspace=True))]

@@ -1,0 +1,118 @@
+"""``confirm-offer pause`` and ``resume``: a person stops calls to XONE, and lets them go on."""
+
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from sqlalchemy import Connection, exists, select
+
+from models.job import is_path_id
+from models.tables import Confirmation
+from tasks import pauses
+from tasks.audit import who
+from tasks.pauses import ALL
+from worker import database
+from worker.commands.console import json_option, out, plainly, print_json
+from worker.commands.layout import command, say, whom
+from worker.settings import DatabaseSettings, read
+from worker.show import as_json as in_utc
+from worker.show import local
+
+
+def _partner(_: click.Context, param: click.Parameter, value: str | None) -> str:
+    """The partner's id; ALL where none is given."""
+    if value is None:
+        return ALL
+    if not is_path_id(value):
+        raise click.BadParameter(f"{value!r} can't be the id of a partner", param=param)
+    return value
+
+
+def _not_empty(_: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("say why", param=param)
+    return value.strip()
+
+
+@click.command("pause")
+@click.option("--partner", callback=_partner, help="Only this partner's calls; all without it.")
+@click.option("--reason", required=True, callback=_not_empty, help="Why, for whoever looks next.")
+@json_option
+@plainly
+def pause(partner: str, reason: str, as_json: bool) -> None:
+    """Stops calls to XONE, until "resume".
+
+    It survives restarts, and all workers heed it within seconds. Jobs wait in the database; nothing is lost, and no
+    attempt is used up. Calls under way come to their end.
+
+    Example: confirm-offer pause --reason "XONE's maintenance until 04:00"
+    """
+    with database.connect(read(DatabaseSettings).url).begin() as connection:
+        is_new = pauses.pause(connection, partner, reason, who())
+        stand = standing(connection)
+        is_known = partner == ALL or _has_jobs(connection, partner)
+    if as_json:
+        print_json({"changed": is_new, "paused": in_utc(stand)})
+        return
+    if is_new:
+        say(out, f"Calls to XONE are paused for {whom(partner)}.")
+    else:
+        say(out, f"Calls to XONE were paused for {whom(partner)} already; the first reason stays.")
+    if not is_known:
+        say(out, f"No job of {whom(partner)} has come yet: is the id right?", style="yellow")
+    say(out, "Workers heed it within seconds. Jobs wait; nothing is lost, and no attempt is used up.")
+    tell_paused(out, stand)
+
+
+@click.command("resume")
+@click.option("--partner", callback=_partner, help="End this partner's pause; without it, the pause for all.")
+@json_option
+@plainly
+def resume(partner: str, as_json: bool) -> None:
+    """Ends a pause of calls to XONE.
+
+    The one for all ends, or with --partner that partner's.
+
+    Example: confirm-offer resume --partner P-100
+    """
+    with database.connect(read(DatabaseSettings).url).begin() as connection:
+        ended = pauses.resume_calls(connection, partner, who())
+        stand = standing(connection)
+    if as_json:
+        print_json({"changed": bool(ended), "paused": in_utc(stand)})
+        return
+    if ended:
+        say(out, f"The pause for {whom(partner)} has ended. What has waited goes to XONE bit by bit.")
+    else:
+        say(out, f"There was no pause for {whom(partner)}; nothing was changed.")
+    tell_paused(out, stand)
+
+
+def standing(connection: Connection) -> list[dict[str, Any]]:
+    """All pauses for ``--json`` (times as datetime); ``partner_id`` is None in the one for all."""
+    return [
+        {"partner_id": row.partner_id or None, "reason": row.reason, "by": row.by, "created_at": row.created_at}
+        for row in pauses.standing(connection)
+    ]
+
+
+def tell_paused(console: Console, stand: list[dict[str, Any]]) -> None:
+    """What is paused, since when, why, and how to end it. Nothing where nothing is."""
+    if not stand:
+        return
+    say(console)
+    say(console, "Paused now:", style="bold yellow")
+    for one in stand:
+        partner = one["partner_id"]
+        made: datetime = one["created_at"]
+        say(console, f"{whom(partner or ALL)}, since {local(made)}, by {one['by']}: {one['reason']}", indent=2)
+    say(console, "To end it:")
+    command(
+        console,
+        *("confirm-offer resume" + (f" --partner {one['partner_id']}" * bool(one["partner_id"])) for one in stand),
+    )
+
+
+def _has_jobs(connection: Connection, partner: str) -> bool:
+    return bool(connection.execute(select(exists().where(Confirmation.partner_id == partner))).scalar_one())

@@ -1,0 +1,42 @@
+"""An audit row of commands that can do without a database: written where one is set and can be reached."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from tasks.audit import Tally
+from worker import database
+from worker.settings import DatabaseSettings, read
+
+
+@contextmanager
+def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Callable[[int], None]]:
+    """Gives what counts the work into the row. Where DATABASE_URL is not set explicitly, there is none."""
+    settings = read(DatabaseSettings)
+    tally: Tally | None = None
+
+    def guarded(write: Callable[[], Any]) -> Any:
+        nonlocal tally
+        try:
+            return write()
+        except Exception as error:
+            if not (database.is_away(error) or database.lacks_tables(error)):
+                raise
+            tally = None
+            why = "has not its tables" if database.lacks_tables(error) else "can't be reached"
+            click.echo(f"confirm-offer: no audit row is written, for the database {why}", err=True)
+            return None
+
+    def count(number: int) -> None:
+        if tally is not None:
+            guarded(lambda: tally.add(number) if tally is not None else None)
+
+    if wanted and "DATABASE_URL" in settings.model_fields_set:
+        tally = guarded(lambda: Tally(database.connect(settings.url, connections=1), command, **details))
+    try:
+        yield count
+    finally:
+        if tally is not None:
+            guarded(tally.write)

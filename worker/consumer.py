@@ -1,0 +1,140 @@
+"""Celery's consumer, taught to take plain JSON: each queue is bound to one task, which gets the body as it came.
+
+A message decides nothing but its content: whatever headers it bears, whatever its content type says, a message of the
+jobs queue is a job. Nothing is decoded here; parsing and validation happen in the task. Celery's other machinery for
+messages (protocols, strategies, remote control, events) is not reachable from outside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from celery.exceptions import WorkerShutdown
+from celery.utils.imports import symbol_by_name
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.connection import Connection
+from celery.worker.consumer.consumer import Evloop
+from celery.worker.consumer.tasks import Tasks
+from celery.worker.request import create_request_cls
+from celery.worker.state import task_reserved
+from kombu.transport import pyamqp
+from vine import promise
+
+from worker import broker
+from worker.errors import BrokerError
+
+log = structlog.get_logger(__name__)
+
+LOOK_UP = 0.5  # seconds
+
+TASK_OF = {broker.JOBS: "confirm_offer", broker.RESUME: "resume"}
+
+
+class Declare(Connection):  # type: ignore[misc]
+    """Connects, and declares exchanges, queues and bindings each time it does."""
+
+    def start(self, c: Any) -> None:
+        super().start(c)
+        try:
+            broker.declare(c.connection)
+        except BrokerError as error:
+            log.critical("broker_mismatch", error=str(error))
+            raise WorkerShutdown(2) from None
+
+
+class PlainTasks(Tasks):  # type: ignore[misc]
+    requires = (Declare,)
+
+    def start(self, c: Any) -> None:
+        channel = c.connection.default_channel
+        if isinstance(channel, pyamqp.Channel):
+            channel.auto_decode = False  # bodies as they came, whatever encoding or compression they claim
+            channel.Message = PlainMessage
+        super().start(c)
+
+
+class PlainMessage(pyamqp.Message):
+    """A message whose body is never decompressed: a few bytes could become gigabytes."""
+
+    def __init__(self, msg: Any, channel: Any = None, **kwargs: Any) -> None:
+        headers = msg.properties.get("application_headers")
+        if isinstance(headers, dict):
+            headers.pop("compression", None)
+        super().__init__(msg, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class PlainConsumer(Consumer):  # type: ignore[misc]
+    """Consumes the queues of TASK_OF and nothing else."""
+
+    event_dispatcher = None  # Celery's own events are off
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        default_steps = (Declare, PlainTasks, Evloop)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(LOOK_UP, lambda: None)  # an idle loop sleeps through SIGTERM otherwise
+
+    def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], None]:
+        tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF.items()}
+        requests = {
+            queue: create_request_cls(symbol_by_name(task.Request), task, self.pool, self.hostname, None, app=self.app)
+            for queue, task in tasks.items()
+        }
+
+        def on_message(message: Any) -> None:
+            queue = self._queue_of(message)
+            request = requests[queue](
+                message,
+                on_ack=promise(self.call_soon_ack, (message.ack_log_error,)),
+                on_reject=promise(self.call_soon_ack, (message.reject_log_error,)),
+                app=self.app,
+                hostname=self.hostname,
+                task=tasks[queue],
+                connection_errors=self.connection_errors,
+                headers=celery_headers(TASK_OF[queue], message),
+                body=((_bytes(message.body),), {}, {}),
+                decoded=True,
+            )
+            task_reserved(request)
+            self.on_task_request(request)
+
+        return on_message
+
+    def _queue_of(self, message: Any) -> str:
+        """The queue a message came from, known by its consumer; the in-memory broker has only the routing key."""
+        tag = message.delivery_info.get("consumer_tag")
+        tags: dict[str, str] = self.task_consumer._active_tags
+        for queue, queue_tag in tags.items():
+            if tag == queue_tag:
+                return queue
+        return broker.RESUME if message.delivery_info.get("routing_key") == broker.RESUME else broker.JOBS
+
+
+def celery_headers(task: str, message: Any) -> dict[str, Any]:
+    """Headers of a Celery message, made by us. Of the message's own, only what the task needs and checks."""
+    task_id = str(uuid4())
+    own = message.headers if isinstance(message.headers, dict) else {}
+    return {
+        "lang": "py",
+        "task": task,
+        "id": task_id,
+        "root_id": task_id,
+        "argsrepr": "(…)",
+        "kwargsrepr": "{}",
+        "timelimit": (None, None),
+        "ignore_result": True,
+        "traceparent": own.get("traceparent"),
+        "deliveries": _deliveries(message, own),
+    }
+
+
+def _deliveries(message: Any, headers: dict[str, Any]) -> int:
+    """How often RabbitMQ has delivered this message before. On a first delivery the header is the publisher's."""
+    count = headers.get("x-delivery-count")
+    return count if message.delivery_info.get("redelivered") and isinstance(count, int) else 0
+
+
+def _bytes(body: Any) -> bytes:
+    return body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogatepass")

@@ -1,0 +1,148 @@
+"""The database: engine, clock, and all that PostgreSQL and SQLite do not share."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Float, Select, create_engine, event, func, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from models.booking import write_exact
+from models.types import Time
+
+
+class now_plus(FunctionElement[Any]):  # noqa: N801 - reads as a function of SQL
+    """The database's clock, now, plus seconds: the only clock that leases and due times know."""
+
+    type = Time()
+    inherit_cache = True
+
+
+@compiles(now_plus, "postgresql")
+def _now_plus_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"(clock_timestamp() + {compiler.process(element.clauses, **kw)} * interval '1 second')"
+
+
+@compiles(now_plus, "sqlite")
+def _now_plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
+
+
+def now() -> now_plus:
+    """The database's clock."""
+    return now_plus(0.0)
+
+
+class seconds_since(FunctionElement[float]):  # noqa: N801
+    """Seconds from a stored time to now, by the database's clock."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(seconds_since, "postgresql")
+def _seconds_since_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"extract(epoch from clock_timestamp() - {compiler.process(element.clauses, **kw)})::float"
+
+
+@compiles(seconds_since, "sqlite")
+def _seconds_since_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"((julianday('now') - julianday({compiler.process(element.clauses, **kw)})) * 86400.0)"
+
+
+class later_of(FunctionElement[Any]):  # noqa: N801
+    """The later of a stored time and now, by the database's clock, plus seconds."""
+
+    type = Time()
+    inherit_cache = True
+
+
+@compiles(later_of, "postgresql")
+def _later_of_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    column, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"(greatest({column}, clock_timestamp()) + {seconds} * interval '1 second')"
+
+
+@compiles(later_of, "sqlite")
+def _later_of_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    column, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    later = f"max({column}, strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', {later}, {seconds} || ' seconds')"
+
+
+def insert_if_absent(connection: Connection, table: Any, *unique: str) -> Any:
+    """An INSERT that does nothing where a row with the same ``unique`` columns stands."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_nothing(index_elements=unique)
+
+
+def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:
+    """The rows locked until the end of the transaction. SQLite has one writer, who holds all from its begin on."""
+    return query.with_for_update(skip_locked=skip_locked)
+
+
+def one_at_a_time(connection: Connection, lock: int) -> None:
+    """Waits until no other transaction holds this lock, and holds it to the end. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+def connect(url: str, connections: int = 16) -> Engine:
+    """An engine for this process, to be used after a fork only in the process that made it.
+
+    connections: how many at most; threads that want one wait for their turn.
+    """
+    if make_url(url).get_backend_name() == "sqlite":
+        return _connect_sqlite(url)
+    return create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_pre_ping=False,
+        json_serializer=write_exact,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 5, "application_name": "confirm-offer", "options": "-c timezone=utc"},
+    )
+
+
+def _connect_sqlite(url: str) -> Engine:
+    engine = create_engine(
+        url,
+        json_serializer=write_exact,
+        hide_parameters=True,
+        connect_args={"timeout": 30, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's "begin" event below begins, not the driver
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the database could not be reached, or the connection broke: worth trying the same again."""
+    if lacks_tables(error):
+        return False
+    if isinstance(error, PoolTimeout | InterfaceError | OperationalError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def lacks_tables(error: Exception) -> bool:
+    """Whether a table or column is missing: the migrations have not run."""
+    if not isinstance(error, DBAPIError):
+        return False
+    missing = getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
+    return missing or str(error.orig).startswith(("no such table", "no such column"))

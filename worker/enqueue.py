@@ -1,0 +1,377 @@
+"""Publishing jobs from a file: JSON Lines or CSV. Each is checked first, then published with confirms, many at a time.
+
+The file is read twice, a line at a time, so that its size does not matter: once to check it, once to publish it. Up to
+which line the broker has confirmed is kept next to it, for a second run to go on from there.
+"""
+
+import csv
+import json
+import os
+import stat
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from kombu import Connection
+
+from models.job import MAX_INSURED, MAX_QUOTES, Job, JobRejected, read_job
+from worker.broker import JOBS, Message, Publisher, confirm_offer
+from worker.errors import EnqueueError
+
+BATCH = 2000
+BATCH_BYTES = 8 * 1024 * 1024
+LONGEST_LINE = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line, or a row of CSV. number: of its first line, from 1; raw: as it stands in the file; body: of its job.
+
+    problem: why there can be no job in it.
+    """
+
+    number: int
+    raw: bytes
+    body: bytes
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """raw: the line as it stands in the file."""
+
+    number: int
+    code: str
+    detail: str
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the first reading found. bad: the numbers of bad lines; digest: of the whole file."""
+
+    good: int
+    bad: "array[int]"
+    digest: str
+
+
+class Source:
+    """A file of jobs that can be read again and again. header: the first line of a CSV file."""
+
+    def __init__(self, file: BinaryIO, is_csv: bool) -> None:
+        self._file = file
+        self._is_csv = is_csv
+        self._state = self._look()
+        self._digest = sha256()
+        self.header = b""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._state[0]
+
+    @property
+    def digest(self) -> str:
+        """Of what was read so far."""
+        return self._digest.hexdigest()
+
+    def records(self) -> Iterator[Record]:
+        """From the beginning; empty lines are passed over. Raises EnqueueError for a file that can't be read on."""
+        self._file.seek(0)
+        self._digest = sha256()
+        return self._rows() if self._is_csv else self._json_lines()
+
+    def make_sure_it_is_the_same(self) -> None:
+        if self._look() != self._state:
+            raise EnqueueError("the file was changed while it was read; run the same command again")
+
+    def _look(self) -> tuple[int, int]:
+        seen = os.fstat(self._file.fileno())
+        return seen.st_size, seen.st_mtime_ns
+
+    def _lines(self) -> Iterator[bytes]:
+        number = 0
+        while line := self._file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                raise EnqueueError(f"line {number} is longer than {LONGEST_LINE} bytes; is there a job on each line?")
+            self._digest.update(line)
+            yield line
+
+    def _json_lines(self) -> Iterator[Record]:
+        for number, line in enumerate(self._lines(), start=1):
+            if body := line.strip():
+                yield Record(number, line, body)
+
+    def _rows(self) -> Iterator[Record]:
+        lines = self._lines()
+        self.header = next(lines, b"")
+        try:
+            first = self.header.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise EnqueueError("the first line is not UTF-8") from None
+        delimiter = max(",;\t", key=first.count)
+        columns = [Column(name.strip()) for name in next(csv.reader([first], delimiter=delimiter), [])]
+        check_header(columns)
+        taken: list[bytes] = []
+
+        def texts() -> Iterator[str]:
+            for line in lines:
+                taken.append(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+        rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+        begins_at = 2
+        try:
+            for cells in rows:
+                raw = b"".join(taken)
+                taken.clear()
+                if any(cell.strip() for cell in cells):
+                    yield _of_row(begins_at, raw, columns, cells)
+                begins_at = rows.line_num + 2
+        except csv.Error as error:
+            raise EnqueueError(
+                f"the row that begins in line {begins_at} is no CSV ({error}); nothing can be read behind it"
+            ) from None
+
+
+class Column:
+    """A column of a CSV file: where in the job its values go, ``quotes.0.id`` to ("quotes", 0, "id")."""
+
+    def __init__(self, name: str) -> None:
+        top, _, rest = name.partition(".")
+        steps = [rest] if top == "metadata" else rest.split(".") if rest else []
+        self.path: tuple[str | int, ...] = (top, *(_step(step) for step in steps))
+
+
+def _step(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else text
+
+
+_SHAPES = {
+    "partner_id": "partner_id",
+    "offer_id": "offer_id",
+    "order_reference": "order_reference",
+    "quotes": "quotes.0.id, quotes.0.insured.0.first_name …",
+    "policyholder": "policyholder.first_name …",
+    "metadata": "metadata.channel …",
+}
+
+
+def check_header(columns: list[Column]) -> None:
+    """Raises EnqueueError for a column that no job has. It names its place only: without header, data stands there."""
+    paths = [column.path for column in columns]
+    for place, path in enumerate(paths, start=1):
+        if path[0] not in _SHAPES:
+            close = get_close_matches(str(path[0]), Job.model_fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; the first line should name the columns"
+            raise EnqueueError(f"column {place} is no part of a job{hint}")
+        if not _is_well_formed(path):
+            raise EnqueueError(f"column {place} is no part of a job; of {path[0]} there are {_SHAPES[str(path[0])]}")
+    for place, path in enumerate(paths, start=1):
+        if any(path[: len(other)] == other for other in (*paths[: place - 1], *paths[place:])):
+            raise EnqueueError(f"column {place} ({path[0]} …) is there twice, or within another column")
+
+
+def _is_well_formed(path: tuple[str | int, ...]) -> bool:
+    match path:
+        case ("quotes", int(quote), "insured", int(insured), str(name)):
+            return quote < MAX_QUOTES and insured < MAX_INSURED and bool(name)
+        case ("quotes", int(quote), "insured", *_):
+            return False
+        case ("quotes", int(quote), *names):
+            return quote < MAX_QUOTES and bool(names) and all(isinstance(name, str) and name for name in names)
+        case ("policyholder", *names):
+            return bool(names) and all(isinstance(name, str) and name for name in names)
+        case ("metadata", str(name)):
+            return bool(name)
+        case (_,):
+            return path[0] not in ("quotes", "metadata")
+    return False
+
+
+def _of_row(number: int, raw: bytes, columns: list[Column], cells: list[str]) -> Record:
+    if len(cells) != len(columns):
+        return Record(number, raw, b"", f"{len(cells)} cells, where the first line names {len(columns)}")
+    return Record(number, raw, job_of_row(columns, cells))
+
+
+def job_of_row(columns: list[Column], cells: list[str]) -> bytes:
+    """The JSON of a row. Empty cells are left out, and a quote or insured whose cells are all empty."""
+    job: dict[str | int, Any] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if not cell:
+            continue
+        place = job
+        for step in column.path[:-1]:
+            place = place.setdefault(step, {})
+        place[column.path[-1]] = cell
+    return json.dumps(_lists(job), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def _lists(content: Any) -> Any:
+    """Objects whose keys are numbers become lists, in the order of the numbers."""
+    if not isinstance(content, dict):
+        return content
+    if any(isinstance(key, int) for key in content):
+        return [_lists(content[key]) for key in sorted(content)]
+    return {key: _lists(value) for key, value in content.items()}
+
+
+def check(source: Source, on_bad: Callable[[BadLine], None], advance: Callable[[int], None]) -> Checked:
+    """Reads a source to its end. on_bad is told of each bad line, advance of bytes."""
+    good, bad = 0, array("Q")
+    for record in source.records():
+        problem = _problem(record)
+        if problem is None:
+            good += 1
+        else:
+            bad.append(record.number)
+            on_bad(BadLine(record.number, *problem, record.raw))
+        advance(len(record.raw))
+    source.make_sure_it_is_the_same()
+    return Checked(good, bad, source.digest)
+
+
+def _problem(record: Record) -> tuple[str, str] | None:
+    if record.problem is not None:
+        return "invalid-csv", record.problem
+    try:
+        read_job(record.body)
+    except JobRejected as rejection:
+        return rejection.code, rejection.detail
+    return None
+
+
+def good_records(source: Source, checked: Checked, after: int) -> Iterator[Record]:
+    """The good ones behind a line."""
+    bad = iter(checked.bad)
+    next_bad = next(bad, None)
+    for record in source.records():
+        if record.number == next_bad:
+            next_bad = next(bad, None)
+        elif record.number > after:
+            yield record
+
+
+def in_batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Batches that bound what is held in memory."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.body)
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass
+class Enqueued:
+    """published: how many the broker has; refused: numbers of the lines it did not take, which ended it."""
+
+    published: int
+    refused: list[int]
+
+
+def publish(
+    source: Source, checked: Checked, after: int, publisher: Publisher, confirmed: Callable[[int, int], None]
+) -> Enqueued:
+    """Publishes the good jobs behind line ``after`` to the jobs queue, batch by batch.
+
+    confirmed is told of each batch that the broker has: the number of its last line, and how many jobs.
+    """
+    result = Enqueued(0, [])
+    for batch in in_batches(good_records(source, checked, after)):
+        source.make_sure_it_is_the_same()
+        taken = publisher.publish(Message(record.number, record.body, confirm_offer.name, JOBS) for record in batch)
+        result.published += len(taken)
+        result.refused = [record.number for record in batch if record.number not in taken]
+        if result.refused:
+            break
+        confirmed(batch[-1].number, len(batch))
+    return result
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a file has come: all good jobs up to ``line`` are with the broker. digest: of the file; broker: whose."""
+
+    line: int
+    published: int
+    digest: str
+    broker: str
+
+
+class Progress:
+    """The file that holds a Mark. It is replaced as a whole: killed at any time, it holds the last Mark or this one."""
+
+    def __init__(self, path: Path, digest: str, broker_url: str) -> None:
+        self.path = path
+        self._beside = path.with_name(path.name + ".new")
+        self._mark = Mark(0, 0, digest, _address(broker_url))
+
+    def begin(self) -> tuple[int, int] | None:
+        """Line and number of jobs after which to go on; None where it belongs to another content or broker."""
+        try:
+            found = Mark(**json.loads(self.path.read_bytes()))
+        except FileNotFoundError:
+            return 0, 0
+        except (ValueError, TypeError):
+            return None
+        if (found.digest, found.broker) != (self._mark.digest, self._mark.broker):
+            return None
+        self._mark = found
+        return found.line, found.published
+
+    def advance(self, line: int, jobs: int) -> None:
+        self._mark = Mark(line, self._mark.published + jobs, self._mark.digest, self._mark.broker)
+        self._beside.write_text(json.dumps(asdict(self._mark)))
+        self._beside.replace(self.path)
+
+    def try_it(self) -> None:
+        """Raises OSError where nothing can be kept."""
+        self._beside.touch()
+        self._beside.unlink()
+
+    def end(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _address(broker_url: str) -> str:
+    """Host, port and virtual host, without user and password."""
+    connection = Connection(broker_url)
+    return f"{connection.hostname}:{connection.port}/{connection.virtual_host}"
+
+
+class Rejected:
+    """The file of rejected lines, made with the first of them, for its owner only. Holds them as they came."""
+
+    def __init__(self, path: Path | None, header: Callable[[], bytes]) -> None:
+        self.path = path
+        self._header = header
+        self._file: BinaryIO | None = None
+
+    def add(self, raw: bytes) -> None:
+        if self.path is None:
+            return
+        if self._file is None:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            self._file = os.fdopen(handle, "wb")
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                os.fchmod(handle, 0o600)  # where it stood already
+            self._file.write(self._header())
+        self._file.write(raw if raw.endswith(b"\n") else raw + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,145 @@
+"""The gate before XONE, one for a process: a circuit breaker, and the pauses that XONE asks for.
+
+closed    calls pass. RUN failures in a row that say "XONE is down", or one that says "wrong credentials", open it.
+open      no call passes. Those who wanted to call put their confirmation back; no attempt is used up.
+half-open after a pause one call passes as a probe. An answer closes the gate; none makes the next pause longer:
+          1, 2, 4, 5, 5, … seconds.
+
+A 429 lets nothing pass for as long as it asks; without Retry-After for 1, 2, 4, … 60 seconds while 429s go on.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import structlog
+
+from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
+from worker.report import report
+
+log = structlog.get_logger(__name__)
+
+RUN = 5  # failures
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0  # seconds between probes
+FIRST_SLOWDOWN, LONGEST_SLOWDOWN = 1.0, 60.0  # seconds after a 429 that names none
+DOWN_CODES = frozenset({"timeout", "connection-lost"})
+
+
+class Held(Exception):
+    """No call may be made now; ``wait``: seconds until it is worth trying again."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"no call for {wait:.1f} s")
+        self.wait = wait
+
+
+class Gate:
+    """Threads share it. ``with gate.passing():`` around each call; it learns from what the call raises."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._failures = 0  # in a row
+        self._open_for: str | None = None  # code of the error that opened it
+        self._pause = FIRST_PAUSE
+        self._probe_at = 0.0
+        self._probing = False
+        self._slowdown = FIRST_SLOWDOWN
+        self._slow_until = 0.0
+
+    @property
+    def open_for(self) -> str | None:
+        """The code of the error that keeps calls from passing, or None."""
+        return self._open_for
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether only one call at a time may pass."""
+        return self._open_for is not None
+
+    def wait(self) -> float:
+        """Seconds until a call may pass; 0 where one may now."""
+        with self._lock:
+            return self._wait()
+
+    @contextmanager
+    def passing(self, proves: bool = True) -> Iterator[None]:
+        """Lets one call pass, and learns from how it ends. Raises Held where none may.
+
+        proves: whether an answer shows that XONE confirms again; an answer of the list of bookings does not.
+        """
+        is_probe = self._enter()
+        try:
+            yield
+        except XoneError as error:
+            self._learn(error, is_probe, proves)
+            raise
+        except BaseException:  # no call was made
+            with self._lock:
+                self._probing = self._probing and not is_probe
+            raise
+        else:
+            self._learn(None, is_probe, proves)
+
+    def _wait(self) -> float:
+        now = self._clock()
+        slow = self._slow_until - now
+        if self._open_for is None:
+            return max(slow, 0.0)
+        until_probe = FIRST_PAUSE if self._probing else self._probe_at - now
+        return max(slow, until_probe, 0.0)
+
+    def _enter(self) -> bool:
+        """Whether the call that passes is a probe."""
+        with self._lock:
+            wait = self._wait()
+            if wait > 0:
+                raise Held(wait)
+            self._probing = self._open_for is not None
+            return self._probing
+
+    def _learn(self, error: XoneError | None, is_probe: bool, proves: bool) -> None:
+        with self._lock:
+            self._probing = self._probing and not is_probe
+            if isinstance(error, Busy) and error.http_status == 429:
+                self._slow_down(error)
+            elif error is not None and (isinstance(error, BadCredentials) or _is_down(error)):
+                self._failed(error, is_probe)
+            elif proves:
+                self._answered()
+
+    def _slow_down(self, error: Busy) -> None:
+        self._slow_until = max(self._slow_until, self._clock() + (error.retry_after or self._slowdown))
+        self._slowdown = min(self._slowdown * 2, LONGEST_SLOWDOWN)
+
+    def _failed(self, error: XoneError, is_probe: bool) -> None:
+        self._failures += 1
+        if self._open_for is not None:
+            if is_probe:
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                self._probe_at = self._clock() + self._pause
+        elif self._failures >= RUN or isinstance(error, BadCredentials):
+            self._open_for = error.code
+            self._pause = FIRST_PAUSE
+            self._probe_at = self._clock() + self._pause
+            log.warning("calls_pause", code=error.code, detail=error.detail)
+            if isinstance(error, BadCredentials):
+                report(error, code=error.code)
+
+    def _answered(self) -> None:
+        if self._open_for is not None:
+            log.info("calls_go_on", after_code=self._open_for, failures=self._failures)
+        self._failures = 0
+        self._open_for = None
+        self._slowdown = FIRST_SLOWDOWN
+
+
+def _is_down(error: XoneError) -> bool:
+    """Whether an error says that XONE is down, and not only that it has trouble with one offer."""
+    if isinstance(error, NotSent):
+        return True
+    if isinstance(error, Busy):
+        return error.http_status == 503
+    by_status = error.http_status is not None and error.http_status >= 500
+    return isinstance(error, Unknown) and (error.code in DOWN_CODES or by_status)

@@ -1,0 +1,124 @@
+"""HTTP to XONE: one pooled session of requests, with a deadline over the whole call and a bound on the answer.
+
+The time-outs of sockets are for single operations, so an answer that drips in outlasts them. Here the time that is
+left is set anew before each read, headers included.
+"""
+
+import http.client
+import io
+import socket
+import time
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
+from urllib3.util.ssl_match_hostname import CertificateError
+
+MAX_ANSWER = 5 * 1024 * 1024
+CHUNK = 64 * 1024
+
+
+class AnswerTooLarge(Exception):
+    """The body of an answer is larger than MAX_ANSWER."""
+
+
+class NoTls(NewConnectionError):
+    """The TLS handshake failed: nothing was sent."""
+
+
+class _UntilDeadline(io.RawIOBase):
+    """A socket's bytes until a deadline; after it, TimeoutError."""
+
+    def __init__(self, source: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._source = source
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the whole call took too long")
+        self._sock.settimeout(left)
+        return self._source.readinto(buffer)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        deadline = time.monotonic() + (sock.gettimeout() or 0)  # urllib3 has set what is left of the total
+        raw = self.fp.detach()
+        self.fp = io.BufferedReader(_UntilDeadline(raw, sock, deadline), CHUNK)
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Response
+
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except (OSError, SSLError, CertificateError) as error:  # later, the same errors do not tell what was sent
+            raise NoTls(self, f"no TLS connection: {type(error).__name__}") from error
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+
+class Http:
+    """A pool of connections that threads share. Follows no redirect, keeps no cookie, reads no .netrc."""
+
+    def __init__(self, connections: int, connect_timeout: float, timeout: float) -> None:
+        """connections: kept open at most; connect_timeout, timeout: seconds, the second over the whole call."""
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._adapter = _Adapter(pool_connections=2, pool_maxsize=connections, max_retries=0)
+
+    def send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None = None
+    ) -> tuple[int, requests.structures.CaseInsensitiveDict[str], bytes]:
+        """Status, headers and whole body of the answer.
+
+        Raises requests' exceptions, and AnswerTooLarge. A body that breaks off or drips past the deadline raises too.
+        """
+        request = requests.Request(method, url, headers=headers, data=body).prepare()
+        timeout = Timeout(connect=min(self._connect_timeout, self._timeout), total=self._timeout)
+        response = self._adapter.send(request, stream=True, timeout=timeout, verify=True)  # type: ignore[arg-type]
+        with response:
+            return response.status_code, response.headers, _read(response)
+
+
+def _read(response: requests.Response) -> bytes:
+    body = bytearray()
+    try:
+        for chunk in response.raw.stream(CHUNK, decode_content=True):
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                response.raw.close()
+                raise AnswerTooLarge
+    except (HTTPError, OSError, http.client.HTTPException) as error:
+        raise requests.ConnectionError(f"the answer broke off: {type(error).__name__}") from error
+    return bytes(body)

@@ -1,0 +1,317 @@
+"""Dead letters: jobs that could not be accepted, looked at, put back on the jobs queue, or dropped.
+
+A letter is taken without acknowledging it, its copy is published with confirms, and only then is it acknowledged: what
+is interrupted, however, goes back to its queue. So a letter may come twice, which is harmless, and is never lost.
+
+They are consumed, not fetched one by one with basic.get: letters that were fetched go back in no order at all (RabbitMQ
+3.10), those of a consumer in the order in which they came, and it is forty times as quick.
+"""
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from models.job import KNOWN_KEYS, MAX_BYTES, MAX_DEPTH, Label, is_path_id
+from worker import broker
+from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher, confirm_offer
+from worker.errors import BrokerError
+
+CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
+AT_ONCE = 65_535  # the most that a consumer can hold
+BATCH = 500  # letters
+BATCH_BYTES = 8 * 1024 * 1024
+READ_BYTES = 4 * MAX_BYTES  # of longer bodies nothing is read
+STILL_FOR = 2.0  # seconds without a letter after which the queue is asked whether it has more
+
+_label = TypeAdapter(Label, config=ConfigDict(regex_engine="python-re"))
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A letter that is held. tag: the broker's name for it; detail: what was wrong; at: since when it is one."""
+
+    tag: int
+    body: bytes
+    code: str
+    detail: str
+    at: datetime | None
+    properties: dict[str, str]
+    traceparent: str | None
+
+
+class Letters:
+    """Holds the letters that stood in the queue at the start, in their order, until they are settled.
+
+    Letters that come later are not given: one that is replayed and fails again comes back as a new one. On leaving,
+    what was not settled goes back to its place. Not for threads.
+    """
+
+    def __init__(self, url: str, most: int = AT_ONCE) -> None:
+        """most: letters to be held at once. They are read when they are asked for, whatever time lies between."""
+        self._connection = broker.connect(url)
+        self._connection.heartbeat = 0  # a person in an editor does not answer it
+        self._most = most
+        self._channel: Any = None
+        self._consumer: str | None = None
+        self._waiting: deque[Letter] = deque()
+
+    def __enter__(self) -> Self:
+        try:
+            self._connection.connect()
+            self._channel = self._connection.channel()
+            if not hasattr(self._channel, "basic_qos") or self._connection.transport.driver_type != "amqp":
+                raise BrokerError("this broker keeps no dead letters; BROKER_URL should begin with amqp: or amqps:")
+            self._channel.auto_decode = False  # bodies as they came, whatever encoding they claim
+            self.standing = int(self._channel.queue_declare(DEAD_LETTERS, passive=True).message_count)
+            self.held = min(self.standing, self._most)
+            if self.held:
+                self._channel.basic_qos(0, self.held, False)
+                self._consumer = self._channel.basic_consume(DEAD_LETTERS, callback=self._on_letter)
+        except BaseException:
+            self._connection.collect(socket_timeout=1)
+            raise
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        try:
+            if error is None:
+                self.take_no_more()
+                self._channel.close()  # the answer tells that all acknowledgements have arrived
+        finally:
+            self._connection.collect(socket_timeout=1)
+
+    def __iter__(self) -> Iterator[Letter]:
+        for _ in range(self.held):
+            while not self._waiting:
+                try:
+                    self._connection.drain_events(timeout=STILL_FOR)
+                except TimeoutError:
+                    if not self._more_stand():  # somebody else has taken them
+                        return
+            yield self._waiting.popleft()
+
+    def _more_stand(self) -> bool:
+        return bool(self._channel.queue_declare(DEAD_LETTERS, passive=True).message_count or self._waiting)
+
+    def _on_letter(self, message: Any) -> None:
+        if self._consumer is not None:
+            self._waiting.append(_letter(message))
+
+    def take_no_more(self) -> None:
+        """No letter comes any more; those that are held stay so."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            self._channel.basic_cancel(consumer)
+        self._waiting.clear()
+
+    def settle(self, letters: Iterable[Letter]) -> None:
+        """Removes letters from the queue for good."""
+        for letter in letters:
+            self._channel.basic_ack(letter.tag)
+
+    def make_sure_of_them(self) -> None:
+        """Raises the connection's error where the broker has taken the letters back (it does so after half an hour)."""
+        self._channel.queue_declare(DEAD_LETTERS, passive=True)
+
+
+def _letter(message: Any) -> Letter:
+    properties, headers = message.properties, message.headers
+    headers = headers if isinstance(headers, dict) else {}
+    code, detail, at = _why(headers)
+    kept = {name: value for name in ("message_id", "correlation_id") if (value := _text(properties.get(name)))}
+    body = message.body if isinstance(message.body, bytes) else str(message.body or "").encode()
+    return Letter(message.delivery_tag, body, code, detail, at, kept, _text(headers.get("traceparent")))
+
+
+def _why(headers: dict[str, Any]) -> tuple[str, str, datetime | None]:
+    """Code, detail and time. Those that RabbitMQ itself gave up bear no code of ours, or one of their publisher's."""
+    code, deaths = headers.get("x-dead-letter-code"), headers.get("x-death")
+    if isinstance(code, str) and code in CODES and not deaths:
+        return code, printable(_text(headers.get("x-dead-letter-detail"), 2000) or "-"), _moment(headers)
+    reason = _text(headers.get("x-first-death-reason"))
+    first = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    time = first.get("time")
+    at = time.replace(tzinfo=time.tzinfo or UTC) if isinstance(time, datetime) else None
+    return "poison", f"RabbitMQ gave it up ({printable(reason)})" if reason else "it bears no reason", at
+
+
+def _moment(headers: dict[str, Any]) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(str(headers.get("x-dead-letter-at")))
+        return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _text(value: Any, most: int = 255) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= most and "\x00" not in value else None
+
+
+def printable(text: str) -> str:
+    """Without characters that a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def chosen(letters: Iterable[Letter], code: str | None, limit: int | None) -> Iterator[Letter]:
+    """The letters of a code, or all, up to a number."""
+    return islice((letter for letter in letters if code in (None, letter.code)), limit)
+
+
+def in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+    """Batches that bound what is held in memory."""
+    batch: list[Letter] = []
+    size = 0
+    for letter in letters:
+        batch.append(letter)
+        size += len(letter.body)
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def copy_of(letter: Letter, body: bytes | None = None) -> Message:
+    """The job that a letter was, without what made it a letter. body: in place of the letter's own."""
+    return Message(
+        key=letter.tag,
+        body=letter.body if body is None else body,
+        exchange=confirm_offer.name,
+        routing_key=JOBS,
+        properties=dict(letter.properties),
+        headers={"traceparent": letter.traceparent} if letter.traceparent else {},
+    )
+
+
+def replay(letters: Letters, batch: list[Letter], publisher: Publisher) -> int:
+    """Puts a batch back on the jobs queue. Returns how many the broker took; the others stay letters."""
+    taken = publisher.publish(copy_of(letter) for letter in batch)
+    letters.settle(letter for letter in batch if letter.tag in taken)
+    return len(taken)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What may be shown of a job without revealing it, each only where it has the form that is allowed."""
+
+    partner_id: str | None = None
+    offer_id: str | None = None
+    order_reference: str | None = None
+
+
+def ids_of(body: bytes) -> Ids:
+    return _ids(_content(body))
+
+
+def masked(body: bytes) -> Any:
+    """The structure of a job with its values replaced; None where it can't be read as JSON."""
+    content = _content(body)
+    if content is None:
+        return None
+    shown = {name: value for name, value in vars(_ids(content)).items() if value is not None}
+    covered = _masked(content)
+    if isinstance(covered, dict):
+        covered.update((name, shown[name]) for name in covered.keys() & shown.keys())
+    return covered
+
+
+def _content(body: bytes) -> Any:
+    """What a body holds as JSON, however little it is a job; None where it is none, or is far too large."""
+    if len(body) > READ_BYTES:
+        return None
+    try:
+        return json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _ids(content: Any) -> Ids:
+    if not isinstance(content, dict):
+        return Ids()
+    partner, offer, order = (content.get(name) for name in ("partner_id", "offer_id", "order_reference"))
+    return Ids(
+        partner if is_path_id(partner) else None,
+        offer if is_path_id(offer) else None,
+        order if _is_label(order) else None,
+    )
+
+
+def _is_label(value: Any) -> bool:
+    try:
+        _label.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _masked(content: Any, depth: int = 0) -> Any:
+    if depth >= MAX_DEPTH:
+        return "<deeper>"
+    match content:
+        case dict():
+            covered: dict[str, Any] = {}
+            for key, value in content.items():
+                covered[_masked_key(key, covered)] = _masked(value, depth + 1)
+            return covered
+        case list():
+            return [_masked(one, depth + 1) for one in content]
+        case None:
+            return None
+        case bool():
+            return "<true or false>"
+        case int() | float():
+            return "<number>"
+        case _:
+            return "<text>" if content else "<empty text>"
+
+
+def _masked_key(key: str, beside: dict[str, Any]) -> str:
+    """A key that is not ours may hold anything. They stay apart from each other."""
+    if key in KNOWN_KEYS:
+        return key
+    number = sum(1 for other in beside if other.startswith("<key")) + 1
+    return "<key>" if number == 1 else f"<key {number}>"
+
+
+def for_editor(body: bytes) -> bytes:
+    """A body as it is edited: indented where that changes nothing in it but white space."""
+    try:
+        content = json.loads(
+            body,
+            object_pairs_hook=_unchanged_object,
+            parse_float=_unchanged_float,
+            parse_int=_unchanged_int,
+            parse_constant=_no_constant,
+        )
+        return json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n"
+    except (ValueError, RecursionError):
+        return body
+
+
+def _unchanged_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("the same key twice")
+    return dict(pairs)
+
+
+def _unchanged_float(text: str) -> float:
+    if repr(float(text)) != text:
+        raise ValueError("would be written otherwise")
+    return float(text)
+
+
+def _unchanged_int(text: str) -> int:
+    if not re.fullmatch(r"-?[1-9][0-9]{0,300}|0", text):
+        raise ValueError("would be written otherwise")
+    return int(text)
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(text)

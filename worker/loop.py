@@ -1,0 +1,74 @@
+"""A duty that a worker does again and again beside its tasks, in a thread of its own: Scheduler and Relay."""
+
+from threading import Event, Thread
+
+import structlog
+
+from worker.patience import who_is_away
+from worker.report import report
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE = 0.5  # seconds
+LONGEST_PAUSE = 15.0
+
+
+class Loop:
+    """Calls ``turn`` until stopped. A turn that fails is tried again with growing pauses, and told once."""
+
+    name = "loop"
+    interval = 1.0  # seconds between turns that found nothing to do
+
+    def __init__(self) -> None:
+        self.wake = Event()
+        self._stopping = Event()
+        self._failures = 0  # in a row
+        self._thread = Thread(target=self._run, name=self.name, daemon=True)
+
+    def turn(self) -> bool:
+        """One round of the duty; whether there is likely more to do at once."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Ends the thread after the turn that it is in. timeout: seconds to wait for that."""
+        self._stopping.set()
+        self.wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self.close()
+
+    def close(self) -> None:
+        """Gives back what the turns held open."""
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.is_set():
+            self.wake.wait(pause)
+            self.wake.clear()
+            if self._stopping.is_set():
+                return
+            pause = self._guarded_turn()
+
+    def _guarded_turn(self) -> float:
+        """Seconds until the next turn."""
+        try:
+            more = self.turn()
+        except Exception as error:
+            if not self._failures:
+                self._tell(error)
+            self._failures += 1
+            return min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+        if self._failures:
+            log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
+        self._failures = 0
+        return 0.0 if more else self.interval
+
+    def _tell(self, error: Exception) -> None:
+        away = who_is_away(error)
+        if away is not None:
+            log.warning("duty_waits", duty=self.name, waits_for=away, error=type(error).__name__)
+        else:
+            report(error, duty=self.name)

@@ -1,0 +1,107 @@
+"""What one process works with: settings, database, vault and XONE client. Made at first use, never shared by a fork."""
+
+import os
+import random
+from collections.abc import Callable
+from functools import cached_property
+from threading import Event
+
+from sqlalchemy import Engine
+
+from worker import database
+from worker.errors import SettingsError
+from worker.pauses import Pauses
+from worker.settings import (
+    BrokerSettings,
+    DatabaseSettings,
+    EventSettings,
+    RetrySettings,
+    VaultSettings,
+    WorkerSettings,
+    XoneSettings,
+    read,
+)
+from worker.vault import Vault
+from worker.xone import Xone
+
+
+class Process:
+    """Each part is made when it is first asked for, so a command needs the settings of what it uses and no others."""
+
+    def __init__(self, dice: Callable[[], float] = random.random) -> None:
+        self.dice = dice
+        self.stopping = Event()
+        self.pauses = Pauses()
+        self.events_waiting = Event()  # set by a commit that wrote events; wakes the Relay of this process
+
+    @cached_property
+    def broker(self) -> BrokerSettings:
+        return read(BrokerSettings)
+
+    @cached_property
+    def retry(self) -> RetrySettings:
+        return read(RetrySettings)
+
+    @cached_property
+    def worker(self) -> WorkerSettings:
+        return read(WorkerSettings)
+
+    @cached_property
+    def event_links(self) -> bool:
+        return read(EventSettings).EVENT_LINKS == "on"
+
+    @cached_property
+    def xone_settings(self) -> XoneSettings:
+        return read(XoneSettings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return database.connect(read(DatabaseSettings).url)
+
+    @cached_property
+    def vault(self) -> Vault:
+        return Vault(read(VaultSettings).keys)
+
+    @cached_property
+    def xone(self) -> Xone:
+        return Xone(self.xone_settings, connections=self.worker.WORKER_CONCURRENCY)
+
+    def check_settings(self) -> None:
+        """Reads all that a worker needs. Raises SettingsError, in one line for all that is missing or wrong."""
+        problems = []
+        for section in (
+            BrokerSettings,
+            DatabaseSettings,
+            VaultSettings,
+            XoneSettings,
+            RetrySettings,
+            WorkerSettings,
+            EventSettings,
+        ):
+            try:
+                read(section)
+            except SettingsError as error:
+                problems.append(str(error))
+        if problems:
+            raise SettingsError("; ".join(problems))
+
+    def close(self) -> None:
+        """Gives back the connections to the database."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+
+
+_current = Process()
+
+
+def current() -> Process:
+    """The one of this process."""
+    return _current
+
+
+def _start_afresh() -> None:
+    global _current
+    _current = Process()
+
+
+os.register_at_fork(after_in_child=_start_afresh)

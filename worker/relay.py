@@ -1,0 +1,129 @@
+"""The Relay: publishes the outbox to ``booking-events``. Safe in every replica; several may run side by side.
+
+At least once: an event is marked as published when the broker has confirmed it. Events of one confirmation go in the
+order of their sequence, for one is taken only when all before it are marked.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Row, or_, select, update
+from sqlalchemy.orm import aliased
+
+from models.event import CONTENT_TYPE
+from models.tables import OutboxEvent
+from worker.broker import CONFIRM_TIMEOUT, Message, Publisher, booking_events
+from worker.database import locked, now, now_plus
+from worker.loop import Loop
+from worker.process import Process
+
+log = structlog.get_logger(__name__)
+
+BATCH = 200
+CLAIM = CONFIRM_TIMEOUT + 10.0  # seconds; longer than a batch can take to be confirmed
+REFUSED_PAUSE = 30.0  # seconds until an event that the broker refused is tried again
+
+
+class Relay(Loop):
+    """Woken by the commit of an event in this process; looks for those of others besides."""
+
+    name = "relay"
+    interval = 0.5
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self._process = process
+        self._publisher = Publisher(process.broker.url)
+        self.wake = process.events_waiting
+
+    def turn(self) -> bool:
+        """Publishes one batch. Whether there is more. Takes nothing while the broker is away."""
+        self._publisher.ensure_connection()
+        events = self._take()
+        if not events:
+            return False
+        try:
+            published = self._publisher.publish(message_of(event) for event in events)
+        except Exception:
+            self._give_back([event.id for event in events], 0.0)
+            raise
+        self._mark(published)
+        refused = [event.id for event in events if event.id not in published]
+        if refused:
+            log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_PAUSE)
+            self._give_back(refused, REFUSED_PAUSE)
+        return True
+
+    def flush(self) -> None:
+        """Ends the thread and publishes what is left. What can't be published now stays for another Relay."""
+        self.stop()
+        try:
+            while self.turn():
+                pass
+        except Exception as error:
+            log.warning("events_left", error=type(error).__name__)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def _take(self) -> Sequence[Row[Any]]:
+        earlier = aliased(OutboxEvent)
+        waits_for_earlier = (
+            select(earlier.id)
+            .where(
+                earlier.confirmation_id == OutboxEvent.confirmation_id,
+                earlier.sequence < OutboxEvent.sequence,
+                earlier.published_at.is_(None),
+            )
+            .exists()
+        )
+        ready = locked(
+            select(OutboxEvent.id)
+            .where(
+                OutboxEvent.published_at.is_(None),
+                or_(OutboxEvent.claimed_until.is_(None), OutboxEvent.claimed_until <= now()),
+                ~waits_for_earlier,
+            )
+            .order_by(OutboxEvent.created_at)
+            .limit(BATCH),
+            skip_locked=True,
+        ).cte("ready")
+        with self._process.engine.begin() as connection:
+            return connection.execute(
+                update(OutboxEvent)
+                .where(OutboxEvent.id.in_(select(ready.c.id)))
+                .values(claimed_until=now_plus(CLAIM))
+                .returning(OutboxEvent.__table__)
+            ).all()
+
+    def _mark(self, published: Collection[UUID]) -> None:
+        with self._process.engine.begin() as connection:
+            connection.execute(
+                update(OutboxEvent).where(OutboxEvent.id.in_(published)).values(published_at=now(), claimed_until=None)
+            )
+
+    def _give_back(self, events: Sequence[UUID], pause: float) -> None:
+        with self._process.engine.begin() as connection:
+            connection.execute(
+                update(OutboxEvent).where(OutboxEvent.id.in_(events)).values(claimed_until=now_plus(pause))
+            )
+
+
+def message_of(event: Row[Any]) -> Message:
+    """The AMQP message of a row of the outbox."""
+    properties = {"message_id": str(event.id), "type": event.type}
+    if event.correlation_id:
+        properties["correlation_id"] = event.correlation_id
+    return Message(
+        key=event.id,
+        body=event.payload.encode(),
+        exchange=booking_events.name,
+        routing_key=event.type,
+        content_type=CONTENT_TYPE,
+        properties=properties,
+        headers={"traceparent": event.traceparent} if event.traceparent else {},
+    )

@@ -1,0 +1,130 @@
+"""The Scheduler: sends what is due back to the workers. Safe in every replica; several may run side by side."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, update
+
+from models.tables import Confirmation
+from tasks import batches
+from worker.broker import RESUME, Message, Publisher, confirm_offer
+from worker.database import locked, now, now_plus
+from worker.loop import Loop
+from worker.pauses import ALL
+from worker.process import Process
+
+log = structlog.get_logger(__name__)
+
+LOOK_AT = 10_000  # of the confirmations that have been due for longest
+IDLE, FEEDING = 0.5, 0.05  # seconds between turns
+DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
+
+
+class Scheduler(Loop):
+    """Due are: retries whose time has come, and confirmations whose lease ran out because their worker died."""
+
+    name = "scheduler"
+    interval = IDLE
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self._process = process
+        self._publisher = Publisher(process.broker.url)
+        self._most_in_flight = 2 * process.worker.WORKER_CONCURRENCY
+        self._most_of_batches = max(process.worker.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
+
+    def turn(self) -> bool:
+        """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
+        self.interval = IDLE
+        gate = self._process.xone.gate
+        if gate.wait() > 0:
+            return False
+        self._publisher.ensure_connection()  # a broker that is away leaves nothing marked as dispatched
+        with self._process.engine.begin() as connection:
+            paused = sorted(self._process.pauses.partners(connection))
+            if ALL in paused:
+                return False
+            free = (1 if gate.is_probing else self._most_in_flight) - _dispatched(connection)
+            due = _take_due(connection, Confirmation.batch_id.is_(None), free, paused)
+            of_batches = batches.under_way(connection)
+            room = self._most_of_batches - of_batches.at_work
+            retries = _take_due(connection, Confirmation.batch_id.is_not(None), min(free - len(due), room), paused)
+            to_feed = [] if gate.is_probing else batches.running(connection)
+        fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
+        if due or retries or fed:
+            sent = self._send([*due, *retries, *fed])
+            log.info("resumed", count=len(sent), of_batches=len(retries) + len(fed))
+        return False
+
+    def _send(self, dispatched: list[UUID]) -> set[UUID]:
+        """Those that the broker has. The others are due again at once, and not only when their marks run out."""
+        sent: set[UUID] = set()
+        try:
+            sent = self._publisher.publish(
+                Message(key, str(key).encode(), confirm_offer.name, RESUME, "text/plain") for key in dispatched
+            )
+        finally:
+            unsent = [key for key in dispatched if key not in sent]
+            if unsent:
+                with self._process.engine.begin() as connection:
+                    connection.execute(
+                        update(Confirmation).where(Confirmation.id.in_(unsent)).values(dispatched_until=None)
+                    )
+        return sent
+
+    def _feed(self, to_feed: list[int], room: int, paused: list[str]) -> list[UUID]:
+        """The next items of the batches, the oldest first. Comes again soon where there is likely more."""
+        fed: list[UUID] = []
+        for batch_id in to_feed:
+            if room > len(fed):
+                with self._process.engine.begin() as connection:
+                    fed += batches.feed(connection, batch_id, room - len(fed), paused, DISPATCH_LEASE)
+        if fed or (to_feed and room <= 0):
+            self.interval = FEEDING
+        return fed
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+def _dispatched(connection: Connection) -> int:
+    """How many resume messages are on their way."""
+    query = select(func.count()).select_from(Confirmation).where(Confirmation.dispatched_until > now())
+    return connection.execute(query).scalar_one()
+
+
+def _take_due(connection: Connection, which: ColumnElement[bool], most: int, paused: Sequence[str]) -> list[UUID]:
+    """Marks what is due as dispatched, in turn over the partners: none waits for another's many. paused: partners."""
+    if most <= 0:
+        return []
+    is_due = (
+        which,
+        Confirmation.due_at <= now(),
+        or_(Confirmation.dispatched_until.is_(None), Confirmation.dispatched_until <= now()),
+        Confirmation.partner_id.not_in(paused),
+    )
+    free = locked(
+        select(Confirmation.id).where(Confirmation.id.in_(_in_turn(is_due).limit(most)), *is_due), skip_locked=True
+    )
+    taken = connection.execute(
+        update(Confirmation)
+        .where(Confirmation.id.in_(select(free.cte("free").c.id)))
+        .values(dispatched_until=now_plus(DISPATCH_LEASE))
+        .returning(Confirmation.id)
+    )
+    return list(taken.scalars())
+
+
+def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
+    """The ids of what has been due for longest: the first of each partner, then the second of each, and so on."""
+    oldest = (
+        select(Confirmation.id, Confirmation.partner_id, Confirmation.due_at)
+        .where(*is_due)
+        .order_by(Confirmation.due_at)
+        .limit(LOOK_AT)
+        .subquery()
+    )
+    turn = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
+    ranked = select(oldest.c.id, oldest.c.due_at, turn.label("turn")).subquery()
+    return select(ranked.c.id).order_by(ranked.c.turn, ranked.c.due_at)

@@ -1,0 +1,195 @@
+"""Settings, read from the environment and a ``.env`` file in the working folder. The only place that reads them.
+
+They come in sections, so that a command asks only for what it uses: ``read(DatabaseSettings)``.
+"""
+
+import re
+from functools import cached_property
+from string import Formatter
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from worker.errors import SettingsError
+
+
+class Section(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def read(section: type[SectionType], **given: Any) -> SectionType:
+    """A section of the settings; ``given`` (from the command line) goes before the environment.
+
+    Raises SettingsError with one line that names what is missing or wrong, and holds no value.
+    """
+    try:
+        return section(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problem(dict(problem)) for problem in error.errors())) from None
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    name = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{name} is not set"
+    if problem["type"] in ("string_too_short", "too_short"):
+        return f"{name} is empty"
+    message = re.sub(r"^(Value error|Assertion failed), ", "", problem["msg"])
+    return f"{name}: {message[0].lower()}{message[1:]}" if name else message
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _url_with(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        scheme = value.get_secret_value().split(":", 1)[0]
+        if scheme not in schemes:
+            raise ValueError(f"should begin with {' or '.join(f'{scheme}:' for scheme in schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    try:
+        backend = make_url(value.get_secret_value()).get_backend_name()
+    except (ArgumentError, ValueError):
+        raise ValueError("should be a database URL, such as postgresql+psycopg://host/database") from None
+    if backend not in ("postgresql", "sqlite"):
+        raise ValueError("should be a PostgreSQL or SQLite URL")
+    return value
+
+
+def _data_keys(value: SecretStr) -> SecretStr:
+    for key in value.get_secret_value().split(","):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}=", key.strip()):  # Fernet itself overlooks what stands behind the =
+            raise ValueError("should be Fernet keys, separated by commas ('confirm-offer keygen' prints one)")
+    return value
+
+
+def _path_with(*names: str) -> AfterValidator:
+    def check(value: str) -> str:
+        held = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        if value and (not value.startswith("/") or held != set(names)):
+            places = " and ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"should be a path that begins with / and holds {places or 'no {}'}")
+        return value
+
+    return AfterValidator(check)
+
+
+class BrokerSettings(Section):
+    BROKER_URL: Annotated[SecretStr, _url_with("amqp", "amqps", "pyamqp", "memory")] = SecretStr(
+        "amqp://guest:guest@localhost:5672//"
+    )
+
+    @property
+    def url(self) -> str:
+        return self.BROKER_URL.get_secret_value()
+
+
+class DatabaseSettings(Section):
+    DATABASE_URL: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
+        "postgresql+psycopg://localhost/confirm_offer"
+    )
+
+    @property
+    def url(self) -> str:
+        return self.DATABASE_URL.get_secret_value()
+
+
+class VaultSettings(Section):
+    DATA_KEYS: Annotated[SecretStr, AfterValidator(_data_keys)]
+
+    @property
+    def keys(self) -> list[str]:
+        """The first encrypts, all decrypt."""
+        return [key.strip() for key in self.DATA_KEYS.get_secret_value().split(",")]
+
+
+class StatusSettings(Section):
+    XONE_CONFIRMED_STATUSES: str = "CONFIRMED,ACTIVE"
+
+    @cached_property
+    def confirmed_statuses(self) -> frozenset[str]:
+        """In capitals."""
+        statuses = (status.strip().upper() for status in self.XONE_CONFIRMED_STATUSES.split(","))
+        return frozenset(status for status in statuses if status)
+
+
+class XoneSettings(StatusSettings):
+    XONE_BASE_URL: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] = "https://api.xone.xcover.com"
+    XONE_TOKEN_PATH: Annotated[str, Field(min_length=1), _path_with()] = "/api/oauth/token"  # noqa: S105 - a path
+    XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), _path_with("partner_id", "offer_id")] = (
+        "/api/partners/{partner_id}/offers/{offer_id}"
+    )
+    XONE_BOOKINGS_PATH: Annotated[str, _path_with("partner_id")] = "/api/partners/{partner_id}/bookings"
+    XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]
+    XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1)]
+    XONE_CONNECT_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 5
+    XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
+    XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
+    XONE_RATE_LIMIT: Annotated[PositiveFloat | None, BeforeValidator(_none_if_empty)] = None
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a lease runs: one call with room to spare. Renewed before a call where too little is left."""
+        return self.XONE_TIMEOUT + max(5.0, self.XONE_TIMEOUT / 2)
+
+
+class RetrySettings(Section):
+    RETRY_MAX_ATTEMPTS: PositiveInt = 12
+    RETRY_MAX_AGE: PositiveFloat = 86400
+    RETRY_BASE_DELAY: PositiveFloat = 2
+    RETRY_MAX_DELAY: PositiveFloat = 300
+
+    @model_validator(mode="after")
+    def _base_below_max(self) -> "RetrySettings":
+        if self.RETRY_BASE_DELAY > self.RETRY_MAX_DELAY:
+            raise ValueError("RETRY_BASE_DELAY should not exceed RETRY_MAX_DELAY")
+        return self
+
+
+class EventSettings(Section):
+    EVENT_LINKS: Literal["on", "off"] = "off"
+
+
+class LogSettings(Section):
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    LOG_FORMAT: Literal["json", "console"] = "json"
+    SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+
+
+class WorkerSettings(Section):
+    WORKER_CONCURRENCY: Annotated[PositiveInt, Field(le=2000)] = 64
+    WORKER_POOL: Literal["threads", "prefork"] = "threads"
+    WORKER_PARTS: str = "tasks,scheduler,relay"
+    METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = None
+
+    @cached_property
+    def parts(self) -> frozenset[str]:
+        """Which of ``tasks``, ``scheduler`` and ``relay`` this process runs."""
+        return frozenset(part.strip() for part in self.WORKER_PARTS.split(","))
+
+    @model_validator(mode="after")
+    def _known_parts(self) -> "WorkerSettings":
+        if not self.parts or self.parts - {"tasks", "scheduler", "relay"}:
+            raise ValueError("WORKER_PARTS should be some of tasks,scheduler,relay")
+        return self
