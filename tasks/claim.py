@@ -91,14 +91,14 @@ def claim(connection: Connection, vault: Vault, confirmation_id: UUID, token: UU
     ).one_or_none()
     if row is None:
         return None
-    _close_abandoned_attempts(connection, confirmation_id, token)
+    close_abandoned_attempts(connection, confirmation_id, token)
     open_attempt(connection, row)
     body = vault.open(row.id, "body", row.sealed_body)
     return claim_of(row, body, row.age, leased_at)
 
 
-def _close_abandoned_attempts(connection: Connection, confirmation_id: UUID, token: UUID) -> None:
-    """Attempts that nobody came back from. Their holder may still come late: see tasks/record.py."""
+def close_abandoned_attempts(connection: Connection, confirmation_id: UUID, token: UUID) -> None:
+    """Attempts of other claims that nobody came back from. Who holds one may still come late: see tasks/record.py."""
     code, detail = STOPPED
     connection.execute(
         update(Attempt)

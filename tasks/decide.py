@@ -88,7 +88,9 @@ def must_look_first(history: History) -> bool:
 
 def may_send(history: History, policy: Policy) -> bool:
     """Whether the request may be sent (again), after a read-back that did not show the booking."""
-    return not history.already_booked and (policy.resend_after_unknown or not history.answer_unknown)
+    if history.already_booked:
+        return False
+    return not history.answer_unknown or (policy.resend_after_unknown and history.age < policy.max_age)
 
 
 def earlier_error(history: History) -> XoneError:
@@ -164,8 +166,7 @@ def _missing(look: Look, error: XoneError, history: History, policy: Policy, dic
     tries_left = history.read_backs + 1 < READ_BACK_TRIES
     try_again = look in (Look.UNAVAILABLE, Look.HELD) or (lags_perhaps and tries_left)
     counts = look is not Look.HELD  # the last read-back is still to be made, when calls go on
-    is_used_up = _is_used_up(error, history, policy) if counts else history.age >= policy.max_age
-    if not try_again or is_used_up:
+    if not try_again or (counts and _is_used_up(error, history, policy)):
         return _ended(State.NEEDS_REVIEW, outcome, error, unknown)
     return Decision(
         State.RETRYING,

@@ -19,7 +19,7 @@ from models.event import EventType, booking_data, cloud_event, error_data
 from models.states import State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks.batches import end_item
-from tasks.claim import Claim
+from tasks.claim import Claim, close_abandoned_attempts
 from tasks.decide import Decision
 from worker.database import locked, now, now_plus
 from worker.vault import Vault
@@ -53,6 +53,7 @@ def record(
                 log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
             return None
         store_booking(connection, vault, held.id, decision.booking)
+        close_abandoned_attempts(connection, held.id, held.token)
     elif not ours:
         return None
     settle(connection, row, decision, held.number, with_links)

@@ -134,8 +134,8 @@ def sandbox(port: int, as_json: bool) -> None:
     from worker.sandbox import Sandbox
 
     with Sandbox(port=port) as running:
-        tell(as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url)
         try:
+            tell(as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url)
             threading.Event().wait()
         except KeyboardInterrupt:
             click.echo()

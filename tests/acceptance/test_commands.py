@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -171,15 +172,13 @@ def test_broker_declare_twice(broker_url: str) -> None:
     assert f"declared queue {broker.JOBS}" in first.stdout
 
 
-def test_sandbox_runs_by_itself(tmp_path: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "worker", "sandbox", "--port", "0"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
-    )
-    assert program.stdout is not None
-    line = program.stdout.readline()
-    program.send_signal(2)
-    assert program.wait(10) == 0
-    program.stdout.close()
+def test_sandbox_runs_by_itself() -> None:
+    command = [sys.executable, "-m", "worker", "sandbox", "--port", "0"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        line = program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        assert program.wait(30) == 0
     assert "stand-in of XONE at http://127.0.0.1:" in line
 
 

@@ -131,16 +131,14 @@ def rows() -> list[Row]:
             Row(error, AFTER_UNKNOWN, RESEND, RETRYING, UNKNOWN, later, marked_unknown=True),
         ]
         for history in (LAST, LAST_AFTER_UNKNOWN, OLD, OLD_AFTER_UNKNOWN):
+            delay = (2, 300) if history.attempts_used > 3 else later
             for policy in (RESEND, NO_RESEND):
-                looks = (ABSENT, AWAY, IMPOSSIBLE) if history in (LAST, LAST_AFTER_UNKNOWN) else tuple(Look)
                 table += [
-                    Row(Missing(look, error), history, policy, REVIEW, UNKNOWN, marked_unknown=True) for look in looks
+                    Row(Missing(look, error), history, policy, REVIEW, UNKNOWN, marked_unknown=True)
+                    for look in (ABSENT, AWAY, IMPOSSIBLE)
                 ]
-        for history in (LAST, LAST_AFTER_UNKNOWN):  # the last look is still to be made, when calls go on
-            table += [
-                Row(Missing(HELD, error), history, policy, RETRYING, UNKNOWN, (2, 300), False, True)
-                for policy in (RESEND, NO_RESEND)
-            ]
+                # the last look is still to be made, when calls go on
+                table += [Row(Missing(HELD, error), history, policy, RETRYING, UNKNOWN, delay, False, True)]
         for history, delay in ((FIRST, early), (AFTER_UNKNOWN, later)):
             table += [
                 Row(
@@ -265,6 +263,8 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
         (AFTER_NOT_SENT, NO_RESEND, False, True),
         (AFTER_UNKNOWN, RESEND, True, True),
         (AFTER_UNKNOWN, NO_RESEND, True, False),
+        (OLD, RESEND, False, True),
+        (OLD_AFTER_UNKNOWN, RESEND, True, False),
         (AFTER_BOOKED, RESEND, True, False),
         (AFTER_BOOKED, NO_RESEND, True, False),
         (replace(AFTER_BOOKED, answer_unknown=True), RESEND, True, False),
