@@ -279,10 +279,11 @@ def test_a_late_booking_is_stored_and_the_other_worker_stands_back(process: Proc
     assert quick is not None
 
     confirm.attempt(slow, process)
-    late = only(process, Confirmation)
+    late, outcomes = only(process, Confirmation), [attempt.outcome for attempt in rows(process, Attempt)]
     confirm.attempt(quick, process)
 
     assert late.state == State.CONFIRMED
+    assert sorted(outcomes) == [Outcome.BOOKED, Outcome.UNKNOWN], "none is left open: the quick one may have died"
     assert only(process, Confirmation).state == State.CONFIRMED
     assert len(rows(process, OutboxEvent)) == 1
     assert len(rows(process, Booking)) == 1
