@@ -129,7 +129,11 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
         return Look.IMPOSSIBLE
     try:
         booking = process.xone.find_booking(
-            held.partner_id, held.offer_id, held.quote_ids, lambda: before_call(held, process)
+            held.partner_id,
+            held.offer_id,
+            held.quote_ids,
+            before_call=lambda: before_call(held, process),
+            while_waiting=lambda: go_on(held, process),
         )
     except Refused:
         return Look.IMPOSSIBLE
@@ -142,10 +146,15 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
 
 def before_call(held: Claim, process: Process) -> None:
     """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
+    if process.xone_settings.XONE_RATE_LIMIT is not None and not process.stopping.is_set():
+        wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
+    go_on(held, process)
+
+
+def go_on(held: Claim, process: Process) -> None:
+    """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
     if process.stopping.is_set():
         raise Held(0.0)
-    if process.xone_settings.XONE_RATE_LIMIT is not None:
-        wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
     ensure_lease(held, process)
 
 

@@ -7,7 +7,7 @@ its older API where that page is silent (token path and body, idempotency key, l
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,6 +23,7 @@ from models.booking import Booking, read_exact
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.gate import Gate
 from worker.http import AnswerTooLarge, Http, NoTls
+from worker.readback import ReadBack
 from worker.settings import XoneSettings
 from worker.token import DEFAULT_LIFETIME, Token, TokenCache, issued
 from worker.wording import wording
@@ -63,6 +64,7 @@ class Xone:
         self._http = Http(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
         self.tokens = TokenCache(self._request_token)
         self.gate = Gate()
+        self._read_back = ReadBack()
 
     @property
     def can_list_bookings(self) -> bool:
@@ -94,27 +96,24 @@ class Xone:
         offer_id: str,
         quote_ids: frozenset[str],
         before_call: Callable[[], None] = lambda: None,
+        while_waiting: Callable[[], None] = lambda: None,
     ) -> Booking | None:
         """The booking of an offer from the partner's list of bookings, or None. Raises XoneError and Held.
 
-        Matched by ``offer_id`` where the listed booking has one, else by ``quote.uuid``. before_call: as in confirm,
-        before each page.
+        before_call: as in confirm, before each page. while_waiting: called every second while another thread reads.
         """
-        with self.gate.passing(proves=False):
-            return self._search(self._bookings(partner_id, before_call), offer_id, quote_ids)
 
-    @staticmethod
-    def _search(listing: Iterator[dict[str, Any]], offer_id: str, quote_ids: frozenset[str]) -> Booking | None:
-        for listed in listing:
-            listed_offer = listed.get("offer_id")
-            listed_quote = listed["quote"].get("uuid") if isinstance(listed.get("quote"), dict) else None
-            is_same_quote = isinstance(listed_quote, str) and listed_quote in quote_ids
-            if listed_offer == offer_id or (not listed_offer and is_same_quote):
-                try:
-                    return Booking.model_validate({**listed, "offer_id": offer_id})
-                except ValidationError:
-                    raise Unknown("bad-answer", "the list of bookings holds this offer without a booking id") from None
-        return None
+        def reading() -> Generator[dict[str, Any], None, None]:
+            with self.gate.passing(proves=False):
+                yield from self._bookings(partner_id, before_call)
+
+        listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
+        if listed is None:
+            return None
+        try:
+            return Booking.model_validate({**listed, "offer_id": offer_id})
+        except ValidationError:
+            raise Unknown("bad-answer", "the list of bookings holds this offer without a booking id") from None
 
     def _bookings(self, partner_id: str, before_call: Callable[[], None]) -> Iterator[dict[str, Any]]:
         url = self._url(self._settings.XONE_BOOKINGS_PATH.format(partner_id=quote(partner_id, safe="")))
@@ -137,7 +136,7 @@ class Xone:
             if not is_same_host:
                 raise Unknown("bad-answer", "the list of bookings goes on at another host, which gets no token of ours")
             url = next_url
-        raise Unknown("bad-answer", f"the list of bookings has more than {MAX_PAGES} pages")
+        raise Refused("too-large", f"the list of bookings has more than {MAX_PAGES} pages")
 
     def _authorized(
         self,

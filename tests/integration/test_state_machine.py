@@ -127,7 +127,12 @@ class Upstream:
                 return self._confirm(offer_id)
 
     def find_booking(
-        self, partner_id: str, offer_id: str, quote_ids: frozenset[str], before_call: Callable[[], None]
+        self,
+        partner_id: str,
+        offer_id: str,
+        quote_ids: frozenset[str],
+        before_call: Callable[[], None],
+        while_waiting: Callable[[], None],
     ) -> xone.Booking | None:
         self.before_each()
         try:

@@ -19,6 +19,7 @@ LEAVES = {
     "worker.token",
     "worker.broker",
     "worker.gate",
+    "worker.readback",
     "worker.turns",
     "worker.pauses",
     "worker.patience",

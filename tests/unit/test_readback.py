@@ -1,0 +1,141 @@
+"""Callers who look for bookings of one partner share the readings of its list."""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+
+from tests.system import until
+from worker import readback
+from worker.errors import Unknown
+from worker.gate import Held
+from worker.readback import Listed, ReadBack
+
+NONE: frozenset[str] = frozenset()
+
+
+class List:
+    """A partner's list of bookings; each reading waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.bookings: list[Listed] = []
+        self.readings = 0
+        self.may_go_on = Event()
+        self.failures: list[BaseException] = []  # of the readings to come, after the first booking
+
+    def read(self) -> Generator[Listed, None, None]:
+        self.readings += 1
+        shown = list(self.bookings)
+        assert self.may_go_on.wait(20)
+        yield from shown[:1]
+        if self.failures:
+            raise self.failures.pop(0)
+        yield from shown[1:]
+
+
+class Callers:
+    """Threads that look for offers."""
+
+    def __init__(self, listing: List) -> None:
+        self.read_back = ReadBack()
+        self.listing = listing
+        self.pool = ThreadPoolExecutor(40)
+
+    def look(
+        self, offer_id: str, quotes: frozenset[str] = NONE, while_waiting: Callable[[], None] = lambda: None
+    ) -> Future[Any]:
+        return self.pool.submit(self.read_back.find, "P-1", offer_id, quotes, self.listing.read, while_waiting)
+
+    def waiting(self) -> int:
+        return sum(len(ours.wanted) for ours in self.read_back._next.values())
+
+    def wait_behind_a_reading(self, *offers: str) -> tuple[Future[Any], list[Future[Any]]]:
+        """One who reads, and those who came after the reading began."""
+        first = self.look("first")
+        until(lambda: self.listing.readings == 1)
+        others = [self.look(offer_id) for offer_id in offers]
+        until(lambda: self.waiting() == len(offers))
+        return first, others
+
+
+@pytest.fixture
+def callers(monkeypatch: pytest.MonkeyPatch) -> Callers:
+    monkeypatch.setattr(readback, "WAIT", 0.01)
+    return Callers(List())
+
+
+def listed(offer_id: str) -> Listed:
+    return {"id": f"INS-{offer_id}", "offer_id": offer_id}
+
+
+def test_all_who_wait_share_the_next_reading(callers: Callers) -> None:
+    offers = [f"o-{number}" for number in range(30)]
+    first, others = callers.wait_behind_a_reading(*offers)
+    callers.listing.bookings = [listed(offer_id) for offer_id in offers[1:]]  # after the first reading began
+    callers.listing.may_go_on.set()
+
+    assert first.result(20) is None
+    assert [other.result(20) for other in others] == [None, *callers.listing.bookings]
+    assert callers.listing.readings == 2
+    assert callers.waiting() == 0
+
+
+def test_each_partner_has_readings_of_its_own(callers: Callers) -> None:
+    first = callers.look("o-1")
+    until(lambda: callers.listing.readings == 1)
+    other = callers.pool.submit(callers.read_back.find, "P-2", "o-1", NONE, callers.listing.read, lambda: None)
+    until(lambda: callers.listing.readings == 2)
+    callers.listing.may_go_on.set()
+
+    assert (first.result(20), other.result(20)) == (None, None)
+
+
+def test_a_failure_is_told_to_all_but_those_whose_booking_was_seen_before_it(callers: Callers) -> None:
+    first, (seen, unseen) = callers.wait_behind_a_reading("o-1", "o-2")
+    callers.listing.bookings = [listed("o-1"), listed("o-2")]
+    failure = Unknown("timeout", "no whole answer", None)
+    callers.listing.failures = [Held(3.0), failure]
+    callers.listing.may_go_on.set()
+
+    with pytest.raises(Held):
+        first.result(20)
+    assert seen.result(20) == listed("o-1")
+    assert unseen.exception(20) is failure
+
+
+def test_who_must_leave_while_reading_is_followed_by_another(callers: Callers) -> None:
+    class MustLeave(Exception):
+        pass
+
+    callers.listing.may_go_on.set()
+    callers.listing.bookings = [listed("other"), listed("o-1"), listed("o-2")]
+    callers.listing.failures = [MustLeave()]
+
+    with pytest.raises(MustLeave):
+        callers.read_back.find("P-1", "o-1", NONE, callers.listing.read, lambda: None)
+    assert callers.read_back.find("P-1", "o-2", NONE, callers.listing.read, lambda: None) == listed("o-2")
+
+
+def test_who_must_leave_while_waiting_leaves_the_others_waiting(callers: Callers) -> None:
+    def leave() -> None:
+        raise Held(0.0)
+
+    first, (other,) = callers.wait_behind_a_reading("o-1")
+    leaving = callers.look("o-2", while_waiting=leave)
+
+    assert isinstance(leaving.exception(20), Held)
+    callers.listing.bookings = [listed("o-1")]
+    callers.listing.may_go_on.set()
+    assert (first.result(20), other.result(20)) == (None, listed("o-1"))
+
+
+def test_bookings_without_an_offer_are_told_apart_by_their_quotes(callers: Callers) -> None:
+    nameless = [{"id": "INS-7", "quote": {"uuid": "q-7"}}, {"id": "INS-8", "offer_id": None, "quote": {"uuid": "q-8"}}]
+    callers.listing.bookings = nameless
+    callers.listing.may_go_on.set()
+
+    assert callers.look("o-8", frozenset({"q-8", "q-9"})).result(20) == nameless[1]
+    assert callers.look("o-7", frozenset({"q-7"})).result(20) == nameless[0]
+    assert callers.look("o-9", frozenset({"q-9"})).result(20) is None
