@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 from uuid_utils.compat import uuid7
 
 from models.job import Job, JobRejected
 from models.states import State
 from models.tables import Confirmation
 from tasks.claim import Claim, claim, claim_of, open_attempt
-from worker.database import insert_if_absent, locked, now, now_plus
+from worker.database import DIALECTS, insert_if_absent, locked, now, now_plus
 from worker.vault import Vault
 
 
@@ -44,28 +44,24 @@ def accept(
     confirmation_id = uuid7()
     body = job.request_body()
     claims = queue_for is None
-    placed = _claimed(token, lease) if queue_for is None else _queued(queue_for)
+    content = {
+        **_content(job, delivery, vault, confirmation_id, body),
+        "state": State.CONFIRMING if claims else State.QUEUED,
+        "lease_token": token if claims else None,
+        "wait": lease if queue_for is None else queue_for,
+    }
     row = connection.execute(
-        insert_if_absent(connection, Confirmation, "partner_id", "offer_id")
-        .values(
-            id=confirmation_id,
-            partner_id=job.partner_id,
-            offer_id=job.offer_id,
-            attempts=int(claims),
-            created_at=now(),
-            **_content(job, delivery, vault, confirmation_id, body),
-            **placed,
-        )
-        .returning(Confirmation.__table__)
+        _INSERT[connection.dialect.name],
+        {
+            "id": confirmation_id,
+            "partner_id": job.partner_id,
+            "offer_id": job.offer_id,
+            "attempts": int(claims),
+            **content,
+        },
     ).one_or_none()
     if row is None:
-        standing = connection.execute(
-            locked(
-                select(Confirmation.__table__).where(
-                    Confirmation.partner_id == job.partner_id, Confirmation.offer_id == job.offer_id
-                )
-            )
-        ).one()
+        standing = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
         if _same(standing, vault, job, body):
             return claim(connection, vault, standing.id, token, lease) if claims else None
         if standing.state != State.FAILED:
@@ -73,16 +69,8 @@ def accept(
                 "conflicting-job",
                 f"this offer was published before with other content; its confirmation is {standing.state}",
             )
-        row = connection.execute(
-            update(Confirmation)
-            .where(Confirmation.id == standing.id)
-            .values(
-                attempts=Confirmation.attempts + int(claims),
-                **_content(job, delivery, vault, standing.id, body),
-                **placed,
-            )
-            .returning(Confirmation.__table__)
-        ).one()
+        content["sealed_body"] = vault.seal(standing.id, "body", body)
+        row = connection.execute(_REPLACE, {"this": standing.id, "claims": int(claims), **content}).one()
     if not claims:
         return None
     open_attempt(connection, row)
@@ -105,27 +93,6 @@ def _content(job: Job, delivery: Delivery, vault: Vault, confirmation_id: UUID, 
         "error_code": None,
         "error_http_status": None,
         "error_detail": None,
-        "queued_at": now(),
-    }
-
-
-def _queued(wait: float) -> dict[str, Any]:
-    return {
-        "state": State.QUEUED,
-        "lease_token": None,
-        "due_at": now_plus(wait),
-        "dispatched_until": None,
-        "updated_at": now(),
-    }
-
-
-def _claimed(token: UUID, lease: float) -> dict[str, Any]:
-    return {
-        "state": State.CONFIRMING,
-        "lease_token": token,
-        "due_at": now_plus(lease),
-        "dispatched_until": None,
-        "updated_at": now(),
     }
 
 
@@ -136,3 +103,23 @@ def _same(standing: Row[Any], vault: Vault, job: Job, body: bytes) -> bool:
     stored = vault.open(standing.id, "body", standing.sealed_body)
     same_body = stored == body or json.loads(stored) == json.loads(body)
     return same_body and (standing.order_reference, standing.echo) == (job.order_reference, job.metadata)
+
+
+# Built once: to build a statement costs more than to execute it.
+_row, _columns = Confirmation.__table__, Confirmation.__table__.c
+_STANDING = locked(
+    select(_row).where(_columns.partner_id == bindparam("partner"), _columns.offer_id == bindparam("offer"))
+)
+_TIMES = {"due_at": now_plus(bindparam("wait")), "dispatched_until": None, "queued_at": now(), "updated_at": now()}
+_INSERT = {
+    dialect: insert_if_absent(dialect, _row, "partner_id", "offer_id")
+    .values(created_at=now(), **_TIMES)
+    .returning(_row)
+    for dialect in DIALECTS
+}
+_REPLACE = (
+    update(_row)
+    .where(_columns.id == bindparam("this"))
+    .values(attempts=_columns.attempts + bindparam("claims"), **_TIMES)
+    .returning(_row)
+)

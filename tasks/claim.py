@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, case, delete, not_, or_, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_, update
 
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
-from worker.database import insert_if_absent, now, now_plus, seconds_since
+from worker.database import DIALECTS, insert_if_absent, now, now_plus, seconds_since
 from worker.vault import Vault
 
 STOPPED = "connection-lost", "the worker stopped during this attempt"
@@ -72,23 +72,7 @@ def claim(connection: Connection, vault: Vault, confirmation_id: UUID, token: UU
     lease: seconds. Repeating it with the same token finds what the first try may have done.
     """
     leased_at = time.monotonic()
-    ours = Confirmation.lease_token == token
-    abandoned = and_(Confirmation.state == State.CONFIRMING, not_(ours))
-    row = connection.execute(
-        update(Confirmation)
-        .where(Confirmation.id == confirmation_id, or_(Confirmation.due_at <= now(), ours))
-        .values(
-            state=State.CONFIRMING,
-            lease_token=token,
-            due_at=now_plus(lease),
-            dispatched_until=None,
-            attempts=case((ours, Confirmation.attempts), else_=Confirmation.attempts + 1),
-            answer_unknown=or_(Confirmation.answer_unknown, abandoned),
-            crashes=Confirmation.crashes + case((abandoned, 1), else_=0),
-            updated_at=now(),
-        )
-        .returning(Confirmation.__table__, seconds_since(Confirmation.queued_at).label("age"))
-    ).one_or_none()
+    row = connection.execute(_CLAIM, {"this": confirmation_id, "token": token, "lease": lease}).one_or_none()
     if row is None:
         return None
     close_abandoned_attempts(connection, confirmation_id, token)
@@ -99,24 +83,14 @@ def claim(connection: Connection, vault: Vault, confirmation_id: UUID, token: UU
 
 def close_abandoned_attempts(connection: Connection, confirmation_id: UUID, token: UUID) -> None:
     """Attempts of other claims that nobody came back from. Who holds one may still come late: see tasks/record.py."""
-    code, detail = STOPPED
-    connection.execute(
-        update(Attempt)
-        .where(
-            Attempt.confirmation_id == confirmation_id,
-            Attempt.outcome.is_(None),
-            Attempt.lease_token != token,
-        )
-        .values(outcome=Outcome.UNKNOWN, code=code, detail=detail)
-    )
+    connection.execute(_CLOSE_ABANDONED, {"this": confirmation_id, "token": token})
 
 
 def open_attempt(connection: Connection, row: Row[Any]) -> None:
     """Puts the attempt of a row that was just claimed on record, before anything is sent."""
     connection.execute(
-        insert_if_absent(connection, Attempt, "confirmation_id", "number").values(
-            confirmation_id=row.id, number=row.attempts, lease_token=row.lease_token, started_at=now()
-        )
+        _INSERT_ATTEMPT[connection.dialect.name],
+        {"confirmation_id": row.id, "number": row.attempts, "lease_token": row.lease_token},
     )
 
 
@@ -184,3 +158,38 @@ def renew(connection: Connection, held: Claim, lease: float) -> None:
     )
     if renewed.rowcount != 1:
         raise LeaseLost
+
+
+# Built once: to build a statement costs more than to execute it.
+_row = Confirmation.__table__.c
+_ours = _row.lease_token == bindparam("token")
+_abandoned = and_(_row.state == State.CONFIRMING, not_(_ours))
+_CLAIM = (
+    update(Confirmation.__table__)
+    .where(_row.id == bindparam("this"), or_(_row.due_at <= now(), _ours))
+    .values(
+        state=State.CONFIRMING,
+        lease_token=bindparam("token"),
+        due_at=now_plus(bindparam("lease")),
+        dispatched_until=None,
+        attempts=case((_ours, _row.attempts), else_=_row.attempts + 1),
+        answer_unknown=or_(_row.answer_unknown, _abandoned),
+        crashes=_row.crashes + case((_abandoned, 1), else_=0),
+        updated_at=now(),
+    )
+    .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))
+)
+_attempt = Attempt.__table__.c
+_INSERT_ATTEMPT = {
+    dialect: insert_if_absent(dialect, Attempt.__table__, "confirmation_id", "number").values(started_at=now())
+    for dialect in DIALECTS
+}
+_CLOSE_ABANDONED = (
+    update(Attempt.__table__)
+    .where(
+        _attempt.confirmation_id == bindparam("this"),
+        _attempt.outcome.is_(None),
+        _attempt.lease_token != bindparam("token"),
+    )
+    .values(outcome=Outcome.UNKNOWN, code=STOPPED[0], detail=STOPPED[1])
+)

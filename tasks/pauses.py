@@ -11,7 +11,7 @@ from worker.pauses import ALL
 def pause(connection: Connection, partner_id: str, reason: str, by: str) -> bool:
     """Pauses a partner, or ALL. Returns False where it was paused already (the first reason stays)."""
     made = connection.execute(
-        insert_if_absent(connection, Pause, "partner_id")
+        insert_if_absent(connection.dialect.name, Pause, "partner_id")
         .values(partner_id=partner_id, reason=reason, by=by, created_at=now())
         .returning(Pause.partner_id)
     ).all()

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, insert, select, update
 from uuid_utils.compat import uuid7
 
 from models import booking as xone
@@ -43,17 +43,18 @@ def record(
 
     duration: of the attempt, in seconds; with_links: whether events carry customers' links.
     """
-    row = connection.execute(to_be_settled().where(Confirmation.id == held.id)).one()
+    row = connection.execute(_TO_BE_RECORDED, {"this": held.id}).one()
     ours = row.lease_token == held.token
     _close_attempt(connection, vault, held, decision, duration, ours)
     if decision.booking is not None:
-        stored = _stored_booking_id(connection, held.id)
-        if stored is not None:
+        if row.state in (State.CONFIRMED, State.PENDING):
+            stored = connection.execute(_STORED_BOOKING, {"this": held.id}).scalar_one()
             if stored != decision.booking.id:
                 log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
             return None
         store_booking(connection, vault, held.id, decision.booking)
-        close_abandoned_attempts(connection, held.id, held.token)
+        if not ours:
+            close_abandoned_attempts(connection, held.id, held.token)
     elif not ours:
         return None
     settle(connection, row, decision, held.number, with_links)
@@ -85,16 +86,17 @@ def _close_attempt(
     if decision.booking is not None and not ours:
         answer = write_exact(decision.booking.model_dump()).encode()
     connection.execute(
-        update(Attempt)
-        .where(Attempt.confirmation_id == held.id, Attempt.number == held.number)
-        .values(
-            outcome=decision.outcome,
-            duration_ms=round(duration * 1000),
-            http_status=decision.http_status,
-            code=error.code if error is not None else None,
-            detail=error.detail if error is not None else None,
-            sealed_answer=vault.seal(held.id, f"answer {held.number}", answer) if answer else None,
-        )
+        _CLOSE_ATTEMPT,
+        {
+            "this": held.id,
+            "at": held.number,
+            "outcome": decision.outcome,
+            "duration_ms": round(duration * 1000),
+            "http_status": decision.http_status,
+            "code": error.code if error is not None else None,
+            "detail": error.detail if error is not None else None,
+            "sealed_answer": vault.seal(held.id, f"answer {held.number}", answer) if answer else None,
+        },
     )
 
 
@@ -102,24 +104,18 @@ def _move(connection: Connection, confirmation_id: UUID, decision: Decision) -> 
     """The confirmation to its new state. The lease ends with it, also that of another worker who is still asking."""
     error = decision.error
     connection.execute(
-        update(Confirmation)
-        .where(Confirmation.id == confirmation_id)
-        .values(
-            state=decision.state,
-            lease_token=None,
-            due_at=now_plus(decision.delay) if decision.delay is not None else None,
-            dispatched_until=None,
-            attempts_used=Confirmation.attempts_used + int(decision.counts),
-            crashes=0,
-            read_backs=Confirmation.read_backs + int(decision.read_back_in_vain),
-            answer_unknown=decision.answer_unknown,
-            error_code=error.code if error is not None else None,
-            error_http_status=decision.http_status if error is not None else None,
-            error_detail=error.detail if error is not None else None,
-            sequence=Confirmation.sequence + int(decision.state in EVENT_OF),
-            **({"batch_id": None} if decision.state in EVENT_OF else {}),
-            updated_at=now(),
-        )
+        _END if decision.state in EVENT_OF else _RETRY,
+        {
+            "this": confirmation_id,
+            "state": decision.state,
+            **({"delay": decision.delay} if decision.delay is not None else {}),
+            "used": int(decision.counts),
+            "in_vain": int(decision.read_back_in_vain),
+            "answer_unknown": decision.answer_unknown,
+            "error_code": error.code if error is not None else None,
+            "error_http_status": decision.http_status if error is not None else None,
+            "error_detail": error.detail if error is not None else None,
+        },
     )
 
 
@@ -141,23 +137,19 @@ def _write_event(connection: Connection, row: Row[Any], decision: Decision, atte
         **content,
     }
     connection.execute(
-        insert(OutboxEvent).values(
-            id=event_id,
-            aggregatetype="confirmation",
-            aggregateid=f"{row.partner_id}/{row.offer_id}",
-            type=event_type,
-            payload=cloud_event(event_id, event_type, row.partner_id, row.offer_id, row.now, data),
-            confirmation_id=row.id,
-            sequence=sequence,
-            correlation_id=row.correlation_id,
-            traceparent=row.traceparent,
-            created_at=now(),
-        )
+        _INSERT_EVENT,
+        {
+            "id": event_id,
+            "aggregatetype": "confirmation",
+            "aggregateid": f"{row.partner_id}/{row.offer_id}",
+            "type": event_type,
+            "payload": cloud_event(event_id, event_type, row.partner_id, row.offer_id, row.now, data),
+            "confirmation_id": row.id,
+            "sequence": sequence,
+            "correlation_id": row.correlation_id,
+            "traceparent": row.traceparent,
+        },
     )
-
-
-def _stored_booking_id(connection: Connection, confirmation_id: UUID) -> str | None:
-    return connection.execute(select(Booking.id).where(Booking.confirmation_id == confirmation_id)).scalar_one_or_none()
 
 
 def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, booking: xone.Booking) -> None:
@@ -168,35 +160,36 @@ def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, b
 
     leftovers = booking.leftovers()
     connection.execute(
-        insert(Booking).values(
-            confirmation_id=confirmation_id,
+        _INSERT_BOOKING,
+        {
+            "confirmation_id": confirmation_id,
             **_values(booking, _BOOKING_COLUMNS),
-            quote_uuid=booking.quote.uuid if booking.quote else None,
-            sealed_security_token=seal("security_token", booking.security_token),
-            sealed_coi_url=seal("coi_url", booking.coi.url if booking.coi else None),
-            sealed_coi_pdf=seal("coi_pdf", booking.coi.pdf if booking.coi else None),
-            sealed_account_url=seal("account_url", booking.account_url),
-            sealed_fnol_link=seal("fnol_link", booking.fnol_link),
-            sealed_sign_up_url=seal("sign_up_url", booking.sign_up_url),
-            sealed_rest=seal("rest", write_exact(leftovers) if leftovers else None),
-            recorded_at=now(),
-        )
+            "quote_uuid": booking.quote.uuid if booking.quote else None,
+            "sealed_security_token": seal("security_token", booking.security_token),
+            "sealed_coi_url": seal("coi_url", booking.coi.url if booking.coi else None),
+            "sealed_coi_pdf": seal("coi_pdf", booking.coi.pdf if booking.coi else None),
+            "sealed_account_url": seal("account_url", booking.account_url),
+            "sealed_fnol_link": seal("fnol_link", booking.fnol_link),
+            "sealed_sign_up_url": seal("sign_up_url", booking.sign_up_url),
+            "sealed_rest": seal("rest", write_exact(leftovers) if leftovers else None),
+        },
     )
     holder = booking.policyholder
     if holder is not None:
         person = _values(holder, xone.Person.model_fields)
         connection.execute(
-            insert(Policyholder).values(
-                confirmation_id=confirmation_id,
-                id=holder.id,
-                created_at=holder.created_at,
-                updated_at=holder.updated_at,
-                sealed_person=seal("person", write_exact(person)),
-            )
+            _INSERT_POLICYHOLDER,
+            {
+                "confirmation_id": confirmation_id,
+                "id": holder.id,
+                "created_at": holder.created_at,
+                "updated_at": holder.updated_at,
+                "sealed_person": seal("person", write_exact(person)),
+            },
         )
     if booking.policies:
         connection.execute(
-            insert(Policy),
+            _INSERT_POLICY,
             [
                 {
                     "confirmation_id": confirmation_id,
@@ -219,3 +212,29 @@ def _values(received: xone.Received, names: Iterable[str]) -> dict[str, Any]:
 
 
 _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.columns.keys())
+
+# Built once: to build a statement costs more than to execute it.
+_attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
+_TO_BE_RECORDED = to_be_settled().where(Confirmation.id == bindparam("this"))
+_STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("this"))
+_CLOSE_ATTEMPT = update(Attempt.__table__).where(
+    _attempts.confirmation_id == bindparam("this"), _attempts.number == bindparam("at")
+)
+_MOVE = (
+    update(Confirmation.__table__)
+    .where(_confirmations.id == bindparam("this"))
+    .values(
+        lease_token=None,
+        dispatched_until=None,
+        attempts_used=_confirmations.attempts_used + bindparam("used"),
+        crashes=0,
+        read_backs=_confirmations.read_backs + bindparam("in_vain"),
+        updated_at=now(),
+    )
+)
+_RETRY = _MOVE.values(due_at=now_plus(bindparam("delay")))
+_END = _MOVE.values(due_at=None, batch_id=None, sequence=_confirmations.sequence + 1)
+_INSERT_BOOKING = insert(Booking.__table__).values(recorded_at=now())
+_INSERT_POLICYHOLDER = insert(Policyholder.__table__)
+_INSERT_POLICY = insert(Policy.__table__)
+_INSERT_EVENT = insert(OutboxEvent.__table__).values(created_at=now())

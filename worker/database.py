@@ -73,10 +73,12 @@ def _later_of_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', {later}, {seconds} || ' seconds')"
 
 
-def insert_if_absent(connection: Connection, table: Any, *unique: str) -> Any:
-    """An INSERT that does nothing where a row with the same ``unique`` columns stands."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table).on_conflict_do_nothing(index_elements=unique)
+DIALECTS: dict[str, Any] = {"postgresql": postgresql, "sqlite": sqlite}
+
+
+def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
+    """An INSERT that does nothing where a row with the same ``unique`` columns stands. dialect: of DIALECTS."""
+    return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
 def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:

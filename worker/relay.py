@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import Row, bindparam, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
@@ -71,46 +71,16 @@ class Relay(Loop):
         self._publisher.close()
 
     def _take(self) -> Sequence[Row[Any]]:
-        earlier = aliased(OutboxEvent)
-        waits_for_earlier = (
-            select(earlier.id)
-            .where(
-                earlier.confirmation_id == OutboxEvent.confirmation_id,
-                earlier.sequence < OutboxEvent.sequence,
-                earlier.published_at.is_(None),
-            )
-            .exists()
-        )
-        ready = locked(
-            select(OutboxEvent.id)
-            .where(
-                OutboxEvent.published_at.is_(None),
-                or_(OutboxEvent.claimed_until.is_(None), OutboxEvent.claimed_until <= now()),
-                ~waits_for_earlier,
-            )
-            .order_by(OutboxEvent.created_at)
-            .limit(BATCH),
-            skip_locked=True,
-        ).cte("ready")
         with self._process.engine.begin() as connection:
-            return connection.execute(
-                update(OutboxEvent)
-                .where(OutboxEvent.id.in_(select(ready.c.id)))
-                .values(claimed_until=now_plus(CLAIM))
-                .returning(OutboxEvent.__table__)
-            ).all()
+            return connection.execute(_TAKE).all()
 
     def _mark(self, published: Collection[UUID]) -> None:
         with self._process.engine.begin() as connection:
-            connection.execute(
-                update(OutboxEvent).where(OutboxEvent.id.in_(published)).values(published_at=now(), claimed_until=None)
-            )
+            connection.execute(_MARK, {"these": list(published)})
 
     def _give_back(self, events: Sequence[UUID], pause: float) -> None:
         with self._process.engine.begin() as connection:
-            connection.execute(
-                update(OutboxEvent).where(OutboxEvent.id.in_(events)).values(claimed_until=now_plus(pause))
-            )
+            connection.execute(_GIVE_BACK, {"these": events, "pause": pause})
 
 
 def message_of(event: Row[Any]) -> Message:
@@ -127,3 +97,36 @@ def message_of(event: Row[Any]) -> Message:
         properties=properties,
         headers={"traceparent": event.traceparent} if event.traceparent else {},
     )
+
+
+# Built once: to build a statement costs more than to execute it.
+_earlier = aliased(OutboxEvent)
+_waits_for_earlier = (
+    select(_earlier.id)
+    .where(
+        _earlier.confirmation_id == OutboxEvent.confirmation_id,
+        _earlier.sequence < OutboxEvent.sequence,
+        _earlier.published_at.is_(None),
+    )
+    .exists()
+)
+_ready = locked(
+    select(OutboxEvent.id)
+    .where(
+        OutboxEvent.published_at.is_(None),
+        or_(OutboxEvent.claimed_until.is_(None), OutboxEvent.claimed_until <= now()),
+        ~_waits_for_earlier,
+    )
+    .order_by(OutboxEvent.created_at)
+    .limit(BATCH),
+    skip_locked=True,
+).cte("ready")
+_these = update(OutboxEvent.__table__).where(OutboxEvent.id.in_(bindparam("these")))
+_TAKE = (
+    update(OutboxEvent.__table__)
+    .where(OutboxEvent.id.in_(select(_ready.c.id)))
+    .values(claimed_until=now_plus(CLAIM))
+    .returning(OutboxEvent.__table__)
+)
+_MARK = _these.values(published_at=now(), claimed_until=None)
+_GIVE_BACK = _these.values(claimed_until=now_plus(bindparam("pause")))

@@ -23,6 +23,8 @@ def take_turn(connection: Connection, rate: float, name: str = "xone") -> float 
     )
     since_next = connection.execute(take).scalar_one_or_none()
     if since_next is None:
-        connection.execute(insert_if_absent(connection, RateLimit, "name").values(name=name, next_at=now()))
+        connection.execute(
+            insert_if_absent(connection.dialect.name, RateLimit, "name").values(name=name, next_at=now())
+        )
         since_next = connection.execute(take).scalar_one_or_none()
     return None if since_next is None else max(-float(since_next) - step, 0.0)

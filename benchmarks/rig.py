@@ -1,0 +1,166 @@
+"""What every benchmark runs on: private RabbitMQ and PostgreSQL, a cheap XONE, workers, a checkout, a consumer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import amqp
+import requests
+from cryptography.fernet import Fernet
+from kombu import Queue
+from sqlalchemy import Engine
+
+from tests.servers import PostgreSQL, RabbitMQ
+from tests.system import PROJECT, WorkerProcess, job
+from worker import broker, database, schema
+
+EVENTS = Queue("benchmark.events", broker.booking_events, routing_key="#", durable=True)
+TICKS = os.sysconf("SC_CLK_TCK")
+CLIENT = {"XONE_CLIENT_ID": "benchmark", "XONE_CLIENT_SECRET": "benchmark"}
+
+
+class Rig:
+    """One broker, one database with tables, one XONE. ``latency``: of its answers, in seconds."""
+
+    def __init__(self, folder: Path, latency: float) -> None:
+        self.folder = folder
+        self.rabbitmq = RabbitMQ(folder / "rabbitmq")
+        self.postgresql = PostgreSQL(folder / "postgresql")
+        self.latency = latency
+        self.workers: list[WorkerProcess] = []
+
+    def __enter__(self) -> "Rig":
+        self.rabbitmq.start()
+        self.postgresql.start()
+        self.postgresql.create_database("confirm_offer")
+        self.database_url = self.postgresql.url("confirm_offer")
+        self.engine: Engine = database.connect(self.database_url)
+        schema.upgrade(self.engine)
+        with broker.connect(self.rabbitmq.url) as connection:
+            broker.declare(connection)
+            EVENTS(connection.default_channel).declare()
+        command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(self.latency)]
+        self.upstream = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert self.upstream.stdout is not None
+        self.xone_url = self.upstream.stdout.readline().strip()
+        self.environment = {
+            "BROKER_URL": self.rabbitmq.url,
+            "DATABASE_URL": self.database_url,
+            "XONE_BASE_URL": self.xone_url,
+            "DATA_KEYS": Fernet.generate_key().decode(),
+            "PYTHONWARNINGS": "ignore",  # Celery's, of the superuser
+            **CLIENT,
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.kill()
+        self.upstream.kill()
+        self.upstream.communicate()
+        self.engine.dispose()
+        self.rabbitmq.stop()
+        self.postgresql.stop()
+
+    def start_worker(self, **settings: str) -> WorkerProcess:
+        log = self.folder / f"worker-{len(self.workers) + 1}.log"
+        self.workers.append(WorkerProcess({**self.environment, **settings}, log))
+        return self.workers[-1]
+
+    def calls(self) -> dict[str, int]:
+        """How often each offer was confirmed upstream."""
+        told: dict[str, int] = requests.get(f"{self.xone_url}/calls", timeout=30).json()
+        return told
+
+    @contextmanager
+    def consumer(self) -> Iterator["Consumer"]:
+        consumer = Consumer(self.rabbitmq)
+        try:
+            yield consumer
+        finally:
+            consumer.stop()
+
+
+class Consumer:
+    """Takes all events; remembers when the first one of each offer came."""
+
+    def __init__(self, rabbitmq: RabbitMQ) -> None:
+        self.arrived: dict[str, float] = {}  # time.time() by offer id
+        self._stopping = Event()
+        self._connection = amqp.Connection(f"127.0.0.1:{rabbitmq.port}")
+        self._connection.connect()
+        channel = self._connection.channel()
+        channel.basic_qos(0, 500, False)
+        channel.basic_consume(EVENTS.name, no_ack=True, callback=self._take)
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(10)
+        self._connection.close()
+
+    def _take(self, message: Any) -> None:
+        now = time.time()
+        self.arrived.setdefault(json.loads(message.body)["data"]["offer_id"], now)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._connection.drain_events(timeout=0.2)
+            except TimeoutError:
+                continue
+
+
+class Checkout:
+    """Publishes jobs with confirms; remembers when each was published."""
+
+    def __init__(self, rabbitmq: RabbitMQ) -> None:
+        self.published: dict[str, float] = {}  # time.time() by offer id
+        self._connection = amqp.Connection(f"127.0.0.1:{rabbitmq.port}")
+        self._connection.connect()
+        self._channel = self._connection.channel()
+
+    def publish(self, offers: Iterable[str]) -> None:
+        for offer in offers:
+            message = amqp.Message(
+                json.dumps(job(offer)), content_type="application/json", content_encoding="utf-8", delivery_mode=2
+            )
+            self.published[offer] = time.time()
+            self._channel.basic_publish(message, broker.confirm_offer.name, broker.JOBS)
+
+    def publish_steadily(self, name: str, rate: float, going_on: Callable[[], bool]) -> None:
+        """``rate`` jobs a second for as long as asked."""
+        started, number = time.monotonic(), 0
+        while going_on():
+            self.publish([f"{name}-{number}"])
+            number += 1
+            time.sleep(max(started + number / rate - time.monotonic(), 0.0))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has used, its children's with it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / TICKS
+
+
+def memory_of(pid: int) -> float:
+    """MiB of memory that a process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
