@@ -1,4 +1,4 @@
-"""An XONE that costs little: token and confirm over keep-alive connections, each confirm answered after a while.
+"""An XONE that costs little: token, confirm and list of bookings, each confirm answered after a while.
 
     python -m benchmarks.upstream --latency 0.05
 
@@ -8,7 +8,7 @@ Prints its URL. The answers are the sandbox's, whole; there are no faults. ``GET
 import asyncio
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import ClassVar
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from worker.sandbox.answers import to_json
 from worker.sandbox.bookings import new_booking
 
 CONFIRM = re.compile(rb"POST /api/partners/([^/ ]+)/offers/([^/ ]+) ")
+BOOKINGS = re.compile(rb"GET /api/partners/([^/ ]+)/bookings ")
 OFFER, BOOKING = "00000000-offer", "INS-00000000"
 SAMPLE = {
     "quotes": [{"id": "quote-1"}, {"id": "quote-2"}],
@@ -29,7 +30,8 @@ TOKEN = json.dumps({"access_token": "benchmark", "expires_in": 86400, "token_typ
 
 class Upstream(asyncio.Protocol):
     latency = 0.0
-    calls: ClassVar[Counter[str]] = Counter()
+    calls: ClassVar[Counter[str]] = Counter()  # by offer
+    bookings: ClassVar[defaultdict[bytes, dict[str, bytes]]] = defaultdict(dict)  # by partner and offer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -44,15 +46,24 @@ class Upstream(asyncio.Protocol):
             return
         self.waiting.clear()  # clients do not pipeline
         if confirm := CONFIRM.match(head):
-            offer = confirm[2].decode()
-            self.calls[offer] += 1
-            booking = f"INS-{uuid4().hex[:12]}"
-            body = TEMPLATE.replace(OFFER.encode(), confirm[2]).replace(BOOKING.encode(), booking.encode())
-            asyncio.get_running_loop().call_later(self.latency, self.answer, body)
+            asyncio.get_running_loop().call_later(self.latency, self.confirm, confirm[1], confirm[2].decode())
+        elif asked := BOOKINGS.match(head):
+            self.answer(b'{"data": [' + b",".join(self.bookings[asked[1]].values()) + b"]}")
         else:
             self.answer(json.dumps(self.calls).encode() if head.startswith(b"GET /calls") else TOKEN)
 
+    def confirm(self, partner: bytes, offer: str) -> None:
+        booking = f"INS-{uuid4().hex[:12]}"
+        self.calls[offer] += 1
+        self.bookings[partner][offer] = b'{"id": "%s", "offer_id": "%s", "status": "CONFIRMED"}' % (
+            booking.encode(),
+            offer.encode(),
+        )
+        self.answer(TEMPLATE.replace(OFFER.encode(), offer.encode()).replace(BOOKING.encode(), booking.encode()))
+
     def answer(self, body: bytes) -> None:
+        if self.transport.is_closing():
+            return
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         self.transport.write(head + body)
 

@@ -1,5 +1,6 @@
 """A duty that a worker does again and again beside its tasks, in a thread of its own: Scheduler and Relay."""
 
+import time
 from threading import Event, Thread
 
 import structlog
@@ -23,6 +24,7 @@ class Loop:
         self.wake = Event()
         self._stopping = Event()
         self._failures = 0  # in a row
+        self.lag = 0.0  # seconds that the last turn came late, since this process or the machine had too much to do
         self._thread = Thread(target=self._run, name=self.name, daemon=True)
 
     def turn(self) -> bool:
@@ -46,7 +48,9 @@ class Loop:
     def _run(self) -> None:
         pause = 0.0
         while not self._stopping.is_set():
+            ends_at = time.monotonic() + pause
             self.wake.wait(pause)
+            self.lag = time.monotonic() - ends_at
             self.wake.clear()
             if self._stopping.is_set():
                 return

@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_AT = 10_000  # of the confirmations that have been due for longest
 IDLE, FEEDING = 0.5, 0.05  # seconds between turns
+LATE = 0.02  # seconds that a turn may come late
 DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
 
 
@@ -33,6 +34,7 @@ class Scheduler(Loop):
         self._publisher = Publisher(process.broker.url)
         self._most_in_flight = 2 * process.worker.WORKER_CONCURRENCY
         self._most_of_batches = max(process.worker.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
+        self._of_batches = float(self._most_of_batches)  # may be under way now
 
     def turn(self) -> bool:
         """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
@@ -48,7 +50,7 @@ class Scheduler(Loop):
             free = (1 if gate.is_probing else self._most_in_flight) - _dispatched(connection)
             due = _take_due(connection, Confirmation.batch_id.is_(None), free, paused)
             of_batches = batches.under_way(connection)
-            room = self._most_of_batches - of_batches.at_work
+            room = self._room() - of_batches.at_work
             retries = _take_due(connection, Confirmation.batch_id.is_not(None), min(free - len(due), room), paused)
             to_feed = [] if gate.is_probing else batches.running(connection)
         fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
@@ -56,6 +58,12 @@ class Scheduler(Loop):
             sent = self._send([*due, *retries, *fed])
             log.info("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
+
+    def _room(self) -> int:
+        """How many confirmations of batches may be under way: fewer while turns come late, so that live jobs do not."""
+        wanted = self._of_batches * 0.7 if self.lag > LATE else self._of_batches + 0.5
+        self._of_batches = min(max(wanted, 1.0), self._most_of_batches)
+        return int(self._of_batches)
 
     def _send(self, dispatched: list[UUID]) -> set[UUID]:
         """Those that the broker has. The others are due again at once, and not only when their marks run out."""

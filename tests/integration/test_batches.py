@@ -315,6 +315,28 @@ def test_the_scheduler_bounds_batches_with_their_retries(process: Process, faile
     assert under_way(process) == (8, 4), "retries that are due wait for room as well"
 
 
+def test_a_worker_with_too_much_to_do_feeds_less(process: Process, failed: Callable[..., UUID]) -> None:
+    process.worker = WorkerSettings(WORKER_CONCURRENCY=20)  # so 10 items of batches at work at most
+    with broker.connect("memory://") as connection:
+        broker.declare(connection)
+    for number in range(30):
+        failed(f"offer-{number}")
+    make_batch(process)
+    scheduler = Scheduler(process)
+
+    scheduler.lag = 1.0
+    scheduler.turn()
+    assert under_way(process) == (7, 7)
+    scheduler.turn()
+    assert under_way(process) == (7, 7), "only 4 may be, so none is fed"
+    scheduler.lag = 0.0
+    for _ in range(20):
+        scheduler.turn()
+    scheduler.close()
+
+    assert under_way(process) == (10, 10)
+
+
 def test_a_process_that_starts_knows_of_a_pause_in_all_threads(process: Process) -> None:
     """While one thread reads the pauses for the first time, another must not believe that there are none."""
     with process.engine.begin() as connection:

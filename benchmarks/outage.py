@@ -1,0 +1,218 @@
+"""After an outage: 20,000 failed confirmations, one group of 15,000 tried again, while live jobs come in.
+
+    python -m benchmarks.outage
+
+Live jobs are published at 20 a second, first alone, then while ``confirm-offer reprocess --rate 200 --follow`` runs.
+The batch is paused and resumed, and twice all workers are killed. Prints what came of it; exits with 1 where the
+batch did not end with each offer confirmed by one more call.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import click
+from sqlalchemy import insert
+from uuid_utils.compat import uuid4, uuid7
+
+from benchmarks.rig import Checkout, Consumer, Rig, quantile
+from models.job import read_job
+from models.states import Outcome, State
+from models.tables import Attempt, Confirmation
+from tests.system import PROJECT, job, until
+from worker.database import now
+from worker.vault import Vault
+
+GROUPS = (  # of failed confirmations: share, code, status, detail
+    (0.75, "http-503", 503, "XONE answered 503 Service Unavailable"),
+    (0.20, "connect", None, "XONE can't be reached"),
+    (0.05, "http-422", 422, "XONE answered 422 Unprocessable Entity: This offer has expired."),
+)
+LIVE, RATE = 20.0, 200.0  # jobs a second
+CHUNK = 1000
+
+
+def seed(rig: Rig, total: int) -> list[str]:
+    """Failed confirmations of 50 partners in three groups. Returns the offers of the first."""
+    vault = Vault([rig.environment["DATA_KEYS"]])
+    chosen: list[str] = []
+    for share, code, status, detail in GROUPS:
+        offers = [f"{code}-{number}" for number in range(round(share * total))]
+        chosen = chosen or offers
+        for at in range(0, len(offers), CHUNK):
+            rows = [failed(vault, offer, number) for number, offer in enumerate(offers[at : at + CHUNK])]
+            error = {"error_code": code, "error_http_status": status, "error_detail": detail}
+            with rig.engine.begin() as connection:
+                connection.execute(
+                    insert(Confirmation).values(queued_at=now(), created_at=now(), updated_at=now(), **error), rows
+                )
+                connection.execute(
+                    insert(Attempt).values(started_at=now(), code=code, http_status=status, detail=detail),
+                    [
+                        {
+                            "confirmation_id": row["id"],
+                            "number": 1,
+                            "outcome": Outcome.NOT_BOOKED,
+                            "lease_token": uuid4(),
+                        }
+                        for row in rows
+                    ],
+                )
+    return chosen
+
+
+def failed(vault: Vault, offer: str, number: int) -> dict[str, Any]:
+    parsed = read_job(json.dumps(job(offer, partner_id=f"P-{number % 50}")).encode())
+    row_id = uuid7()
+    return {
+        "id": row_id,
+        "partner_id": parsed.partner_id,
+        "offer_id": offer,
+        "order_reference": parsed.order_reference,
+        "echo": parsed.metadata,
+        "idempotency_key": uuid4(),
+        "sealed_body": vault.seal(row_id, "body", parsed.request_body()),
+        "state": State.FAILED,
+        "attempts": 1,
+        "attempts_used": 1,
+    }
+
+
+class Live:
+    """Live jobs, and how long each takes from publish to event."""
+
+    def __init__(self, rig: Rig, consumer: Consumer) -> None:
+        self.checkout = Checkout(rig.rabbitmq)
+        self.consumer = consumer
+
+    @contextmanager
+    def coming_in(self, name: str) -> Iterator[None]:
+        ended = Event()
+        thread = Thread(target=self.checkout.publish_steadily, args=(name, LIVE, lambda: not ended.is_set()))
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def took(self, name: str, since: float = 0.0, before: float = float("inf")) -> list[float]:
+        """Seconds, of the jobs of that name published in the time given. Waits until all have their events."""
+        offers = [offer for offer in self.checkout.published if offer.startswith(f"{name}-")]
+        until(lambda: all(offer in self.consumer.arrived for offer in offers), 120)
+        published = self.checkout.published
+        return [self.consumer.arrived[it] - published[it] for it in offers if since <= published[it] < before]
+
+
+def command(rig: Rig, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", *arguments, "--json"],
+        env={**rig.environment, "PATH": "/usr/bin:/bin"}, cwd=PROJECT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def batch(rig: Rig) -> dict[str, Any]:
+    (newest,) = command(rig, "batches")["batches"]
+    return dict(newest)
+
+
+def in_ms(values: list[float]) -> str:
+    p50, p99 = (quantile(values, share) * 1000 for share in (0.5, 0.99))
+    return f"{p50:6.0f} ms {p99:6.0f} ms {max(values) * 1000:6.0f} ms   {len(values)} jobs"
+
+
+def run(rig: Rig, total: int, seconds: float, workers: int) -> bool:
+    chosen = seed(rig, total)
+    click.echo(f"{total} failed confirmations in three groups; {workers} workers")
+
+    def start() -> None:
+        for _ in range(workers):
+            rig.start_worker()
+
+    def kill() -> None:
+        for worker in rig.workers[-workers:]:
+            worker.kill()
+
+    start()
+    with rig.consumer() as consumer:
+        live = Live(rig, consumer)
+        with live.coming_in("warm"):
+            until(lambda: sum(it.startswith("warm-") for it in list(consumer.arrived)) >= 40, 60)
+        with live.coming_in("alone"):
+            time.sleep(seconds)
+        alone = live.took("alone")
+
+        def confirmed() -> int:
+            return sum(offer.startswith("http-503-") for offer in list(consumer.arrived))
+
+        shown = rig.folder / "follow.txt"
+        with shown.open("w") as output, live.coming_in("beside"):
+            began = time.time()
+            arguments = ["reprocess", "--code", "http-503", "--reason", "outage", "--rate", "200", "--yes", "--follow"]
+            follower = subprocess.Popen(
+                [sys.executable, "-m", "worker", *arguments],
+                env={**rig.environment, "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
+                cwd=PROJECT, stdout=output, stderr=output,
+            )  # fmt: skip
+            until(lambda: confirmed() >= len(chosen) // 3, 600)
+            first_third = time.time()
+            command(rig, "batch", "pause", "1")
+            until(lambda: batch(rig)["running"] == 0, 60)
+            stood, paused_at = confirmed(), time.time()
+            until(lambda: time.time() - paused_at > 5, 10)
+            while_paused = confirmed() - stood
+            kill()
+            start()
+            command(rig, "batch", "resume", "1")
+            until(lambda: confirmed() >= len(chosen) * 2 // 3, 600)
+            kill()
+            start()
+            resumed = time.time()
+            follower.wait(1200)
+            ended = time.time()
+        beside = live.took("beside", began, first_third)
+        whole = live.took("beside")
+        rate = len(chosen) / 3 / (first_third - began)
+    calls = rig.calls()
+    again = Counter(calls.get(offer, 0) for offer in chosen)
+    newest = batch(rig)
+    click.echo(shown.read_text())
+    click.echo(f"batch: {newest['confirmed']} of {newest['total']} confirmed, {newest['failed']} failed again; "
+               f"{rate:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip
+    click.echo(
+        f"while paused: {while_paused} confirmed in 5 s; last start of workers to the end {ended - resumed:.0f} s"
+    )
+    click.echo(f"more calls of XONE for an offer: {dict(again)}")
+    click.echo("live jobs, publish to event      p50       p99       max")
+    click.echo(f"  alone                      {in_ms(alone)}")
+    click.echo(f"  beside the batch           {in_ms(beside)}")
+    click.echo(f"  with pauses and kills      {in_ms(whole)}")
+    ratio = quantile(beside, 0.99) / quantile(alone, 0.99)
+    click.echo(f"p99 beside the batch / alone: {ratio:.2f}")
+    return newest["confirmed"] == len(chosen) and set(again) == {1}
+
+
+@click.command(help=__doc__)
+@click.option("--total", default=20_000, show_default=True, type=click.IntRange(100))
+@click.option("--seconds", default=30.0, show_default=True, help="Of live jobs alone.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+def main(total: int, seconds: float, workers: int) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="confirm-offer-outage-"))
+    with Rig(folder, latency=0.05) as rig:
+        went_well = run(rig, total, seconds, workers)
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(0 if went_well else 1)
+
+
+if __name__ == "__main__":
+    main()
