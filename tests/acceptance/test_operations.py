@@ -175,6 +175,7 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
         "code", "http_status", "detail", "count", "partners", "first_seen", "last_seen", "sample",
     }  # fmt: skip
     assert (group["code"], group["http_status"], group["count"]) == ("http-422", 422, 14)
+    assert group["detail"].endswith(": this offer has expired")
     assert group["partners"] == ["P-100", "P-200"]
     assert group["first_seen"] <= group["last_seen"]
     assert group["last_seen"].endswith("Z")
@@ -278,6 +279,7 @@ def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
 
     shown = run(url, "failed").stdout
     assert "Nothing has failed." in shown
+    assert "35 wait to be tried, the oldest since " in shown
     assert "XONE's maintenance" in shown
     with system.engine.connect() as connection:
         assert set(connection.execute(select(Confirmation.attempts)).scalars()) == {0}

@@ -58,6 +58,7 @@ def follow(engine: Engine, batch_id: int, console: Console) -> bool:
         return False
     say(console, f"Batch {batch_id} is {batch['state']}: {outcome(batch)}.")
     if batch["failed"] or batch["state"] != BatchState.DONE:
+        say(console, "To see which, and why:")
         command(console, f"confirm-offer batch show {batch_id}")
     return batch["state"] == BatchState.DONE and not batch["failed"]
 
@@ -169,4 +170,6 @@ def _rate(pace: Pace) -> str:
 
 def _left(batch: dict[str, Any], pace: Pace) -> str:
     left = batch["waiting"] + batch["running"]
-    return f"{lasting(left / pace.rate)} left" if pace.rate and left else "-:-- left"
+    if not left:
+        return "done"
+    return f"{lasting(left / pace.rate)} left" if pace.rate else "-:-- left"
