@@ -196,7 +196,8 @@ def without_ids(detail: str | None) -> str | None:
     return _ID.sub("…", detail) if detail is not None else None
 
 
-class Waiting(NamedTuple):
+@dataclass(frozen=True)
+class Waiting:
     """So many that wait to be tried. code: of their last answer, None where there was none yet; since: the oldest."""
 
     code: str | None
@@ -210,12 +211,12 @@ def waiting(connection: Connection, partner: str | None) -> list[Waiting]:
 
 
 def waiting_query(partner: str | None) -> Select[Any]:
-    count = func.count()
-    query: Select[Any] = select(Confirmation.error_code, count, func.min(Confirmation.queued_at))
+    columns: tuple[Any, ...] = (Confirmation.error_code, func.count(), func.min(Confirmation.queued_at))
+    query: Select[Any] = select(*columns)
     waits = (_in_literally(State.QUEUED, State.RETRYING), Confirmation.due_at.is_not(None))
     if partner is not None:
         query = query.where(Confirmation.partner_id == partner)
-    return query.where(*waits).group_by(Confirmation.error_code).order_by(count.desc(), Confirmation.error_code)
+    return query.where(*waits).group_by(Confirmation.error_code).order_by(func.count().desc(), Confirmation.error_code)
 
 
 def waiting_for_review(connection: Connection, selection: Selection) -> int:
