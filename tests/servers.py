@@ -224,6 +224,12 @@ class RabbitMQ(_Server):
         """Undo `pause()`."""
         self.processes[-1].send_signal(signal.SIGCONT)
 
+    @property
+    def shell(self) -> dict[str, str]:
+        """The environment in which `rabbitmqctl` of a shell reaches this node."""
+        wrapped = os.path.dirname(_rabbitmq_program("rabbitmqctl"))
+        return {**self._env, "PATH": os.pathsep.join(filter(None, (wrapped, self._env["PATH"])))}
+
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` prints. It takes a second or two.
 

@@ -1,18 +1,13 @@
 """What the person does who was woken up: see what failed and why, try it again, pause and go on. From outside."""
 
 import csv
-import fcntl
 import json
 import os
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,7 +20,7 @@ from sqlalchemy import Engine, insert, select, update
 from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.batches import overview
-from tests.system import PROJECT, System, job, until
+from tests.system import PROJECT, System, job, terminal, until
 from worker import database
 from worker.cli import cli
 from worker.database import now, now_plus
@@ -65,23 +60,8 @@ def told(url: str, *arguments: str) -> Any:
 
 
 def on_a_terminal(url: str, *arguments: str, answer: str) -> tuple[int, str]:
-    """Runs a command on a terminal of 80 columns. Returns its exit code and what the terminal got."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
-    environment = {**environment_of(url), "TERM": "xterm-256color"}
-    del environment["COLUMNS"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments],
-        env=environment, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    shown = b""
-    with suppress(OSError):  # the terminal is closed with its last user
-        while part := os.read(ours, 65536):
-            shown += part
-    os.close(ours)
-    return program.wait(30), shown.decode()
+    """Runs a command on a terminal. Returns its exit code and what the terminal got."""
+    return terminal([sys.executable, "-m", "worker", *arguments], environment_of(url), PROJECT, answer)
 
 
 def quickly(url: str, *arguments: str) -> Result:
