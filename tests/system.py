@@ -38,17 +38,18 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.
 
 
 def terminal(command: list[str], environment: dict[str, str], folder: Path, answer: str) -> tuple[int, str]:
-    """Runs a program on a terminal of 80 columns, where ``answer`` is typed. Its exit code and what it showed."""
+    """Runs a program on a terminal of 80 columns. Its exit code, and what it showed. answer: to what it asks."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     environment = {name: value for name, value in environment.items() if name != "COLUMNS"} | {"TERM": "xterm-256color"}
     program = subprocess.Popen(command, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    os.write(ours, answer.encode())
     shown = b""
     with suppress(OSError):  # the terminal is closed with its last user
         while part := os.read(ours, 65536):
             shown += part
+            if shown.endswith(b"[y/N]: "):
+                os.write(ours, answer.encode())
     os.close(ours)
     return program.wait(30), shown.decode()
 

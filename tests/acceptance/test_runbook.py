@@ -167,19 +167,23 @@ def test_a_release_broke_the_job_format(recipe: list[Block], operator: Operator,
 
 def test_nobody_got_the_events(recipe: list[Block], operator: Operator, system: System) -> None:
     (look,), (replay, purge), (check,) = recipe
+
+    def shows(number: int, line: str) -> bool:  # RabbitMQ counts a quorum queue every 5 s
+        return re.search(rf"{unrouted_queue.name}\s+{number}\b", operator.types(line)) is not None
+
     channel = system.connection.channel()
     channel.queue_delete(system.events_queue.name)
     system.start_worker()
     system.publish(job(f"offer-{number}") for number in range(10))
     until(lambda: system.queue_length(unrouted_queue.name) == 10)
 
-    assert re.search(rf"{unrouted_queue.name}\s+10\b", operator.types(look))
+    until(lambda: shows(10, look))
     system.events_queue(channel).declare()
     assert "10 events replayed" in operator.types(replay)
     operator.types(purge)
 
     assert len({event["id"] for event in system.until_events(10)}) == 10
-    assert re.search(rf"{unrouted_queue.name}\s+0\b", operator.types(check))
+    until(lambda: shows(0, check))
 
 
 def test_a_partner_asks_what_became_of_an_order(recipe: list[Block], operator: Operator, system: System) -> None:
@@ -233,7 +237,7 @@ def test_xone_announces_maintenance(recipe: list[Block], operator: Operator, sys
     until_states(system, queued=10)
     shown = operator.types(look)
     assert "10 wait to be tried" in shown
-    assert "XONE's maintenance until 04:00" in shown
+    assert "XONE's maintenance until 04:00" in " ".join(shown.split())
     assert system.sandbox.calls == []
     assert "The pause for all partners has ended." in operator.types(resume)
 
