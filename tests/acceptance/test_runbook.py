@@ -16,6 +16,7 @@ from models.states import State
 from tests.servers import RabbitMQ
 from tests.system import PROJECT, System, job, terminal, until
 from worker.broker import DEAD_LETTERS, unrouted_queue
+from worker.sandbox.answers import to_json
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +45,11 @@ def recipe(request: pytest.FixtureRequest) -> list[Block]:
 class Operator:
     """A person at a terminal of 80 columns, in a folder with the workers' ``.env``, who answers yes."""
 
-    def __init__(self, folder: Path, settings: dict[str, str], **variables: str) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str], environment: dict[str, str]) -> None:
         self.folder = folder
         (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        path = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.environ['PATH'])}"
-        self.environment = {"HOME": str(folder), **variables, "PATH": path}
+        programs = Path(sys.executable).parent
+        self.environment = environment | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
 
     def types(self, line: str, exit_code: int = 0) -> str:
         """What the line shows, without colours."""
@@ -64,7 +65,7 @@ class Operator:
 def operator(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Operator:
     folder = tmp_path / "operator"
     folder.mkdir()
-    return Operator(folder, system.environment, **rabbitmq.shell, VHOST=system.broker_url.rsplit("/", 1)[1])
+    return Operator(folder, system.environment, rabbitmq.shell | {"VHOST": system.broker_url.rsplit("/", 1)[1]})
 
 
 def until_states(system: System, **states: int) -> None:
@@ -101,12 +102,11 @@ def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) 
     assert re.search(r"\d+ waits? to be tried, the oldest since ", shown)
     assert "2 more wait for a review" in shown
     system.sandbox.status_for_all = None
-    until(lambda: not system.states()[State.QUEUED])
-    assert '"calls_go_on"' in worker.log.read_text()
+    until(lambda: '"calls_go_on"' in worker.log.read_text() and not system.states()[State.QUEUED])
     assert "Batch 1 is done: " in operator.types(again)
     assert "Batch 2 is done: 2 confirmed." in operator.types(again_unknown)
 
-    assert system.states() == {State.CONFIRMED: 22}
+    until_states(system, confirmed=22)
     assert len(system.sandbox.bookings) == 22
     assert "Nothing has failed" in operator.types(failed)
     assert "wait" not in operator.types(failed)
@@ -213,8 +213,7 @@ def test_a_confirmation_needs_review(recipe: list[Block], operator: Operator, sy
 
     assert operator.types(listed).count(", review") == 2
     assert "Look in XONE whether a booking exists" in operator.types(show)
-    found = {name: str(value) for name, value in xone.bookings["P-100", "offer-1"].items() if name != "policies"}
-    (operator.folder / "booking.json").write_text(json.dumps({"data": {**found, "policies": []}}))
+    (operator.folder / "booking.json").write_bytes(to_json({"data": xone.bookings["P-100", "offer-1"]}))
     operator.types(booked)
     operator.types(remove)
     operator.types(not_booked)
@@ -259,7 +258,7 @@ def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: Syst
     assert re.search(r"state +paused", operator.types(show))
     assert "Batch 1 is running: " in operator.types(resume)
     assert "Batch 1 is cancelled: " in operator.types(cancel)
-    assert " cancelled " in operator.types(check)
+    assert re.search(r"1 +cancelled .* 10 +0 +0 +0 +-", operator.types(check))
 
     until_states(system, failed=10)
-    assert len(system.sandbox.calls) < 20
+    assert len(system.sandbox.calls) < 20, "not all were tried"

@@ -55,7 +55,7 @@ def _overview(found: list[dict[str, Any]]) -> Table:
     numbers = ["id", "total", "confirmed", "failed", "left"]
     table = listing("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
     for batch in found:
-        left = batch["waiting"] + batch["running"]
+        left = batch["running"] + (batch["waiting"] if batch["state"] != BatchState.CANCELLED else 0)
         state = Text(batch["state"], style=STYLE_OF.get(batch["state"], ""))
         counts = (batch["total"], batch["confirmed"], batch["failed"], left)
         add(table, batch["id"], state, short(batch["created_at"]), *counts, batch["reason"])
