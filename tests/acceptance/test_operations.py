@@ -23,6 +23,7 @@ from tasks.batches import overview
 from tests.system import PROJECT, System, job, terminal, until
 from worker import database
 from worker.cli import cli
+from worker.commands.follow import Pace, look
 from worker.database import now, now_plus
 from worker.vault import Vault
 
@@ -386,3 +387,16 @@ def test_leaving_does_not_stop_the_batch(after_a_failure: tuple[str, Engine], tm
     assert "Batch 1 goes on." in shown.read_text()
     assert "confirm-offer batch show 1 --follow" in shown.read_text()
     assert json.loads(quickly(url, "batch", "show", "1", "--json").stdout)["state"] == "running"
+
+
+def test_a_pause_is_told_where_it_holds_the_batch(after_a_failure: tuple[str, Engine]) -> None:
+    url, engine = after_a_failure
+    assert quickly(url, "reprocess", "--yes").exit_code == 0
+
+    quickly(url, "pause", "--partner", "P-7", "--reason", "they asked")
+    _, of_another = look(engine, 1, Pace())
+    quickly(url, "pause", "--reason", "maintenance")
+    _, of_all = look(engine, 1, Pace())
+
+    assert of_another == ""
+    assert of_all == "Calls to XONE are paused for all partners: maintenance"
