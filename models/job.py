@@ -131,7 +131,8 @@ def _read_json(body: bytes) -> Any:
             parse_int=_integer,
         )
     except json.JSONDecodeError as error:
-        raise JobRejected("invalid-json", f"{error.msg} at line {error.lineno} column {error.colno}") from None
+        what = error.msg.removesuffix(" at")
+        raise JobRejected("invalid-json", f"{what} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
         raise JobRejected("invalid-json", f"nested deeper than {MAX_DEPTH}") from None
     if _depth_exceeds(content, MAX_DEPTH):

@@ -196,6 +196,29 @@ def without_ids(detail: str | None) -> str | None:
     return _ID.sub("…", detail) if detail is not None else None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """So many that wait to be tried. code: of their last answer, None where there was none yet; since: the oldest."""
+
+    code: str | None
+    count: int
+    since: datetime
+
+
+def waiting(connection: Connection, partner: str | None) -> list[Waiting]:
+    """What waits for its turn or its next attempt, by the last answer, the most frequent first."""
+    return [Waiting(*row) for row in connection.execute(waiting_query(partner))]
+
+
+def waiting_query(partner: str | None) -> Select[Any]:
+    columns: tuple[Any, ...] = (Confirmation.error_code, func.count(), func.min(Confirmation.queued_at))
+    query: Select[Any] = select(*columns)
+    waits = (_in_literally(State.QUEUED, State.RETRYING), Confirmation.due_at.is_not(None))
+    if partner is not None:
+        query = query.where(Confirmation.partner_id == partner)
+    return query.where(*waits).group_by(Confirmation.error_code).order_by(func.count().desc(), Confirmation.error_code)
+
+
 def waiting_for_review(connection: Connection, selection: Selection) -> int:
     """How many confirmations that the filters match are in ``needs_review``."""
     return int(connection.execute(review_query(selection)).scalar_one())

@@ -224,6 +224,14 @@ class RabbitMQ(_Server):
         """Undo `pause()`."""
         self.processes[-1].send_signal(signal.SIGCONT)
 
+    @property
+    def shell(self) -> dict[str, str]:
+        """What the environment of a shell needs for its `rabbitmqctl` to reach this node."""
+        own = ("HOME", "LC_ALL", "ERL_", "RABBITMQ_")
+        wrapped = os.path.dirname(_rabbitmq_program("rabbitmqctl"))
+        path = os.pathsep.join(filter(None, (wrapped, self._env["PATH"])))
+        return {name: value for name, value in self._env.items() if name.startswith(own)} | {"PATH": path}
+
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` prints. It takes a second or two.
 

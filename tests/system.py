@@ -1,13 +1,18 @@
 """The system from outside: workers as subprocesses, jobs published as a checkout does, events consumed as others do."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,23 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.
             return result
         time.sleep(every)
     raise AssertionError(f"not within {seconds} s: {condition.__name__}")
+
+
+def terminal(command: list[str], environment: dict[str, str], folder: Path, answer: str) -> tuple[int, str]:
+    """Runs a program on a terminal of 80 columns. Its exit code, and what it showed. answer: to what it asks."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    environment = {name: value for name, value in environment.items() if name != "COLUMNS"} | {"TERM": "xterm-256color"}
+    program = subprocess.Popen(command, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the terminal is closed with its last user
+        while part := os.read(ours, 65536):
+            shown += part
+            if shown.endswith(b"[y/N]: "):
+                os.write(ours, answer.encode())
+    os.close(ours)
+    return program.wait(30), shown.decode()
 
 
 def job(offer_id: str, **changes: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ STYLE_OF = {
     State.NEEDS_REVIEW: "magenta",
     State.RETRYING: "yellow",
 }
+OVERDUE = 120.0  # seconds
 MOST_FOUND = 20  # of one name
 MOST_OF_ANSWER = 2000  # characters of a kept answer on the screen
 _NEVER_SHOWN = ("confirmation_id", "recorded_at", "position")
@@ -312,12 +313,13 @@ def local(value: datetime | None) -> str:
 
 
 def when(value: datetime, since: datetime) -> str:
-    """A time to come, and how far it is."""
+    """When it is due, and how far that is."""
     seconds = (value - since).total_seconds()
-    if seconds <= 0:
-        return f"{local(value)}, due: a worker takes it next"
-    unit, length = next((pair for pair in (("h", 3600), ("min", 60)) if seconds >= 2 * pair[1]), ("s", 1))
-    return f"{local(value)}, in {round(seconds / length)} {unit}"
+    unit, length = next((pair for pair in (("h", 3600), ("min", 60)) if abs(seconds) >= 2 * pair[1]), ("s", 1))
+    lasts = f"{round(abs(seconds) / length)} {unit}"
+    if seconds <= -OVERDUE:
+        return f"{local(value)}, {lasts} ago: the workers are behind, or none runs"
+    return f"{local(value)}, due: a worker takes it next" if seconds <= 0 else f"{local(value)}, in {lasts}"
 
 
 def took(milliseconds: int | None) -> str:

@@ -1,18 +1,13 @@
 """What the person does who was woken up: see what failed and why, try it again, pause and go on. From outside."""
 
 import csv
-import fcntl
 import json
 import os
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,9 +20,10 @@ from sqlalchemy import Engine, insert, select, update
 from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.batches import overview
-from tests.system import PROJECT, System, job, until
+from tests.system import PROJECT, System, job, terminal, until
 from worker import database
 from worker.cli import cli
+from worker.commands.follow import Pace, look
 from worker.database import now, now_plus
 from worker.vault import Vault
 
@@ -65,23 +61,8 @@ def told(url: str, *arguments: str) -> Any:
 
 
 def on_a_terminal(url: str, *arguments: str, answer: str) -> tuple[int, str]:
-    """Runs a command on a terminal of 80 columns. Returns its exit code and what the terminal got."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
-    environment = {**environment_of(url), "TERM": "xterm-256color"}
-    del environment["COLUMNS"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments],
-        env=environment, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    shown = b""
-    with suppress(OSError):  # the terminal is closed with its last user
-        while part := os.read(ours, 65536):
-            shown += part
-    os.close(ours)
-    return program.wait(30), shown.decode()
+    """Runs a command on a terminal. Returns its exit code and what the terminal got."""
+    return terminal([sys.executable, "-m", "worker", *arguments], environment_of(url), PROJECT, answer)
 
 
 def quickly(url: str, *arguments: str) -> Result:
@@ -175,6 +156,7 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
         "code", "http_status", "detail", "count", "partners", "first_seen", "last_seen", "sample",
     }  # fmt: skip
     assert (group["code"], group["http_status"], group["count"]) == ("http-422", 422, 14)
+    assert group["detail"].endswith(": this offer has expired")
     assert group["partners"] == ["P-100", "P-200"]
     assert group["first_seen"] <= group["last_seen"]
     assert group["last_seen"].endswith("Z")
@@ -278,6 +260,7 @@ def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
 
     shown = run(url, "failed").stdout
     assert "Nothing has failed." in shown
+    assert "35 wait to be tried, the oldest since " in shown
     assert "XONE's maintenance" in shown
     with system.engine.connect() as connection:
         assert set(connection.execute(select(Confirmation.attempts)).scalars()) == {0}
@@ -404,3 +387,16 @@ def test_leaving_does_not_stop_the_batch(after_a_failure: tuple[str, Engine], tm
     assert "Batch 1 goes on." in shown.read_text()
     assert "confirm-offer batch show 1 --follow" in shown.read_text()
     assert json.loads(quickly(url, "batch", "show", "1", "--json").stdout)["state"] == "running"
+
+
+def test_a_pause_is_told_where_it_holds_the_batch(after_a_failure: tuple[str, Engine]) -> None:
+    url, engine = after_a_failure
+    assert quickly(url, "reprocess", "--yes").exit_code == 0
+
+    quickly(url, "pause", "--partner", "P-7", "--reason", "they asked")
+    _, of_another = look(engine, 1, Pace())
+    quickly(url, "pause", "--reason", "maintenance")
+    _, of_all = look(engine, 1, Pace())
+
+    assert of_another == ""
+    assert of_all == "Calls to XONE are paused for all partners: maintenance"

@@ -228,6 +228,9 @@ def test_retrying_says_when_next_and_paused_says_why(
         connection.execute(update(Confirmation).values(due_at=now_plus(600.0)))
     retrying = shown("offer-1~http-503", **settings)
     with process.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(due_at=now_plus(-600.0)))
+    overdue = shown("offer-1~http-503", **settings)
+    with process.engine.begin() as connection:
         pauses.pause(connection, "P-200", "of another partner", "bob@here")
         pauses.pause(connection, "P-100", "maintenance of XONE until six", "ann@here")
         pauses.pause(connection, pauses.ALL, "all of it", "ann@here")
@@ -235,6 +238,7 @@ def test_retrying_says_when_next_and_paused_says_why(
 
     assert re.search(r"next attempt +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d, in 10 min", retrying)
     assert "why           http-503: XONE answered 503 Service Unavailable" in retrying
+    assert " 10 min ago: the workers are behind, or none runs" in " ".join(overdue.split())
     assert "next attempt  once calls are resumed" in paused
     words = " ".join(paused.split())
     assert re.search(r" paused calls for P-100, since [-0-9 :]+, by ann@here: maintenance of XONE until six ", words)

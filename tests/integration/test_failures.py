@@ -154,16 +154,38 @@ SELECTIONS = [
 def test_no_query_reads_every_confirmation(
     engine: Engine, query: Callable[[Selection], Select[Any]], selection: Selection
 ) -> None:
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            connection.execute(text(MANY))
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE confirmations"))
+    fill(engine)
     plan = plan_of(engine, query(selection))
 
     assert "ix_confirmations_ended_badly" in plan
     assert "Seq Scan on confirmations" not in plan
     assert "SCAN confirmations\n" not in plan
+
+
+def test_what_waits_is_counted_by_its_last_answer(engine: Engine, confirmation: Callable[..., None]) -> None:
+    confirmation("down-1", state=State.RETRYING, error_code="http-503", due_at=START)
+    confirmation("down-2", state=State.QUEUED, error_code="http-503", due_at=START)
+    confirmation("new", state=State.QUEUED, error_code=None, due_at=START, partner_id="P-200")
+    confirmation("under-way", state=State.CONFIRMING, due_at=START)
+    confirmation("failed")
+
+    with engine.connect() as connection:
+        of_all = failures.waiting(connection, None)
+        of_one = failures.waiting(connection, "P-200")
+
+    assert [(one.code, one.count) for one in of_all] == [("http-503", 2), (None, 1)]
+    assert [(one.code, one.count) for one in of_one] == [(None, 1)]
+    fill(engine)
+    assert "ix_confirmations_due_at" in plan_of(engine, failures.waiting_query(None))
+
+
+def fill(engine: Engine) -> None:
+    """With so many rows that PostgreSQL chooses its plans as it would in earnest."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(text(MANY))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE confirmations"))
 
 
 def plan_of(engine: Engine, query: Select[Any]) -> str:

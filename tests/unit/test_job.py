@@ -177,6 +177,7 @@ NOT_JSON = {
     "blank": (b"  \n", JSON, "Expecting value"),
     "words": (MARK.encode(), JSON, "Expecting value at line 1 column 1"),
     "cut off": (to_bytes(changed("offer_id", MARK))[:-9], JSON, "at line 1 column"),
+    "cut off in a text": (b'{"offer_id": "' + MARK.encode(), JSON, "Unterminated string starting at line 1 column 14"),
     "two values": (to_bytes(MINIMAL) * 2, JSON, "Extra data"),
     "comma at the end": (b'{"partner_id": "' + MARK.encode() + b'",}', JSON, "double quotes"),
     "single quotes": (b"{'a': 1}", JSON, "double quotes"),

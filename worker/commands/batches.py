@@ -55,7 +55,7 @@ def _overview(found: list[dict[str, Any]]) -> Table:
     numbers = ["id", "total", "confirmed", "failed", "left"]
     table = listing("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
     for batch in found:
-        left = batch["waiting"] + batch["running"]
+        left = batch["running"] + (batch["waiting"] if batch["state"] != BatchState.CANCELLED else 0)
         state = Text(batch["state"], style=STYLE_OF.get(batch["state"], ""))
         counts = (batch["total"], batch["confirmed"], batch["failed"], left)
         add(table, batch["id"], state, short(batch["created_at"]), *counts, batch["reason"])
@@ -104,7 +104,7 @@ def _find(connection: Connection, batch_id: int) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
-    rate = f"{found['rate']:g} a second" if found["rate"] is not None else "as fast as its bound allows"
+    rate = f"{found['rate']:g} a second" if found["rate"] is not None else "no limit was given"
     for name, value in (
         ("batch", str(found["id"])),
         ("state", found["state"]),
@@ -144,51 +144,33 @@ def _is_worth_showing(item: dict[str, Any]) -> bool:
     return item["ended_at"] is not None and item["outcome"] not in WENT_WELL
 
 
-@batch.command("pause")
-@click.argument("batch_id", metavar="ID", type=int)
-@click.option("--reason", help="Why, for the record.")
-@json_option
-@plainly
-def pause(batch_id: int, reason: str | None, as_json: bool) -> None:
-    """Feeds no more of a batch to the workers, until "batch resume". What is under way goes on.
+def _add_move(name: str, to: BatchState, does: str) -> None:
+    """Adds the command that brings a batch into a state."""
 
-    Example: confirm-offer batch pause 12
-    """
-    _move(batch_id, BatchState.PAUSED, reason, as_json)
-
-
-@batch.command("resume")
-@click.argument("batch_id", metavar="ID", type=int)
-@click.option("--reason", help="Why, for the record.")
-@json_option
-@plainly
-def resume(batch_id: int, reason: str | None, as_json: bool) -> None:
-    """Goes on with a batch that was paused.
-
-    Example: confirm-offer batch resume 12
-    """
-    _move(batch_id, BatchState.RUNNING, reason, as_json)
+    @batch.command(name, help=f"{does}\n\nExample: confirm-offer batch {name} 12")
+    @click.argument("batch_id", metavar="ID", type=int)
+    @click.option("--reason", help="Why, for the record.")
+    @json_option
+    @plainly
+    def move(batch_id: int, reason: str | None, as_json: bool) -> None:
+        with database.connect(read(DatabaseSettings).url).begin() as connection:
+            before = _find(connection, batch_id)
+            if not tasks.move(connection, batch_id, to, who(), reason):
+                ended = local(before["ended_at"])
+                raise Failed(f"batch {batch_id} has ended: it is {before['state']} since {ended}")
+            (found,) = tasks.overview(connection, batch_id)
+        was = " already" if before["state"] == to else ""
+        tell(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))
 
 
-@batch.command("cancel")
-@click.argument("batch_id", metavar="ID", type=int)
-@click.option("--reason", help="Why, for the record.")
-@json_option
-@plainly
-def cancel(batch_id: int, reason: str | None, as_json: bool) -> None:
-    """Ends a batch for good. What was not tried stays as it is; what is under way goes on.
-
-    Example: confirm-offer batch cancel 12
-    """
-    _move(batch_id, BatchState.CANCELLED, reason, as_json)
-
-
-def _move(batch_id: int, to: BatchState, reason: str | None, as_json: bool) -> None:
-    with database.connect(read(DatabaseSettings).url).begin() as connection:
-        before = _find(connection, batch_id)
-        if not tasks.move(connection, batch_id, to, who(), reason):
-            ended = local(before["ended_at"])
-            raise Failed(f"batch {batch_id} has ended: it is {before['state']} since {ended}")
-        (found,) = tasks.overview(connection, batch_id)
-    was = " already" if before["state"] == to else ""
-    tell(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))
+_add_move(
+    "pause",
+    BatchState.PAUSED,
+    'Feeds no more of a batch to the workers, until "batch resume". What is under way goes on.',
+)
+_add_move("resume", BatchState.RUNNING, "Goes on with a batch that was paused.")
+_add_move(
+    "cancel",
+    BatchState.CANCELLED,
+    "Ends a batch for good. What was not tried stays as it is; what is under way goes on.",
+)

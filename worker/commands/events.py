@@ -63,8 +63,8 @@ def replay(
         total = count(connection, which)
     if not total:
         return tell(as_json, "no such events", replayed=0, left=0)
-    span = f"of {local(which.since)} to {local(which.until)}"
-    ask(f"Publish {counted(total, 'event')} {span} again, to all consumers?", yes)
+    span = f"{local(which.since)} to {local(which.until)}"
+    ask(f"{counted(total, 'event')}, {span}.\nPublish again, to all consumers?", yes)
     facts: dict[str, Any] = {
         "since": moment(which.since),
         "until": moment(which.until),

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from models.states import State
 from tasks import batches, failures
 from tasks.audit import who
-from tasks.failures import LeftOut, Matched, Selection
+from tasks.failures import LeftOut, Matched, Selection, Waiting
 from worker import database
 from worker.commands.console import ask, err, json_option, out, plainly, print_csv, print_json
 from worker.commands.follow import follow
@@ -63,6 +63,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
     with database.connect(read(DatabaseSettings).url).connect() as connection:
         found = _rows(connection, selection) if as_list else failures.groups(connection, selection)
         review = failures.waiting_for_review(connection, selection)
+        waiting = failures.waiting(connection, selection.partner)
         stand = standing(connection)
     if as_json:
         print_json(in_utc({"confirmations" if as_list else "groups": found}))
@@ -78,6 +79,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
             say(out, "\nTo try some again:")
             command(out, "confirm-offer reprocess --code CODE")
         _tell_review(review, selection)
+        _tell_waiting(waiting)
         tell_paused(out, stand)
 
 
@@ -138,10 +140,20 @@ def _tell_review(count: int, selection: Selection) -> None:
         return
     say(out)
     if selection.include_needs_review:
-        say(out, f"{count:,} of them wait for a review.")
+        say(out, f"{count:,} of them {'waits' if count == 1 else 'wait'} for a review.")
     else:
         say(out, f"{count:,} more {'waits' if count == 1 else 'wait'} for a review (needs_review). To see them:")
         command(out, "confirm-offer failed --list --include-needs-review")
+
+
+def _tell_waiting(waiting: list[Waiting]) -> None:
+    """XONE is down, or a retry is not due yet: these need nobody's help, but someone who looks should see them."""
+    if not waiting:
+        return
+    count, since = sum(one.count for one in waiting), min(one.since for one in waiting)
+    kinds = ", ".join(f"{one.count:,} {f'after {one.code}' if one.code else 'not tried yet'}" for one in waiting)
+    say(out)
+    say(out, f"{count:,} {'waits' if count == 1 else 'wait'} to be tried, the oldest since {local(since)}: {kinds}.")
 
 
 @click.command("reprocess")

@@ -58,6 +58,7 @@ def follow(engine: Engine, batch_id: int, console: Console) -> bool:
         return False
     say(console, f"Batch {batch_id} is {batch['state']}: {outcome(batch)}.")
     if batch["failed"] or batch["state"] != BatchState.DONE:
+        say(console, "To see which, and why:")
         command(console, f"confirm-offer batch show {batch_id}")
     return batch["state"] == BatchState.DONE and not batch["failed"]
 
@@ -79,7 +80,7 @@ def _is_over(batch: dict[str, Any]) -> bool:
     return batch["state"] == BatchState.DONE or (batch["state"] == BatchState.CANCELLED and not batch["running"])
 
 
-def _look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], str]:
+def look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], str]:
     """The batch, and why it does not move, if so."""
     with engine.connect() as connection:
         (batch,) = batches.overview(connection, batch_id)
@@ -88,9 +89,10 @@ def _look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], st
     pace.see(now, batch["total"] - batch["waiting"] - batch["running"])
     if batch["state"] == BatchState.PAUSED:
         return batch, f"It is paused: confirm-offer batch resume {batch_id}"
-    if stand:
-        paused = ", ".join(whom(one["partner_id"] or ALL) for one in stand)
-        return batch, f"Calls to XONE are paused for {paused}: {stand[0]['reason']}"
+    holds = [one for one in stand if one["partner_id"] is None or pace.is_still(now)]  # else it may go on without them
+    if holds:
+        paused = ", ".join(whom(one["partner_id"] or ALL) for one in holds)
+        return batch, f"Calls to XONE are paused for {paused}: {holds[0]['reason']}"
     if pace.is_still(now):
         return batch, "Nothing has ended for a while. What is under way may wait for a retry; or does no worker run?"
     return batch, ""
@@ -98,7 +100,7 @@ def _look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], st
 
 def _patiently_look(engine: Engine, batch_id: int, pace: Pace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
     try:
-        return _look(engine, batch_id, pace)
+        return look(engine, batch_id, pace)
     except Exception as error:
         if not database.is_away(error):
             raise
@@ -107,7 +109,7 @@ def _patiently_look(engine: Engine, batch_id: int, pace: Pace, last: dict[str, A
 
 def _on_terminal(engine: Engine, batch_id: int, console: Console) -> dict[str, Any]:
     pace = Pace()
-    batch, why = _look(engine, batch_id, pace)
+    batch, why = look(engine, batch_id, pace)
     with Live(_screen(batch, pace, why), console=console, refresh_per_second=4, transient=False) as live:
         while not _is_over(batch):
             time.sleep(LOOK_EVERY)
@@ -137,7 +139,7 @@ def _screen(batch: dict[str, Any], pace: Pace, why: str) -> Group:
 
 def _in_lines(engine: Engine, batch_id: int, console: Console) -> dict[str, Any]:
     pace = Pace()
-    batch, why = _look(engine, batch_id, pace)
+    batch, why = look(engine, batch_id, pace)
     told_at, told = 0.0, ""
     while not _is_over(batch):
         if time.monotonic() - told_at > LINE_EVERY:
@@ -169,4 +171,6 @@ def _rate(pace: Pace) -> str:
 
 def _left(batch: dict[str, Any], pace: Pace) -> str:
     left = batch["waiting"] + batch["running"]
-    return f"{lasting(left / pace.rate)} left" if pace.rate and left else "-:-- left"
+    if not left:
+        return "done"
+    return f"{lasting(left / pace.rate)} left" if pace.rate else "-:-- left"

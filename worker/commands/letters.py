@@ -311,7 +311,7 @@ def _edited(letter: Letter, name: str, file: Path, may_ask: bool) -> bytes | Non
     file.write_bytes(before)
     try:
         while True:
-            click.echo(name, err=True)
+            click.echo(_wrapped(name, ""), err=True)
             _open_editor(file)
             after = file.read_bytes()
             if not after.strip():

@@ -52,7 +52,10 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
 
 def _the_one(found: list[view.Found], name: str, partner: str | None) -> view.Found:
     if not found:
-        raise Failed(f"no confirmation of offer or order {name}" + (f" and partner {partner}" if partner else ""))
+        raise Failed(
+            f"no confirmation of offer or order {name}" + (f" and partner {partner}" if partner else "") + "; "
+            "its job may wait in the queue still, or be a dead letter: 'confirm-offer dead-letters list'"
+        )
     if len(found) == 1:
         return found[0]
     if found[0].told["offer_id"] == name:

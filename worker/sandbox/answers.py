@@ -48,7 +48,8 @@ def already_booked(booking: Json) -> Answer:
 def any_status(status: int) -> Answer:
     if status < 200 or status in (204, 304):  # these have no body
         return Answer(status, b"", {})
-    return refusal(status, f"The sandbox was asked to answer {status}.")
+    says = "This offer has expired." if status == 422 else f"The sandbox was asked to answer {status}."
+    return refusal(status, says)
 
 
 def invalid_job(job: Json) -> Answer | None:

@@ -1,0 +1,264 @@
+"""The recipes of docs/runbook.md: the very lines that stand there, run on a terminal, and what comes of them.
+
+A test is named after its recipe and gets the lines of its blocks, so that neither can change without the other.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from models.states import State
+from tests.servers import RabbitMQ
+from tests.system import PROJECT, System, job, terminal, until
+from worker.broker import DEAD_LETTERS, unrouted_queue
+from worker.sandbox.answers import to_json
+
+pytestmark = pytest.mark.slow
+
+Block = list[str]  # the lines of one block of the document
+
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TO_BE_COPIED = "  confirm-offer "  # such a line stays whole
+
+
+def recipes() -> dict[str, list[Block]]:
+    """The blocks by recipe, whose title is written as in the name of a test."""
+    _, *sections = re.split(r"^## ", (PROJECT / "docs/runbook.md").read_text(), flags=re.MULTILINE)
+    return {
+        re.sub(r"\W+", "_", section.splitlines()[0].lower()): [
+            block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+        ]
+        for section in sections
+    }
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest) -> list[Block]:
+    return recipes()[request.node.name.removeprefix("test_")]
+
+
+class Operator:
+    """A person at a terminal of 80 columns, in a folder with the workers' ``.env``, who answers yes."""
+
+    def __init__(self, folder: Path, settings: dict[str, str], environment: dict[str, str]) -> None:
+        self.folder = folder
+        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        programs = Path(sys.executable).parent
+        self.environment = environment | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
+
+    def types(self, line: str, exit_code: int = 0) -> str:
+        """What the line shows, without colours."""
+        code, shown = terminal(["sh", "-c", line], self.environment, self.folder, "y\n")
+        shown = CONTROLS.sub("", shown)
+        assert code == exit_code, f"{line}\n{shown}"
+        wide = [part for part in re.split(r"[\r\n]+", shown) if len(part) > 80 and not part.startswith(TO_BE_COPIED)]
+        assert not wide, line
+        return shown
+
+
+@pytest.fixture
+def operator(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Operator:
+    folder = tmp_path / "operator"
+    folder.mkdir()
+    return Operator(folder, system.environment, rabbitmq.shell | {"VHOST": system.broker_url.rsplit("/", 1)[1]})
+
+
+def until_states(system: System, **states: int) -> None:
+    def are_so() -> bool:
+        return system.states() == states
+
+    until(are_so)
+
+
+def test_each_recipe_is_run() -> None:
+    assert {f"test_{name}" for name in recipes()} <= set(globals())
+
+
+def test_first_look(recipe: list[Block], operator: Operator) -> None:
+    ((failed, letters, batches),) = recipe
+
+    assert "Nothing has failed that these filters match." in operator.types(failed)
+    assert "no dead letters" in operator.types(letters)
+    assert "There are no batches" in operator.types(batches)
+
+
+def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look,), (again, again_unknown), (failed, batches, batch) = recipe
+    worker = system.start_worker(RETRY_MAX_ATTEMPTS="1")
+    system.publish(job(f"lost-{number}~drop-before~1") for number in range(2))
+    until_states(system, needs_review=2)
+    system.sandbox.status_for_all = 503
+    system.publish(job(f"offer-{number}") for number in range(20))
+    until(lambda: '"calls_pause"' in worker.log.read_text())
+    until(lambda: system.states()[State.QUEUED] + system.states()[State.FAILED] == 20)
+
+    shown = operator.types(look)
+    assert re.search(r"\d+ +http-503 +XONE answered 503 Service Unavailable", shown)
+    assert re.search(r"\d+ waits? to be tried, the oldest since ", shown)
+    assert "2 more wait for a review" in shown
+    system.sandbox.status_for_all = None
+    until(lambda: '"calls_go_on"' in worker.log.read_text() and not system.states()[State.QUEUED])
+    assert "Batch 1 is done: " in operator.types(again)
+    assert "Batch 2 is done: 2 confirmed." in operator.types(again_unknown)
+
+    until_states(system, confirmed=22)
+    assert len(system.sandbox.bookings) == 22
+    assert "Nothing has failed" in operator.types(failed)
+    assert "wait" not in operator.types(failed)
+    assert operator.types(batches).count(" done ") == 2
+    assert re.search(r"items +\d+: \d+ confirmed", operator.types(batch))
+
+
+def test_credentials_were_rotated(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look,), (edit, stop, start), (check,) = recipe
+    worker = system.start_worker()
+    system.publish([job("offer-before")])
+    until_states(system, confirmed=1)
+    system.sandbox.rotate_secret("a-new-secret")
+    system.sandbox.revoke_tokens()
+    system.publish(job(f"offer-{number}") for number in range(10))
+    until(lambda: '"calls_pause"' in worker.log.read_text())
+    until(lambda: sum(system.states().values()) == 11)
+
+    shown = operator.types(look)
+    assert "Nothing has failed." in shown
+    assert "10 wait to be tried" in shown
+    assert "after credentials" in shown
+    editor = "sed -i s/^XONE_CLIENT_SECRET=.*/XONE_CLIENT_SECRET=a-new-secret/"
+    operator.environment |= {"EDITOR": editor, "WORKER_PID": str(worker.process.pid)}
+    operator.types(edit)
+    operator.types(stop)
+    assert worker.process.wait(30) == 0
+    assert start == "confirm-offer worker"
+    system.start_worker(**{name: value or "" for name, value in dotenv_values(operator.folder / ".env").items()})
+
+    until_states(system, confirmed=11)
+    assert len(system.until_events(11)) == 11
+    assert "wait" not in operator.types(check)
+
+
+def test_a_release_broke_the_job_format(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look, reveal), (mend, drop), (letters, show) = recipe
+    system.start_worker()
+    jobs = [job(f"offer-{number}", order_reference=f"SO-{1000 + number}") for number in range(1, 6)]
+    system.publish(json.dumps(one).replace("order_reference", "orderReference").encode() for one in jobs)
+    system.publish([b'{"partner_id": "P-100", "offer_'])
+    until(lambda: system.queue_length(DEAD_LETTERS) == 6)
+
+    shown = operator.types(look)
+    assert "invalid-job: 5 letters" in shown
+    assert "unknown key; did you mean order_reference?" in shown
+    assert "orderReference" in operator.types(reveal)
+    assert "5 dead letters replayed" in operator.types(mend)
+    assert "1 dead letter dropped" in operator.types(drop)
+
+    until_states(system, confirmed=5)
+    assert "no dead letters" in operator.types(letters)
+    assert re.search(r"state +confirmed", operator.types(show))
+    assert {event["data"]["order_reference"] for event in system.until_events(5)} == {
+        f"SO-{1000 + number}" for number in range(1, 6)
+    }
+
+
+def test_nobody_got_the_events(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look,), (replay, purge), (check,) = recipe
+
+    def shows(number: int, line: str) -> bool:  # RabbitMQ counts a quorum queue every 5 s
+        return re.search(rf"{unrouted_queue.name}\s+{number}\b", operator.types(line)) is not None
+
+    channel = system.connection.channel()
+    channel.queue_delete(system.events_queue.name)
+    system.start_worker()
+    system.publish(job(f"offer-{number}") for number in range(10))
+    until(lambda: system.queue_length(unrouted_queue.name) == 10)
+
+    until(lambda: shows(10, look))
+    system.events_queue(channel).declare()
+    assert "10 events replayed" in operator.types(replay)
+    operator.types(purge)
+
+    assert len({event["id"] for event in system.until_events(10)}) == 10
+    until(lambda: shows(0, check))
+
+
+def test_a_partner_asks_what_became_of_an_order(recipe: list[Block], operator: Operator, system: System) -> None:
+    (show, reveal), (replay,) = recipe
+    system.start_worker()
+    system.publish([job("offer-1", order_reference="SO-1001")])
+    (event,) = system.until_events(1)
+
+    shown = operator.types(show)
+    assert event["data"]["booking"]["id"] in shown
+    assert "ada@example.com" not in shown
+    assert "ada@example.com" in operator.types(reveal)
+    assert "1 event replayed" in operator.types(replay)
+    assert [event["id"] for event in system.until_events(2)] == [event["id"]] * 2
+
+
+def test_a_confirmation_needs_review(recipe: list[Block], operator: Operator, system: System) -> None:
+    (listed, show), (booked, remove, not_booked), (*checks,) = recipe
+    xone = system.sandbox
+    system.start_worker(RETRY_MAX_ATTEMPTS="1", XONE_TIMEOUT="1")
+    xone.bookings_mode, xone.latency = "forbidden", 3.0  # it books, and the answer comes too late
+    system.publish([job("offer-1")])
+    until_states(system, needs_review=1)
+    xone.latency, xone.status_for_all = 0.0, 500
+    system.publish([job("offer-2")])
+    until_states(system, needs_review=2)
+
+    assert operator.types(listed).count(", review") == 2
+    assert "Look in XONE whether a booking exists" in operator.types(show)
+    (operator.folder / "booking.json").write_bytes(to_json({"data": xone.bookings["P-100", "offer-1"]}))
+    operator.types(booked)
+    operator.types(remove)
+    operator.types(not_booked)
+
+    assert list(operator.folder.glob("booking*")) == []
+    until(lambda: all("not yet" not in operator.types(check) for check in checks))
+    of_offer_1, of_offer_2 = map(operator.types, checks)
+    assert re.search(r"state +confirmed", of_offer_1)
+    assert re.search(r"state +failed", of_offer_2)
+    assert "resolved: not booked" in of_offer_2
+    assert sorted(event["type"] for event in system.until_events(4))[:2] == ["booking.confirmed", "confirmation.failed"]
+
+
+def test_xone_announces_maintenance(recipe: list[Block], operator: Operator, system: System) -> None:
+    (pause,), (look,), (resume,), (check,) = recipe
+    system.start_worker()
+
+    assert "Calls to XONE are paused for all partners." in operator.types(pause)
+    system.publish(job(f"offer-{number}") for number in range(10))
+    until_states(system, queued=10)
+    shown = operator.types(look)
+    assert "10 wait to be tried" in shown
+    assert "XONE's maintenance until 04:00" in " ".join(shown.split())
+    assert system.sandbox.calls == []
+    assert "The pause for all partners has ended." in operator.types(resume)
+
+    until_states(system, confirmed=10)
+    shown = operator.types(check)
+    assert "Paused" not in shown
+    assert "wait" not in shown
+
+
+def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: System) -> None:
+    (listed, pause, show), (resume, cancel), (check,) = recipe
+    system.start_worker()
+    system.publish(job(f"offer-{number}~http-422") for number in range(10))
+    until_states(system, failed=10)
+    operator.types("confirm-offer reprocess --rate 0.1")
+
+    assert " running " in operator.types(listed)
+    assert "Batch 1 is paused: " in operator.types(pause)
+    assert re.search(r"state +paused", operator.types(show))
+    assert "Batch 1 is running: " in operator.types(resume)
+    assert "Batch 1 is cancelled: " in operator.types(cancel)
+    assert re.search(r"1 +cancelled .* 10 +0 +0 +0 +-", operator.types(check))
+
+    until_states(system, failed=10)
+    assert len(system.sandbox.calls) < 20, "not all were tried"
