@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
+from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from kombu import Connection, Exchange, Queue
@@ -57,7 +59,24 @@ _SOCKET_LIMITS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
 def connect(url: str) -> Connection:
     """A lazy connection for publishing and declaring; close it after use."""
     options = {"polling_interval": 0.01} if url.startswith("memory") else dict(_SOCKET_LIMITS)
-    return Connection(url, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
+    plain_url, tls = with_tls(url)
+    return Connection(plain_url, ssl=tls, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
+
+
+def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
+    """A URL without its option ``ssl_ca_certs``, and the argument ``ssl`` of a connection; False without TLS.
+
+    Neither kombu nor py-amqp checks by itself that a certificate is for the host that was asked for, and py-amqp does
+    not know the options as kombu reads them from a URL.
+    """
+    if not url.startswith("amqps:"):
+        return url, False
+    plain_url, _, options = url.partition("?")
+    return plain_url, {
+        "cert_reqs": CERT_REQUIRED,
+        "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # none: those that the system trusts
+        "server_hostname": urlsplit(plain_url).hostname or "localhost",
+    }
 
 
 def declare(connection: Connection) -> list[str]:
@@ -222,3 +241,8 @@ def is_away(error: Exception) -> bool:
 def lacks_queues(error: Exception) -> bool:
     """Whether an exchange or queue is missing: nobody has declared them."""
     return isinstance(error, NotFound)
+
+
+def distrusts(error: Exception) -> str | None:
+    """Why the broker's certificate was refused, where that is what went wrong."""
+    return str(error.verify_message).rstrip(".") if isinstance(error, SSLCertVerificationError) else None
