@@ -15,7 +15,7 @@ from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
@@ -82,7 +82,7 @@ def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
 def declare(connection: Connection) -> list[str]:
     """Declares all exchanges, queues and bindings; what stands already is left as it is.
 
-    Returns their names. Raises BrokerError where one of that name is of another kind.
+    Returns their names. Raises BrokerError where one of that name is of another kind, or the user may not do it.
     """
     channel = connection.channel()
     try:
@@ -91,6 +91,8 @@ def declare(connection: Connection) -> list[str]:
                 entity(channel).declare()
             except PreconditionFailed as error:
                 raise BrokerError(_mismatch(entity, error)) from None
+            except AccessRefused as error:
+                raise BrokerError(f"{error.reply_text}; see docs/rabbitmq-permissions.md") from None
     finally:
         if connection.connected:
             channel.close()
@@ -241,6 +243,11 @@ def is_away(error: Exception) -> bool:
 def lacks_queues(error: Exception) -> bool:
     """Whether an exchange or queue is missing: nobody has declared them."""
     return isinstance(error, NotFound)
+
+
+def refuses(error: Exception) -> str | None:
+    """What the broker says, where it refuses the user of the URL, or what this user asked for."""
+    return str(error.reply_text) if isinstance(error, AccessRefused | NotAllowed) else None
 
 
 def distrusts(error: Exception) -> str | None:

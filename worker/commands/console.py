@@ -48,6 +48,8 @@ def told_plainly() -> Iterator[None]:
             raise Failed(f"{error.filename}: {error.strerror}") from None
         if broker.lacks_queues(error):
             raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
+        if why := broker.refuses(error):
+            raise Failed(f"{why}; check user and virtual host in BROKER_URL, and the user's rights") from None
         if why := broker.distrusts(error):
             raise Failed(
                 f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
