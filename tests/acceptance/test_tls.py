@@ -83,7 +83,6 @@ def test_a_worker_says_that_it_refuses_the_broker(
     until(lambda: [line for line in worker.logged() if "CERTIFICATE_VERIFY_FAILED" in line.get("event", "")])
 
     assert "guest:guest" not in worker.log.read_text()
-    assert worker.stop() == 0
 
 
 def test_a_checkout_publishes_as_the_document_says(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:

@@ -58,6 +58,8 @@ def told_plainly() -> Iterator[None]:
             raise Failed(f"the broker can't be reached ({type(error).__name__}); check BROKER_URL") from None
         if database.lacks_tables(error):
             raise Failed("the database has not the tables of this version; run 'confirm-offer db upgrade'") from None
+        if database.lacks_rights(error):
+            raise Failed("the role of DATABASE_URL lacks a right; see docs/database-roles.md") from None
         if database.distrusts(error):
             raise Failed(
                 "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
