@@ -14,6 +14,8 @@ from tests.system import System, job, until
 from worker import broker
 from worker.broker import Message, Publisher
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
