@@ -8,6 +8,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine
 
+from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
 from worker import broker, database, schema
@@ -18,9 +19,16 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Nobody trusts it but who is told to."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[RabbitMQ]:
+    """Its certificate is for 127.0.0.1, and not for localhost."""
     require(RabbitMQ)
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), certificate=authority.issue("127.0.0.1"))
     server.start()
     yield server
     server.stop()

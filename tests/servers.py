@@ -24,6 +24,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.certificates import Certificate
+
 START_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -130,7 +132,8 @@ class _Server:
 class RabbitMQ(_Server):
     """A node of its own, with an epmd of its own.
 
-    No plugin is enabled but `plugins`; the ports of those that serve HTTP are in `http_ports`.
+    No plugin is enabled but `plugins`; the ports of those that serve HTTP are in `http_ports`. Where there is a
+    certificate, clients may use TLS on `tls_port`.
     """
 
     end_at_once = signal.SIGKILL
@@ -139,7 +142,7 @@ class RabbitMQ(_Server):
         "rabbitmq_prometheus": "prometheus.tcp",
     }
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), certificate: Certificate | None = None) -> None:
         super().__init__(folder)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self.http_ports = {name: free_port() for name in plugins if name in self._http_settings}
@@ -163,6 +166,14 @@ class RabbitMQ(_Server):
         for name, port in self.http_ports.items():
             settings[f"{self._http_settings[name]}.ip"] = "127.0.0.1"
             settings[f"{self._http_settings[name]}.port"] = str(port)
+        self.tls_port = free_port()
+        if certificate:
+            settings |= {
+                "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
+                "ssl_options.certfile": str(certificate.chain),
+                "ssl_options.keyfile": str(certificate.key),
+                "ssl_options.verify": "verify_none",  # of clients' certificates
+            }
         lines = [f"{name} = {value}\n" for name, value in settings.items()]
         (folder / "rabbitmq.conf").write_text("".join(lines))
 
@@ -303,6 +314,17 @@ class PostgreSQL(_Server):
         for process in self.processes:
             process.send_signal(signal.SIGINT)
         self._wait_for_end()
+
+    def set_tls(self, certificate: Certificate | None) -> None:
+        """Offer TLS to new connections, with this certificate, or offer it no more."""
+        if certificate:
+            for source, name in (certificate.chain, "server.crt"), (certificate.key, "server.key"):
+                copy = Path(shutil.copy(source, self.home / "data" / name))
+                copy.chmod(0o600)
+                os.chown(copy, self._identity.get("user", -1), self._identity.get("group", -1))
+        with self.connect() as connection:
+            connection.execute(f"ALTER SYSTEM SET ssl = {'on' if certificate else 'off'}")
+            connection.execute("SELECT pg_reload_conf()")
 
     def url(self, database: str = "postgres") -> str:
         """For SQLAlchemy with psycopg."""

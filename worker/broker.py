@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
+from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any, Self
+from urllib.parse import parse_qsl, urlsplit
 
-from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
@@ -57,13 +59,30 @@ _SOCKET_LIMITS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
 def connect(url: str) -> Connection:
     """A lazy connection for publishing and declaring; close it after use."""
     options = {"polling_interval": 0.01} if url.startswith("memory") else dict(_SOCKET_LIMITS)
-    return Connection(url, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
+    plain_url, tls = with_tls(url)
+    return Connection(plain_url, ssl=tls, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
+
+
+def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
+    """A URL without its option ``ssl_ca_certs``, and the argument ``ssl`` of a connection; False without TLS.
+
+    Neither kombu nor py-amqp checks by itself that a certificate is for the host that was asked for, and py-amqp does
+    not know the options as kombu reads them from a URL.
+    """
+    if not url.startswith("amqps:"):
+        return url, False
+    plain_url, _, options = url.partition("?")
+    return plain_url, {
+        "cert_reqs": CERT_REQUIRED,
+        "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # none: those that the system trusts
+        "server_hostname": urlsplit(plain_url).hostname or "localhost",
+    }
 
 
 def declare(connection: Connection) -> list[str]:
     """Declares all exchanges, queues and bindings; what stands already is left as it is.
 
-    Returns their names. Raises BrokerError where one of that name is of another kind.
+    Returns their names. Raises BrokerError where one of that name is of another kind, or the user may not do it.
     """
     channel = connection.channel()
     try:
@@ -72,6 +91,8 @@ def declare(connection: Connection) -> list[str]:
                 entity(channel).declare()
             except PreconditionFailed as error:
                 raise BrokerError(_mismatch(entity, error)) from None
+            except AccessRefused as error:
+                raise BrokerError(f"{error.reply_text}; see docs/rabbitmq-permissions.md") from None
     finally:
         if connection.connected:
             channel.close()
@@ -222,3 +243,13 @@ def is_away(error: Exception) -> bool:
 def lacks_queues(error: Exception) -> bool:
     """Whether an exchange or queue is missing: nobody has declared them."""
     return isinstance(error, NotFound)
+
+
+def refuses(error: Exception) -> str | None:
+    """What the broker says, where it refuses the user of the URL, or what this user asked for."""
+    return str(error.reply_text) if isinstance(error, AccessRefused | NotAllowed) else None
+
+
+def distrusts(error: Exception) -> str | None:
+    """Why the broker's certificate was refused, where that is what went wrong."""
+    return str(error.verify_message).rstrip(".") if isinstance(error, SSLCertVerificationError) else None

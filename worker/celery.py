@@ -24,9 +24,11 @@ def make_app(process: Process) -> Celery:
     """A Celery application for the settings of a process. Raises SettingsError."""
     process.check_settings()
     is_memory = process.broker.url.startswith("memory")
+    broker_url, tls = broker.with_tls(process.broker.url)
     app = Celery("confirm-offer", set_as_current=True)
     app.conf.update(
-        broker_url=process.broker.url,
+        broker_url=broker_url,
+        broker_use_ssl=tls,
         broker_transport_options={"polling_interval": 0.01} if is_memory else {},
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -39,7 +39,7 @@ class Declare(Connection):  # type: ignore[misc]
         try:
             broker.declare(c.connection)
         except BrokerError as error:
-            log.critical("broker_mismatch", error=str(error))
+            log.critical("broker_unusable", error=str(error))
             raise WorkerShutdown(2) from None
 
 

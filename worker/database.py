@@ -148,3 +148,13 @@ def lacks_tables(error: Exception) -> bool:
         return False
     missing = getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
     return missing or str(error.orig).startswith(("no such table", "no such column"))
+
+
+def lacks_rights(error: Exception) -> bool:
+    """Whether the role of DATABASE_URL may not do this: rights were not granted to it."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "42501"
+
+
+def distrusts(error: Exception) -> bool:
+    """Whether the database's certificate was refused. Only libpq's text tells."""
+    return isinstance(error, OperationalError) and "certificate" in str(error.orig)

@@ -46,9 +46,11 @@ def patiently(do: Callable[[], Result], stopping: Event) -> Result:
 
 
 def who_is_away(error: Exception) -> str | None:
-    """What is waited for, where the database or the broker could not be reached or the connection broke; else None."""
+    """What is waited for, where database or broker could not be reached, broke off, or are not set up; else None."""
     if database.is_away(error):
         return "database"
     if database.lacks_tables(error):
         return "database tables: run 'confirm-offer db upgrade'"
+    if database.lacks_rights(error):
+        return "rights in the database: see docs/database-roles.md"
     return "broker" if broker.is_away(error) else None

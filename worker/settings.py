@@ -4,9 +4,12 @@ They come in sections, so that a command asks only for what it uses: ``read(Data
 """
 
 import re
+import ssl
 from functools import cached_property
+from ipaddress import ip_address
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sentry_sdk.utils import Dsn
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -67,6 +71,25 @@ def _url_with(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _broker_tls(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
+    if "amqps:" not in url:
+        if any(name.startswith("ssl") for name in options):
+            raise ValueError("should begin with amqps: where it has options of TLS")
+        return value
+    if ";" in url:
+        raise ValueError("should name one broker where it begins with amqps:")
+    if options.keys() - {"ssl_ca_certs"}:
+        raise ValueError("should have no option but ssl_ca_certs; certificates are always verified")
+    if "ssl_ca_certs" in options:
+        try:
+            ssl.create_default_context(cafile=options["ssl_ca_certs"])
+        except OSError:
+            raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
+    return value
+
+
 def _database_url(value: SecretStr) -> SecretStr:
     try:
         backend = make_url(value.get_secret_value()).get_backend_name()
@@ -84,6 +107,23 @@ def _data_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _sentry_dsn(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        try:
+            Dsn(value.get_secret_value())
+        except ValueError:
+            raise ValueError("should be a DSN of Sentry, such as https://key@host/1") from None
+    return value
+
+
+def _is_to_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _path_with(*names: str) -> AfterValidator:
     def check(value: str) -> str:
         held = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
@@ -96,8 +136,8 @@ def _path_with(*names: str) -> AfterValidator:
 
 
 class BrokerSettings(Section):
-    BROKER_URL: Annotated[SecretStr, _url_with("amqp", "amqps", "pyamqp", "memory")] = SecretStr(
-        "amqp://guest:guest@localhost:5672//"
+    BROKER_URL: Annotated[SecretStr, _url_with("amqp", "amqps", "pyamqp", "memory"), AfterValidator(_broker_tls)] = (
+        SecretStr("amqp://guest:guest@localhost:5672//")
     )
 
     @property
@@ -136,6 +176,7 @@ class StatusSettings(Section):
 
 class XoneSettings(StatusSettings):
     XONE_BASE_URL: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] = "https://api.xone.xcover.com"
+    XONE_ALLOW_PLAIN_HTTP: Literal["on", "off"] = "off"
     XONE_TOKEN_PATH: Annotated[str, Field(min_length=1), _path_with()] = "/api/oauth/token"  # noqa: S105 - a path
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), _path_with("partner_id", "offer_id")] = (
         "/api/partners/{partner_id}/offers/{offer_id}"
@@ -147,6 +188,13 @@ class XoneSettings(StatusSettings):
     XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
     XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
     XONE_RATE_LIMIT: Annotated[PositiveFloat | None, BeforeValidator(_none_if_empty)] = None
+
+    @model_validator(mode="after")
+    def _https_to_others(self) -> "XoneSettings":
+        is_plain = self.XONE_BASE_URL.startswith("http:")
+        if is_plain and self.XONE_ALLOW_PLAIN_HTTP == "off" and not _is_to_loopback(self.XONE_BASE_URL):
+            raise ValueError("XONE_BASE_URL should begin with https: (XONE_ALLOW_PLAIN_HTTP=on allows http:)")
+        return self
 
     @property
     def lease(self) -> float:
@@ -174,7 +222,7 @@ class EventSettings(Section):
 class LogSettings(Section):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
-    SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = None
+    SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(_none_if_empty), AfterValidator(_sentry_dsn)] = None
 
 
 class WorkerSettings(Section):

@@ -75,6 +75,30 @@ def test_a_wrong_setting_is_named_without_its_value() -> None:
     assert "secret-but-wrong" not in done.stderr
 
 
+@pytest.mark.parametrize("program", [["-m", "worker", "worker"], ["-m", "celery", "-A", "worker", "worker"]])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"XONE_BASE_URL": "http://xone.example"}, "XONE_ALLOW_PLAIN_HTTP"), ({"SENTRY_DSN": "hush-hush"}, "SENTRY_DSN")],
+)
+def test_what_would_be_found_out_too_late_is_found_at_start(
+    wrong: dict[str, str], named: str, program: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *program],
+        env={"PATH": os.environ["PATH"], **REQUIRED, **wrong},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert "hush-hush" not in done.stderr
+
+
 def test_database_from_nothing_to_checked(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
 

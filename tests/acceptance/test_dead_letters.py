@@ -1,8 +1,13 @@
 """What can't be accepted goes to the dead letters, says why without saying anything about a person, blocks nobody."""
 
+import base64
 import json
+import pickle
 from datetime import datetime
+from itertools import product
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
@@ -89,6 +94,51 @@ def test_whatever_headers_a_message_bears_it_is_a_job_and_nothing_else(system: S
     assert system.states() == {State.CONFIRMED: total}
     assert worker.process.poll() is None
     assert MARK not in worker.log.read_text()
+
+
+class Attack:
+    """Where it is unpickled, a file appears."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_nothing_that_a_message_holds_is_executed(system: System, tmp_path: Path) -> None:
+    """Pickle and YAML, under the content types of all, on both queues; and what would be calls for Celery."""
+    file = tmp_path / "executed"
+    pickled = pickle.dumps(Attack(file))
+    call = [[str(uuid4())], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    bodies = [
+        pickled,
+        pickle.dumps([[Attack(file)], {}, {}]),
+        base64.b64encode(pickled),
+        f"!!python/object/apply:os.mknod ['{file}']".encode(),
+        json.dumps(call).encode(),
+        json.dumps({"__type__": "bytes", "__value__": base64.b64encode(pickled).decode()}).encode(),
+    ]
+    types = ["application/x-python-serialize", "application/x-yaml", "application/x-msgpack", "application/json"]
+    headers = {"lang": "py", "task": "resume", "id": "1", "root_id": "1", "argsrepr": MARK, "kwargsrepr": "{}"}
+    messages = list(product(bodies, types, ["binary", "base64", "utf-8"]))
+    channel = system.connection.channel()
+    for body, content_type, encoding in messages:
+        for queue in broker.JOBS, broker.RESUME:
+            message = channel.prepare_message(body, None, content_type, encoding, headers)
+            channel.basic_publish(message, exchange="", routing_key=queue)
+    worker = system.start_worker()
+
+    found = letters(system, len(messages))
+
+    until(lambda: system.queue_length(broker.RESUME) == 0)
+    assert worker.stop() == 0
+    assert {letter.headers["x-dead-letter-code"] for letter in found} == {"invalid-json", "invalid-job"}
+    assert system.states() == {}
+    assert MARK not in worker.log.read_text()
+    assert not file.exists()
+    pickle.loads(pickled)
+    assert file.exists(), "the attack was none"
 
 
 def test_a_body_is_taken_as_it_came_whatever_encoding_it_claims(system: System) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import requests
 
-from worker.http import MAX_ANSWER, AnswerTooLarge, Http
+from tests.certificates import Authority, Certificate
+from worker.http import MAX_ANSWER, AnswerTooLarge, Http, NoTls
 
 TIMEOUT = 0.3
 GENEROUS = 3 * TIMEOUT
@@ -23,13 +25,17 @@ Behave = Callable[[socket.socket, threading.Event], None]
 class Server:
     """Accepts connections; on each, reads requests and lets ``behave`` answer them. ``gone`` is set at the end."""
 
-    def __init__(self, behave: Behave) -> None:
+    def __init__(self, behave: Behave, certificate: Certificate | None = None) -> None:
         self._behave = behave
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.gone = threading.Event()
         self.connections = 0
         self.requests: list[bytes] = []
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
+        self.url = f"http{'s' if certificate else ''}://127.0.0.1:{self._listening.getsockname()[1]}/"
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate.chain, certificate.key)
+            self._listening = tls.wrap_socket(self._listening, server_side=True)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -62,8 +68,8 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def serving(behave: Behave) -> Iterator[Server]:
-    server = Server(behave)
+def serving(behave: Behave, certificate: Certificate | None = None) -> Iterator[Server]:
+    server = Server(behave, certificate)
     try:
         yield server
     finally:
@@ -380,3 +386,30 @@ def test_a_redirect_is_returned() -> None:
 
     assert (status, headers["location"]) == (302, "/other")
     assert len(server.requests) == 1
+
+
+# --- Certificates ---
+
+
+def says_ok(connection: socket.socket, _: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_trusted", "is_taken"),
+    [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("other.example", True, False)],
+)
+def test_only_a_certificate_for_this_host_of_a_trusted_authority_is_taken(
+    host: str, is_trusted: bool, is_taken: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))  # changes nothing
+    if is_trusted:  # as if it were one of those that everybody trusts
+        monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", str(authority.file))
+    with serving(says_ok, authority.issue(host)) as server:
+        if is_taken:
+            assert get(server) == (200, b"ok")
+        else:
+            with pytest.raises(requests.ConnectionError) as raised:
+                get(server)
+            assert isinstance(raised.value.args[0].reason, NoTls)
+            assert server.requests == []

@@ -67,6 +67,7 @@ def plain(value: Any) -> Any:
         (BrokerSettings, "BROKER_URL", "amqp://guest:guest@localhost:5672//"),
         (DatabaseSettings, "DATABASE_URL", "postgresql+psycopg://localhost/confirm_offer"),
         (XoneSettings, "XONE_BASE_URL", "https://api.xone.xcover.com"),
+        (XoneSettings, "XONE_ALLOW_PLAIN_HTTP", "off"),
         (XoneSettings, "XONE_TOKEN_PATH", "/api/oauth/token"),
         (XoneSettings, "XONE_CONFIRM_PATH", "/api/partners/{partner_id}/offers/{offer_id}"),
         (XoneSettings, "XONE_BOOKINGS_PATH", "/api/partners/{partner_id}/bookings"),
@@ -162,6 +163,10 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
         (XoneSettings, "XONE_BOOKINGS_PATH", "", ""),
         (XoneSettings, "XONE_TIMEOUT", "0.25", 0.25),
         (XoneSettings, "XONE_BASE_URL", "http://127.0.0.1:8080/base", "http://127.0.0.1:8080/base"),
+        (XoneSettings, "XONE_BASE_URL", "http://127.7.7.7", "http://127.7.7.7"),
+        (XoneSettings, "XONE_BASE_URL", "http://LOCALHOST:8080", "http://LOCALHOST:8080"),
+        (XoneSettings, "XONE_BASE_URL", "http://[::1]:8080", "http://[::1]:8080"),
+        (LogSettings, "SENTRY_DSN", "https://key@sentry.example/1", "https://key@sentry.example/1"),
         (
             XoneSettings,
             "XONE_CONFIRM_PATH",
@@ -222,6 +227,9 @@ def test_parts_of_a_worker(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 WRONG: list[tuple[type[Section], str, list[str]]] = [
     (BrokerSettings, "BROKER_URL", ["", MARK, f"http://{MARK}", f"redis://{MARK}@host"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://a:{MARK}@a//;amqps://b//", f"amqp://a//;amqps://a:{MARK}@b//"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://h/?ssl_ca_certs=/no/{MARK}", f"amqps://h/?ssl_ca_certs={__file__}"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h/?ssl_cert_reqs=none", f"amqp://h/?ssl_ca_certs={MARK}"]),
     (
         DatabaseSettings,
         "DATABASE_URL",
@@ -230,6 +238,9 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (VaultSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
     (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),
     (XoneSettings, "XONE_BASE_URL", [f"https://{MARK} .host", f"https:/{MARK}", f"https://{MARK}\n"]),
+    (XoneSettings, "XONE_BASE_URL", [f"http://{MARK}", f"http://localhost@{MARK}/", f"http://localhost.{MARK}:8080"]),
+    (XoneSettings, "XONE_BASE_URL", [f"http://10.0.0.1/{MARK}", f"http://[::2]/{MARK}", f"http://[{MARK}"]),
+    (XoneSettings, "XONE_ALLOW_PLAIN_HTTP", ["", MARK, "true"]),
     (XoneSettings, "XONE_TOKEN_PATH", ["", MARK, f"/{MARK}/{{partner_id}}"]),
     (
         XoneSettings,
@@ -263,6 +274,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (EventSettings, "EVENT_LINKS", ["", MARK, "true"]),
     (LogSettings, "LOG_LEVEL", ["", MARK, "TRACE"]),
     (LogSettings, "LOG_FORMAT", ["", MARK]),
+    (LogSettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
 ]
 
 
@@ -283,6 +295,16 @@ def test_a_wrong_value_is_named_in_one_line_without_it(
     assert "\n" not in message
     assert MARK.lower() not in message.lower()
     assert KEY not in message
+
+
+@pytest.mark.usefixtures("_required")
+def test_plain_http_to_others_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XONE_BASE_URL", "http://xone.example")
+    with pytest.raises(SettingsError, match=r"^XONE_BASE_URL should .*XONE_ALLOW_PLAIN_HTTP=on"):
+        read(XoneSettings)
+
+    monkeypatch.setenv("XONE_ALLOW_PLAIN_HTTP", "on")
+    assert read(XoneSettings).XONE_BASE_URL == "http://xone.example"
 
 
 @pytest.mark.usefixtures("_required")

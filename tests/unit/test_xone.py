@@ -381,7 +381,7 @@ def test_a_refused_connection_was_not_sent() -> None:
 
 
 def test_an_unknown_host_was_not_sent() -> None:
-    error = failure(lambda: confirm(client_of("http://xone.invalid")))
+    error = failure(lambda: confirm(client_of("https://xone.invalid")))
 
     assert (type(error), error.code) == (NotSent, "connect")
 

@@ -48,10 +48,22 @@ def told_plainly() -> Iterator[None]:
             raise Failed(f"{error.filename}: {error.strerror}") from None
         if broker.lacks_queues(error):
             raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
+        if why := broker.refuses(error):
+            raise Failed(f"{why}; check user and virtual host in BROKER_URL, and the user's rights") from None
+        if why := broker.distrusts(error):
+            raise Failed(
+                f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
+            ) from None
         if broker.is_away(error):
             raise Failed(f"the broker can't be reached ({type(error).__name__}); check BROKER_URL") from None
         if database.lacks_tables(error):
             raise Failed("the database has not the tables of this version; run 'confirm-offer db upgrade'") from None
+        if database.lacks_rights(error):
+            raise Failed("the role of DATABASE_URL lacks a right; see docs/database-roles.md") from None
+        if database.distrusts(error):
+            raise Failed(
+                "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
+            ) from None
         if database.is_away(error):
             raise Failed(f"the database can't be reached ({type(error).__name__}); check DATABASE_URL") from None
         raise

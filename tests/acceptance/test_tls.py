@@ -1,0 +1,132 @@
+"""Encrypted and verified: TLS to RabbitMQ and PostgreSQL, with an authority that nobody else knows."""
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from kombu import Connection
+
+from models.states import State
+from tests.acceptance.test_commands import run
+from tests.certificates import Authority
+from tests.servers import PostgreSQL, RabbitMQ
+from tests.system import System, job, until
+from worker import broker
+from worker.broker import Message, Publisher
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("other-authority"))
+
+
+def over_tls(rabbitmq: RabbitMQ, url: str, host: str = "127.0.0.1", trust: Authority | None = None) -> str:
+    """A URL of the private broker by way of TLS."""
+    options = f"?ssl_ca_certs={trust.file}" if trust else ""
+    return f"amqps://guest:guest@{host}:{rabbitmq.tls_port}{urlsplit(url).path}{options}"
+
+
+# --- RabbitMQ ---
+
+
+def test_a_worker_whose_broker_speaks_tls(system: System, rabbitmq: RabbitMQ, authority: Authority) -> None:
+    """Consumer, Scheduler, Relay and dead letters; many jobs at once, so that records of TLS hold several frames."""
+    url = over_tls(rabbitmq, system.broker_url, trust=authority)
+    system.publish(job(f"offer-{number}") for number in range(300))
+    system.publish([job("again~http-503~1"), b"{"])
+    system.start_worker(BROKER_URL=url)
+
+    system.until_events(301)
+
+    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    assert system.states() == {State.CONFIRMED: 301}
+    told = rabbitmq.ctl("list_connections", "--silent", "vhost", "ssl")
+    vhost = urlsplit(url).path[1:]
+    assert f"{vhost}\ttrue" in told.splitlines()
+
+
+def test_commands_use_tls(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:
+    url = over_tls(rabbitmq, broker_url, trust=authority)
+
+    assert run("broker", "declare", BROKER_URL=url).returncode == 0
+    assert run("enqueue", "-", stdin='{"bad": 1}', BROKER_URL=url).returncode == 1
+    assert run("dead-letters", "list", BROKER_URL=url).stdout == "no dead letters\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "why"),
+    [
+        ("127.0.0.1", None, "unable to get local issuer certificate"),
+        ("127.0.0.1", "other_authority", "unable to get local issuer certificate"),
+        ("localhost", "authority", "Hostname mismatch"),
+    ],
+)
+def test_a_broker_with_a_wrong_certificate_is_refused(
+    host: str, trusted: str | None, why: str, broker_url: str, rabbitmq: RabbitMQ, request: pytest.FixtureRequest
+) -> None:
+    url = over_tls(rabbitmq, broker_url, host, request.getfixturevalue(trusted) if trusted else None)
+
+    done = run("broker", "declare", BROKER_URL=url)
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert f"the broker's certificate was refused ({why}" in done.stderr
+    with Publisher(url) as publisher, pytest.raises(OSError, match=why):
+        publisher.publish([Message(1, b"{}", broker.confirm_offer.name, broker.JOBS)])
+
+
+def test_a_worker_says_that_it_refuses_the_broker(
+    system: System, rabbitmq: RabbitMQ, other_authority: Authority
+) -> None:
+    worker = system.start_worker(BROKER_URL=over_tls(rabbitmq, system.broker_url, trust=other_authority))
+
+    until(lambda: [line for line in worker.logged() if "CERTIFICATE_VERIFY_FAILED" in line.get("event", "")])
+
+    assert "guest:guest" not in worker.log.read_text()
+
+
+def test_a_checkout_publishes_as_the_document_says(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:
+    url = over_tls(rabbitmq, broker_url)
+    with Connection(url, ssl={"ca_certs": str(authority.file), "server_hostname": "127.0.0.1"}) as connection:
+        connection.connect()
+    with pytest.raises(OSError, match="Hostname mismatch"):
+        Connection(url, ssl={"ca_certs": str(authority.file), "server_hostname": "localhost"}).connect()
+
+
+# --- PostgreSQL ---
+
+
+@pytest.fixture
+def tls_url(postgresql: PostgreSQL, postgresql_url: str, authority: Authority) -> Iterator[str]:
+    """The server's certificate is for 127.0.0.1, and not for localhost."""
+    postgresql.set_tls(authority.issue("127.0.0.1"))
+    yield f"{postgresql_url}?sslmode=verify-full&sslrootcert={authority.file}"
+    postgresql.set_tls(None)
+
+
+def test_a_worker_whose_database_speaks_tls(tls_url: str, system: System, postgresql: PostgreSQL) -> None:
+    system.start_worker(DATABASE_URL=tls_url)
+    system.publish([job("offer-1")])
+
+    system.until_events(1)
+
+    with postgresql.connect() as connection:
+        query = (
+            "select distinct ssl from pg_stat_ssl join pg_stat_activity using (pid)"
+            " where application_name = 'confirm-offer' and datname = %s"
+        )
+        encrypted = connection.execute(query, [urlsplit(tls_url).path[1:]]).fetchall()
+    assert (True,) in encrypted
+
+
+def test_a_database_with_a_wrong_certificate_is_refused(tls_url: str, other_authority: Authority) -> None:
+    unknown = f"{tls_url.split('sslrootcert=')[0]}sslrootcert={other_authority.file}"
+    for url in unknown, tls_url.replace("@127.0.0.1:", "@localhost:"):
+        done = run("db", "check", DATABASE_URL=url)
+
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "the database's certificate was refused" in done.stderr
+    assert run("db", "check", DATABASE_URL=tls_url).returncode == 0

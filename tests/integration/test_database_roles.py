@@ -1,0 +1,160 @@
+"""A worker, and all commands but ``db upgrade``, with a role that can't change the schema: docs/database-roles.md."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.errors import InsufficientPrivilege
+
+from models.states import State
+from tests.acceptance.test_commands import run
+from tests.servers import PostgreSQL
+from tests.system import PROJECT, System, job, until
+from worker import database, schema
+from worker.sandbox import Sandbox
+
+DOCUMENT = (PROJECT / "docs" / "database-roles.md").read_text("utf-8")
+FOR_THE_SERVER, FOR_THE_DATABASE, AFTER_THE_FIRST_UPGRADE, FOR_TABLES_THAT_STAND = re.findall(
+    r"```sql\n(.*?)```", DOCUMENT, re.DOTALL
+)
+NAME, OWNER, WORKER = "confirm_offer", "confirm_offer_owner", "confirm_offer_worker"
+
+
+def as_role(server: PostgreSQL, role: str) -> psycopg.Connection:
+    return psycopg.connect(host="127.0.0.1", port=server.port, user=role, dbname=NAME, autocommit=True)
+
+
+def url_of(server: PostgreSQL, role: str) -> str:
+    return server.url(NAME).replace("postgres@", f"{role}@")
+
+
+@pytest.fixture
+def server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
+    with postgresql.connect() as connection:
+        for statement in FOR_THE_SERVER.strip().split("\n"):
+            connection.execute(statement)
+    with postgresql.connect(NAME) as connection:
+        connection.execute(FOR_THE_DATABASE)
+    yield postgresql
+    postgresql.drop_database(NAME)
+    with postgresql.connect() as connection:
+        connection.execute(f"DROP ROLE {OWNER}, {WORKER}")
+
+
+@pytest.fixture
+def migrated(server: PostgreSQL) -> PostgreSQL:
+    engine = database.connect(url_of(server, OWNER))
+    schema.upgrade(engine)
+    engine.dispose()
+    with as_role(server, OWNER) as connection:
+        connection.execute(AFTER_THE_FIRST_UPGRADE)
+    return server
+
+
+@pytest.fixture
+def system(
+    migrated: PostgreSQL, broker_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> Iterator[System]:
+    with System(broker_url, migrated.url(NAME), sandbox, environment, tmp_path) as running:
+        running.environment["DATABASE_URL"] = url_of(migrated, WORKER)
+        yield running
+
+
+@pytest.mark.slow
+def test_worker_and_operators_need_no_more(system: System, server: PostgreSQL) -> None:
+    worker = system.start_worker()
+    system.publish([job("good~http-503~1"), job("bad~http-422"), b"{"])
+    system.until_events(2)
+    (system.folder / "jobs.jsonl").write_text(json.dumps(job("offer-3")))
+
+    for arguments in (
+        ["db", "check"],
+        ["enqueue", str(system.folder / "jobs.jsonl")],
+        ["show", "good~http-503~1", "--reveal"],
+        ["failed"],
+        ["pause", "--reason", "test"],
+        ["reprocess", "--yes", "--reason", "test"],
+        ["batch", "pause", "1"],
+        ["batch", "resume", "1"],
+        ["batch", "show", "1"],
+        ["resume"],
+        ["dead-letters", "list", "--reveal"],
+        ["dead-letters", "replay", "--yes"],
+        ["events", "replay", "--since", "1h", "--yes"],
+    ):
+        done = run(*arguments, **system.environment)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+    until(lambda: system.states() == {State.CONFIRMED: 2, State.FAILED: 1})
+    assert worker.stop() == 0
+    assert not [line for line in worker.logged() if line["level"] in ("error", "critical")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine (id int)",
+        "CREATE TEMPORARY TABLE mine (id int)",
+        "CREATE SCHEMA mine",
+        "CREATE INDEX ON confirmations (state)",
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'select 1'",
+        "ALTER TABLE confirmations ADD COLUMN mine int",
+        "ALTER TABLE confirmations DISABLE TRIGGER ALL",
+        "DROP TABLE confirmations",
+        "TRUNCATE audit",
+        "UPDATE alembic_version SET version_num = 'mine'",
+        f"SET ROLE {OWNER}",
+        "DROP DATABASE confirm_offer",
+    ],
+)
+def test_the_worker_can_not_change_the_schema(statement: str, migrated: PostgreSQL) -> None:
+    with as_role(migrated, WORKER) as connection, pytest.raises(psycopg.ProgrammingError) as raised:
+        connection.execute(statement)
+
+    assert isinstance(raised.value, InsufficientPrivilege) or "must be owner" in str(raised.value)
+
+
+def test_what_later_migrations_create_can_be_used(migrated: PostgreSQL) -> None:
+    with as_role(migrated, OWNER) as connection:
+        connection.execute("CREATE TABLE later (id serial PRIMARY KEY, word text)")
+
+    with as_role(migrated, WORKER) as connection:
+        connection.execute("INSERT INTO later (word) VALUES ('kept')")
+        assert connection.execute("DELETE FROM later RETURNING word").fetchall() == [("kept",)]
+
+
+def test_nobody_else_gets_in(migrated: PostgreSQL) -> None:
+    with migrated.connect() as connection:
+        connection.execute("CREATE ROLE passer_by LOGIN")
+    try:
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            as_role(migrated, "passer_by")
+    finally:
+        with migrated.connect() as connection:
+            connection.execute("DROP ROLE passer_by")
+
+
+def test_upgrade_with_the_role_of_the_worker_is_refused_in_one_line(server: PostgreSQL) -> None:
+    done = run("db", "upgrade", DATABASE_URL=url_of(server, WORKER))
+
+    assert done.returncode == 1
+    assert done.stderr == "confirm-offer: the role of DATABASE_URL lacks a right; see docs/database-roles.md\n"
+
+
+def test_a_worker_without_its_rights_waits_for_them(system: System, server: PostgreSQL) -> None:
+    """Tables that stood before the roles were made, for one. No job is given up meanwhile."""
+    with as_role(server, OWNER) as connection:
+        connection.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {WORKER}")
+    worker = system.start_worker()
+    system.publish([job("offer-1")])
+    until(lambda: [line for line in worker.logged() if "database-roles" in line.get("waits_for", "")])
+
+    with as_role(server, OWNER) as connection:
+        connection.execute(FOR_TABLES_THAT_STAND)
+
+    system.until_events(1)
+    assert system.states() == {State.CONFIRMED: 1}
+    assert system.drain("confirm-offer.dead-letters") == []

@@ -1,0 +1,264 @@
+"""Each user of RabbitMQ can do its part and nothing else, with the rights that docs/rabbitmq-permissions.md gives."""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amqp.exceptions import AccessRefused
+from kombu import Connection
+from sqlalchemy import select
+
+from models.states import State
+from models.tables import Confirmation
+from tests.acceptance.test_commands import run
+from tests.servers import RabbitMQ
+from tests.system import PROJECT, System, job, until
+from worker import broker
+from worker.broker import Message, Publisher
+from worker.sandbox import Sandbox
+
+pytestmark = pytest.mark.slow  # rabbitmqctl takes a second for each command
+
+VHOST, PASSWORD = "confirm-offer", "secret"
+DOCUMENT = (PROJECT / "docs" / "rabbitmq-permissions.md").read_text("utf-8")
+(*COMMANDS, FEWER_RIGHTS) = [shlex.split(line)[1:] for line in DOCUMENT.splitlines() if line.startswith("rabbitmqctl ")]
+UNROUTED = "booking-events.unrouted"
+
+
+@pytest.fixture(scope="module")
+def server(rabbitmq: RabbitMQ) -> RabbitMQ:
+    """Users and rights as in the document. The tests themselves are guest, who may do everything."""
+    for command in COMMANDS:
+        rabbitmq.ctl(*command, *([PASSWORD] if command[0] == "add_user" else []))
+    rabbitmq.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
+    return rabbitmq
+
+
+@pytest.fixture
+def system(
+    server: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> Iterator[System]:
+    declared = run("broker", "declare", BROKER_URL=url_of(server, "operator"))
+    assert declared.returncode == 0, declared.stderr
+    with System(f"{server.url.removesuffix('//')}/{VHOST}", postgresql_url, sandbox, environment, tmp_path) as running:
+        yield running
+        delete_all(running)
+
+
+def delete_all(system: System) -> None:
+    channel = system.connection.channel()
+    for queue in (*(queue.name for queue in broker.QUEUES), system.events_queue.name):
+        channel.queue_delete(queue)
+    for exchange in broker.EXCHANGES:
+        channel.exchange_delete(exchange.name)
+
+
+def url_of(server: RabbitMQ, user: str) -> str:
+    return f"amqp://{user}:{PASSWORD}@127.0.0.1:{server.port}/{VHOST}"
+
+
+@contextmanager
+def channel_of(server: RabbitMQ, user: str) -> Iterator[Any]:
+    with Connection(url_of(server, user)) as connection:
+        yield connection.channel()
+
+
+def publish(server: RabbitMQ, user: str, exchange: str, routing_key: str, body: bytes = b"{}") -> None:
+    """Raises AccessRefused."""
+    with Publisher(url_of(server, user)) as publisher:
+        assert publisher.publish([Message(1, body, exchange, routing_key)]) == {1}
+
+
+# --- What each user is for ---
+
+
+def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) -> None:
+    """Published by a checkout, tried twice, confirmed; another one put aside; the consumer gets the event."""
+    worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
+    with channel_of(server, "orders") as channel:
+        channel.queue_declare("orders.all", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+        channel.queue_bind("orders.all", broker.booking_events.name, "#")
+        for body in b"{", json.dumps(job("offer-1~http-503~1")).encode():
+            publish(server, "checkout", broker.confirm_offer.name, broker.JOBS, body)
+
+        message = until(lambda: channel.basic_get("orders.all"))
+
+        channel.basic_ack(message.delivery_tag)
+        channel.queue_delete("orders.all")
+    assert message.properties["type"] == "booking.confirmed"
+    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    assert system.states() == {State.CONFIRMED: 1}
+    assert worker.stop() == 0
+    assert not [line for line in worker.logged() if line["level"] != "info" and line["event"] != "job_rejected"]
+
+
+def test_a_checkout_that_reaches_the_resume_queue_starts_nothing(system: System, server: RabbitMQ) -> None:
+    worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
+    publish(server, "checkout", broker.confirm_offer.name, broker.JOBS, json.dumps(job("offer-1")).encode())
+    system.until_events(1)
+    with system.engine.connect() as connection:
+        (confirmation,) = connection.execute(select(Confirmation.id)).scalars()
+
+    publish(server, "checkout", broker.confirm_offer.name, broker.RESUME, str(confirmation).encode())
+
+    until(lambda: system.queue_length(broker.RESUME) == 0)
+    assert worker.stop() == 0
+    assert system.queue_length(broker.RESUME) == 0
+    assert len(system.sandbox.calls) == 1
+
+
+def test_the_worker_declares_all_by_itself(system: System, server: RabbitMQ) -> None:
+    delete_all(system)
+
+    system.start_worker(BROKER_URL=url_of(server, "worker"))
+
+    told = until(lambda: lines if len(lines := queues(server)) == len(broker.QUEUES) else None)
+    assert set(told) == {queue.name for queue in broker.QUEUES}
+
+
+def queues(server: RabbitMQ) -> list[str]:
+    return server.ctl("list_queues", "-p", VHOST, "--silent", "name").split()
+
+
+def test_operators_need_less_where_the_worker_declares(system: System, server: RabbitMQ, tmp_path: Path) -> None:
+    server.ctl(*FEWER_RIGHTS)
+    try:
+        system.start_worker(BROKER_URL=url_of(server, "worker"))
+        theirs = {"BROKER_URL": url_of(server, "operator"), "DATABASE_URL": system.database_url}
+        (tmp_path / "jobs.jsonl").write_text(json.dumps(job("offer-1")))
+
+        assert run("enqueue", str(tmp_path / "jobs.jsonl"), **theirs).returncode == 0
+        system.publish([b"{"])
+        system.until_events(1)
+        until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+        for command in (
+            ["dead-letters", "list"],
+            ["dead-letters", "replay", "--yes"],
+            ["dead-letters", "drop", "--yes", "--reason", "test"],
+            ["events", "replay", "--since", "1h", "--yes"],
+        ):
+            if command[0] == "dead-letters":
+                until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)  # what was replayed comes back
+            done = run(*command, **theirs)
+            assert done.returncode == 0, done.stderr
+
+        assert len(system.until_events(2)) == 2
+        for do in read_jobs, declare_ours:
+            with pytest.raises((AccessRefused, broker.BrokerError)):
+                do(server, "operator")
+    finally:
+        server.ctl(*next(command for command in COMMANDS if command[0] == "set_permissions" and "operator" in command))
+
+
+# --- What each user can and can't do ---
+
+
+def read(server: RabbitMQ, user: str, queue: str) -> None:
+    with channel_of(server, user) as channel:
+        channel.basic_get(queue)
+
+
+def read_jobs(server: RabbitMQ, user: str) -> None:
+    read(server, user, broker.JOBS)
+
+
+def read_dead_letters(server: RabbitMQ, user: str) -> None:
+    read(server, user, broker.DEAD_LETTERS)
+
+
+def read_events_of_others(server: RabbitMQ, user: str) -> None:
+    read(server, user, "test.events")
+
+
+def declare_ours(server: RabbitMQ, user: str) -> None:
+    with broker.connect(url_of(server, user)) as connection:
+        broker.declare(connection)
+
+
+def purge_jobs(server: RabbitMQ, user: str) -> None:
+    with channel_of(server, user) as channel:
+        channel.queue_purge(broker.JOBS)
+
+
+def declare_their_own(server: RabbitMQ, user: str) -> None:
+    with channel_of(server, user) as channel:
+        channel.queue_declare(f"{user}.own", durable=True, auto_delete=False)
+        channel.queue_bind(f"{user}.own", broker.booking_events.name, "#")
+        channel.queue_delete(f"{user}.own")
+
+
+def take_jobs_elsewhere(server: RabbitMQ, user: str) -> None:
+    """A queue of their own that gets a copy of all jobs."""
+    with channel_of(server, user) as channel:
+        channel.queue_declare(f"{user}.copy", durable=True, auto_delete=False)
+        channel.queue_bind(f"{user}.copy", broker.confirm_offer.name, broker.JOBS)
+
+
+def publish_a_job(server: RabbitMQ, user: str) -> None:
+    publish(server, user, broker.confirm_offer.name, broker.JOBS)
+
+
+def publish_an_event(server: RabbitMQ, user: str) -> None:
+    publish(server, user, broker.booking_events.name, "booking.confirmed")
+
+
+def publish_by_the_default_exchange(server: RabbitMQ, user: str) -> None:
+    publish(server, user, "", broker.JOBS)
+
+
+ACTIONS: dict[Callable[[RabbitMQ, str], None], set[str]] = {
+    publish_a_job: {"checkout", "worker", "operator"},
+    publish_an_event: {"worker", "operator"},
+    publish_by_the_default_exchange: set(),
+    read_jobs: {"worker", "operator"},
+    read_dead_letters: {"operator"},
+    read_events_of_others: set(),
+    purge_jobs: {"worker", "operator"},
+    declare_ours: {"worker", "operator"},
+    declare_their_own: {"orders"},
+    take_jobs_elsewhere: set(),
+}
+
+
+@pytest.mark.parametrize("user", ["checkout", "worker", "operator", "orders"])
+def test_what_a_user_can_do(user: str, system: System, server: RabbitMQ) -> None:
+    able = set()
+    for action in ACTIONS:
+        try:
+            action(server, user)
+            able.add(action)
+        except (AccessRefused, broker.BrokerError):
+            pass
+
+    assert able == {action for action, users in ACTIONS.items() if user in users}
+
+
+@pytest.mark.parametrize("command", [["broker", "declare"], ["enqueue", "-"]])
+def test_a_refusal_is_told_in_one_line(command: list[str], system: System, server: RabbitMQ) -> None:
+    done = run(*command, stdin=json.dumps(job("offer-1")), BROKER_URL=url_of(server, "orders"))
+
+    assert done.returncode == 1
+    assert "ACCESS_REFUSED" in done.stderr
+    assert "refused for user 'orders'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_worker_without_its_rights_ends_and_says_why(system: System, server: RabbitMQ) -> None:
+    worker = system.start_worker(BROKER_URL=url_of(server, "checkout"))
+
+    assert worker.process.wait(30) != 0
+    (line,) = [line for line in worker.logged() if line["level"] == "critical"]
+    assert "refused for user 'checkout'" in line["error"]
+
+
+def test_a_wrong_password_is_told_in_one_line(server: RabbitMQ) -> None:
+    done = run("broker", "declare", BROKER_URL=url_of(server, "worker").replace(PASSWORD, "hush"))
+
+    assert done.returncode == 1
+    assert "Login was refused" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hush" not in done.stderr
