@@ -294,7 +294,7 @@ class PostgreSQL(_Server):
     @staticmethod
     def missing() -> str | None:
         """Why there can be no server here, or None."""
-        if not (shutil.which(_postgresql_program("initdb")) and shutil.which(_postgresql_program("postgres"))):
+        if not (shutil.which(postgresql_program("initdb")) and shutil.which(postgresql_program("postgres"))):
             return "PostgreSQL is not installed: there is no initdb or no postgres."
         return None
 
@@ -306,7 +306,7 @@ class PostgreSQL(_Server):
         data = self.home / "data"
         if not (data / "PG_VERSION").exists():
             self._make_cluster(data)
-        self._launch([_postgresql_program("postgres"), "-D", data], self._env, self._identity)
+        self._launch([postgresql_program("postgres"), "-D", data], self._env, self._identity)
         self._wait_for_start(lambda: self.connect().close(), (psycopg.OperationalError,))
 
     def stop(self) -> None:
@@ -355,7 +355,7 @@ class PostgreSQL(_Server):
 
     def _make_cluster(self, data: Path) -> None:
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        command = [_postgresql_program("initdb"), *options, "-D", str(data)]
+        command = [postgresql_program("initdb"), *options, "-D", str(data)]
         done = subprocess.run(command, env=self._env, cwd=self.home, capture_output=True, text=True, **self._identity)
         if done.returncode != 0:
             raise RuntimeError(f"initdb: {done.stderr or done.stdout}")
@@ -391,7 +391,7 @@ def _rabbitmq_program(name: str) -> str:
     return shutil.which(name, path="/usr/lib/rabbitmq/bin") or name
 
 
-def _postgresql_program(name: str) -> str:
+def postgresql_program(name: str) -> str:
     # Debian keeps the programs of each version off the PATH.
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
     return shutil.which(name) or (str(debian[-1]) if debian else name)

@@ -1,0 +1,159 @@
+"""Marked personal data and secrets go all ways, the failing ones too. Where they must not be, no mark is found."""
+
+import base64
+import gzip
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from models.states import State
+from tests.servers import postgresql_program
+from tests.system import System, job, until
+from worker import broker
+from worker.sandbox.faults import FAULTS
+
+pytestmark = pytest.mark.slow
+
+MARK = "Quxomat"  # in every value that is personal or secret
+PERSON = {
+    "first_name": f"{MARK}-first",
+    "last_name": f"{MARK}-last",
+    "email": f"{MARK}@mail.example",
+    "phone": f"+44 {MARK}",
+    "address1": f"1 {MARK} Street",
+    "city": f"{MARK}ville",
+    "region": f"{MARK}shire",
+    "postcode": f"{MARK} 1",
+    "birth_date": f"{MARK}-01-01",
+    "unheard_of": {"passport": f"{MARK}-passport"},
+}
+QUOTE = {
+    "id": "quote-1",
+    "insured": [{**PERSON, "country": "GB"}],
+    "brightwrite_details": {"bw_device_id": f"{MARK}-device"},
+    "unheard_of": f"{MARK}-of-the-quote",
+}
+MARKED = {"policyholder": {**PERSON, "country": "GB"}, "quotes": [QUOTE]}
+MALFORMED: tuple[Any, ...] = (
+    {**MARKED, "partner_id": f"{MARK}/", "offer_id": "o-1"},
+    {**MARKED, "offer_id": "o-2", f"{MARK}": 1},
+    {**MARKED, "offer_id": "o-3", "policyholder": {**PERSON, "country": MARK}},
+    {**MARKED, "offer_id": "o-4", "policyholder": f"{MARK}"},
+    {**MARKED, "offer_id": "o-5", "quotes": [{**QUOTE, "id": [MARK]}]},
+    {**MARKED, "offer_id": "o-6", "metadata": {f"{MARK}": {"x": MARK}}},
+    {**MARKED, "offer_id": "o-7", "order_reference": [MARK]},
+    f'{{"policyholder": "{MARK}'.encode(),
+    f'{{"{MARK}": 1, "{MARK}": 2}}'.encode(),
+    f'"{MARK}"'.encode(),
+)
+SLOW = {"slow-headers", "drip"}  # "slow" stands for all
+FOR_GOOD = {"pending", "booked-nowhere", "redirect"}  # the others strike once, lest XONE count as down
+
+
+class Sentry(ThreadingHTTPServer):
+    """Takes what a worker sends to Sentry."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Envelope)
+        self.envelopes: list[bytes] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def dsn(self) -> str:
+        return f"http://{MARK.lower()}@127.0.0.1:{self.server_port}/1"
+
+
+class _Envelope(BaseHTTPRequestHandler):
+    server: Sentry
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.envelopes.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def sentry() -> Iterator[Sentry]:
+    server = Sentry()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def marks_of(system: System) -> set[str]:
+    """What must be found nowhere: the mark, and the secrets that the stand-in made."""
+    secrets = {system.sandbox.client_secret, *system.sandbox._tokens}
+    for booking in system.sandbox.bookings.values():
+        if "security_token" in booking:
+            secrets |= {booking["security_token"], booking["coi"]["url"], booking["account_url"]}
+    return {MARK, base64.b64encode(MARK.encode()).decode()[:8], *secrets}
+
+
+def found(marks: Iterable[str], text: str) -> set[str]:
+    lowered = text.lower()
+    return {mark for mark in marks if mark.lower() in lowered}
+
+
+def pg_dump(url: str) -> str:
+    program = postgresql_program("pg_dump")
+    return subprocess.run(
+        [program, url.replace("+psycopg", ""), "--inserts"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Sentry) -> None:
+    sandbox = system.sandbox
+    sandbox.client_secret = f"{MARK}-of-the-client"
+    sandbox.slow_seconds = 3
+    offers = [f"ok-{number}" for number in range(5)] + ["refused~http-418", "broken~http-500~1"]
+    offers += [f"{name}~{name}" if name in FOR_GOOD else f"{name}~{name}~1" for name in FAULTS.keys() - SLOW]
+    settings = {
+        "XONE_CLIENT_SECRET": sandbox.client_secret,
+        "XONE_TIMEOUT": "1",
+        "RETRY_MAX_ATTEMPTS": "2",
+        "LOG_LEVEL": "DEBUG",
+        "SENTRY_DSN": sentry.dsn,
+    }
+
+    sandbox.rotate_secret("another")  # so that there is something for Sentry
+    worker = system.start_worker(**settings)
+    system.publish(job(offer, **MARKED) for offer in offers)
+    until(lambda: sentry.envelopes, 60)
+    sandbox.rotate_secret(settings["XONE_CLIENT_SECRET"])
+    system.publish(it if isinstance(it, bytes) else {**job("any"), **it} for it in MALFORMED)
+    ended = {State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW}
+    until(lambda: sum(system.states().values()) == len(offers), 60)
+    until(lambda: set(system.states()) <= ended, 120)
+    system.publish([job("ok-1", **{**MARKED, "quotes": [{"id": f"{MARK}-other"}]})])  # conflicting
+    until(lambda: system.queue_length(broker.DEAD_LETTERS) == len(MALFORMED) + 1)
+    system.until_events(len(offers))
+    worker.stop()
+
+    marks = marks_of(system)
+    letters = system.drain(broker.DEAD_LETTERS)
+    places = {
+        "logs": worker.log.read_text(),
+        "sentry": b"".join(sentry.envelopes).decode(),
+        "events": "".join(
+            f"{message.headers} {message.properties} {message.body}" for message in system.event_messages
+        ),
+        "resume queue": str([message.body for message in system.drain(broker.RESUME)]),
+        "headers of dead letters": str([message.headers for message in letters]),
+        "database": pg_dump(system.database_url),
+    }
+    assert {place: found(marks, text) for place, text in places.items() if found(marks, text)} == {}
+    assert all(offer in places["database"] for offer in offers), "the dump is one of these confirmations"
+    assert MARK in "".join(str(letter.body) for letter in letters), "the search finds what is there"
+    assert set(system.states()) == ended
+    assert worker.logged()
