@@ -18,6 +18,7 @@ from models.booking import write_exact
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.states import State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks import emails
 from tasks.batches import end_item
 from tasks.claim import Claim, close_abandoned_attempts
 from tasks.decide import Decision
@@ -45,14 +46,14 @@ def record(
     """
     row = connection.execute(to_be_settled().where(Confirmation.id == held.id)).one()
     ours = row.lease_token == held.token
-    _close_attempt(connection, vault, held, decision, duration, ours)
+    _close_attempt(connection, vault, held, decision, duration, ours, row.purged_at is not None)
     if decision.booking is not None:
         stored = _stored_booking_id(connection, held.id)
         if stored is not None:
             if stored != decision.booking.id:
                 log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
             return None
-        store_booking(connection, vault, held.id, decision.booking)
+        store_booking(connection, vault, row, decision.booking)
         close_abandoned_attempts(connection, held.id, held.token)
     elif not ours:
         return None
@@ -78,10 +79,10 @@ def settle(connection: Connection, row: Row[Any], decision: Decision, attempts: 
 
 
 def _close_attempt(
-    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool
+    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
 ) -> None:
     error = decision.error
-    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
+    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer and not is_purged else None
     if decision.booking is not None and not ours:
         answer = write_exact(decision.booking.model_dump()).encode()
     connection.execute(
@@ -118,6 +119,7 @@ def _move(connection: Connection, confirmation_id: UUID, decision: Decision) -> 
             error_detail=error.detail if error is not None else None,
             sequence=Confirmation.sequence + int(decision.state in EVENT_OF),
             **({"batch_id": None} if decision.state in EVENT_OF else {}),
+            purged_at=None,
             updated_at=now(),
         )
     )
@@ -160,8 +162,9 @@ def _stored_booking_id(connection: Connection, confirmation_id: UUID) -> str | N
     return connection.execute(select(Booking.id).where(Booking.confirmation_id == confirmation_id)).scalar_one_or_none()
 
 
-def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, booking: xone.Booking) -> None:
-    """The booking with its policies and policyholder. Personal data and secrets are sealed."""
+def store_booking(connection: Connection, vault: Vault, row: Row[Any], booking: xone.Booking) -> None:
+    """The booking with its policies and policyholder. Personal data and secrets are sealed. row: of to_be_settled()."""
+    confirmation_id: UUID = row.id
 
     def seal(column: str, text: str | None) -> bytes | None:
         return vault.seal_text(confirmation_id, column, text)
@@ -194,6 +197,8 @@ def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, b
                 sealed_person=seal("person", write_exact(person)),
             )
         )
+        returned = emails.of_person(vault, holder.email)
+        emails.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
     if booking.policies:
         connection.execute(
             insert(Policy),
