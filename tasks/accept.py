@@ -39,8 +39,10 @@ def accept(
 
     The same job again is harmless. Raises JobRejected ``conflicting-job`` for other content of an offer that has not
     failed. Where personal data was purged there is nothing to compare with: a job for a confirmation that has failed
-    is then taken as new content, one for a booked offer as the same. token: the fencing token to claim with, the same when this is repeated; lease: seconds; queue_for:
-    where XONE can't be called now, the seconds in which the job is queued and not claimed.
+    is then taken as new content, one for a booked offer as the same.
+
+    token: the fencing token to claim with, the same when this is repeated; lease: seconds; queue_for: where XONE can't
+    be called now, the seconds in which the job is queued and not claimed.
     """
     leased_at = time.monotonic()
     confirmation_id = uuid7()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import Connection, select, union
+from sqlalchemy import Connection, func, select, union
 
 from models.tables import Confirmation, FurtherEmail
 from worker.database import insert_if_absent
@@ -46,3 +46,9 @@ def find(connection: Connection, vault: Vault, email: str) -> list[UUID]:
             )
         ).scalars()
     )
+
+
+def count_unsearched(connection: Connection) -> int:
+    """Confirmations that were stored before there were hashes: ``rekey`` makes them. Reads every row."""
+    has_none = Confirmation.sealed_body.is_not(None), Confirmation.email_hash.is_(None)
+    return connection.execute(select(func.count()).select_from(Confirmation).where(*has_none)).scalar_one()
