@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, func, select, update
 
 from models.event import BOOKING_EVENTS, without_links
 from models.states import State
@@ -22,6 +22,7 @@ from tasks.sealed import SEALED, id_in
 from worker.database import locked, now
 from worker.vault import Vault
 
+ENDED = (State.CONFIRMED, State.PENDING, State.FAILED)
 STEP = 100  # confirmations in one transaction
 
 
@@ -30,21 +31,22 @@ def has_ended() -> ColumnElement[bool]:
     unpublished = select(OutboxEvent.id).where(
         OutboxEvent.confirmation_id == Confirmation.id, OutboxEvent.published_at.is_(None)
     )
-    return and_(in_literally(State.CONFIRMED, State.PENDING, State.FAILED), ~unpublished.exists())
+    return and_(in_literally(*ENDED), ~unpublished.exists())
 
 
-def _past(before: datetime) -> ColumnElement[bool]:
-    return and_(has_ended(), Confirmation.purged_at.is_(None), Confirmation.updated_at < before)
+def past_query(before: datetime) -> Select[tuple[UUID]]:
+    """The ids of those that ended before and still have their personal data."""
+    is_past = has_ended(), Confirmation.purged_at.is_(None), Confirmation.updated_at < before
+    return select(Confirmation.id).where(*is_past)
 
 
 def count(connection: Connection, before: datetime) -> int:
-    """How many confirmations ended before and still have their personal data."""
-    return connection.execute(select(func.count()).select_from(Confirmation).where(_past(before))).scalar_one()
+    return connection.execute(select(func.count()).select_from(past_query(before).subquery())).scalar_one()
 
 
 def purge(connection: Connection, before: datetime, most: int = STEP) -> int:
     """Blanks those that ended first, at most so many, and returns their number. Skips what another one holds."""
-    query = select(Confirmation.id).where(_past(before)).order_by(Confirmation.updated_at).limit(most)
+    query = past_query(before).order_by(Confirmation.updated_at).limit(most)
     ids = connection.execute(locked(query, skip_locked=True)).scalars().all()
     blank(connection, ids)
     return len(ids)

@@ -82,7 +82,7 @@ def _close_attempt(
     connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
 ) -> None:
     error = decision.error
-    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer and not is_purged else None
+    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
     if decision.booking is not None and not ours:
         answer = write_exact(decision.booking.model_dump()).encode()
     connection.execute(
@@ -94,7 +94,7 @@ def _close_attempt(
             http_status=decision.http_status,
             code=error.code if error is not None else None,
             detail=error.detail if error is not None else None,
-            sealed_answer=vault.seal(held.id, f"answer {held.number}", answer) if answer else None,
+            sealed_answer=vault.seal(held.id, f"answer {held.number}", answer) if answer and not is_purged else None,
         )
     )
 

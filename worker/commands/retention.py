@@ -198,10 +198,15 @@ def _erase(engine: Engine, vault: Vault, email: str, row: Row[Any]) -> bool:
         return purging.erase(connection, vault, email, row.id)
 
 
+def _why(row: Row[Any]) -> str:
+    if row.state == State.NEEDS_REVIEW:
+        return "resolve it first"
+    return "its event is not yet published" if row.state in purging.ENDED else "under way"
+
+
 def _tell_left(left: list[Row[Any]], unsearched: int) -> None:
     for row in left:
-        state = f"{row.state}: resolve it first" if row.state == State.NEEDS_REVIEW else f"{row.state}, under way"
-        click.echo(f"left: offer {row.offer_id} of {row.partner_id} ({state})", err=True)
+        click.echo(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})", err=True)
     if left:
         click.echo("confirm-offer: not all were erased; run it again when those that are left have ended", err=True)
     if unsearched:
