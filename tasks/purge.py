@@ -34,7 +34,7 @@ def has_ended() -> ColumnElement[bool]:
     return and_(in_literally(*ENDED), ~unpublished.exists())
 
 
-def past_query(before: datetime) -> Select[tuple[UUID]]:
+def past_query(before: datetime) -> Select[Any]:
     """The ids of those that ended before and still have their personal data."""
     is_past = has_ended(), Confirmation.purged_at.is_(None), Confirmation.updated_at < before
     return select(Confirmation.id).where(*is_past)
