@@ -67,9 +67,9 @@ def rekey(as_json: bool) -> None:
             raise Failed(f"interrupted: {counted(done.resealed, 'value')} done; run it again to go on") from None
     tell(
         as_json,
-        f"{counted(done.resealed, 'value')} of {done.values:,} in {counted(done.confirmations, 'confirmation')} "
+        f"{done.resealed:,} of {counted(done.values, 'value')} in {counted(done.confirmations, 'confirmation')} "
         "encrypted again with the first key of DATA_KEYS"
-        + (f"; {done.indexed:,} can now be found by e-mail under it" if done.indexed else ""),
+        + (f";\n{done.indexed:,} can now be found by e-mail under it" if done.indexed else ""),
         confirmations=done.confirmations,
         values=done.values,
         resealed=done.resealed,
