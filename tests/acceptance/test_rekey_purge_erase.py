@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +19,22 @@ from tests.acceptance.test_commands import run
 from tests.acceptance.test_operations import fail, on_a_terminal
 from tests.system import PROJECT, System, job, until
 from worker.database import now_plus
+from worker.sandbox import Sandbox
 from worker.vault import Vault
 
 pytestmark = pytest.mark.slow
 
 MANY = 1500
 DAY = 86400.0
+
+
+@pytest.fixture
+def system(
+    broker_url: str, database_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> Iterator[System]:
+    """On both databases."""
+    with System(broker_url, database_url, sandbox, environment, tmp_path) as running:
+        yield running
 
 
 def settings(system: System, keys: str | None = None) -> dict[str, str]:
