@@ -1,5 +1,6 @@
 """Events for consumers: CloudEvents 1.0 in structured mode, one JSON text each."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +18,9 @@ class EventType(StrEnum):
     BOOKING_PENDING = "booking.pending"
     CONFIRMATION_FAILED = "confirmation.failed"
     CONFIRMATION_NEEDS_REVIEW = "confirmation.needs_review"
+
+
+BOOKING_EVENTS = (EventType.BOOKING_CONFIRMED, EventType.BOOKING_PENDING)
 
 
 def cloud_event(
@@ -62,6 +66,15 @@ def booking_data(booking: Booking, with_links: bool) -> dict[str, Any]:
         },
         "policies": [_fields(policy, *_POLICY_FIELDS) for policy in booking.policies],
     }
+
+
+def without_links(payload: str) -> str:
+    """A booking event as it would have been without customers' links."""
+    event = json.loads(payload)
+    booking = event["data"]["booking"]
+    for link in ("coi", "account_url", "fnol_link", "sign_up_url"):
+        booking.pop(link, None)
+    return write_exact(event)
 
 
 _POLICY_FIELDS: Sequence[str] = (

@@ -70,6 +70,7 @@ class Confirmation(Base):
 
     idempotency_key: Mapped[UUID] = mapped_column(doc="the same on every call with this body")
     sealed_body: Mapped[bytes | None] = mapped_column(doc="the exact request body, made before the first call")
+    email_hash: Mapped[bytes | None] = mapped_column(doc="keyed, of the policyholder's e-mail: see tasks/emails.py")
 
     state: Mapped[State] = mapped_column(String(16))
     due_at: Mapped[datetime | None] = mapped_column(
@@ -93,6 +94,7 @@ class Confirmation(Base):
     queued_at: Mapped[datetime] = mapped_column(doc="RETRY_MAX_AGE counts from here")
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    purged_at: Mapped[datetime | None] = mapped_column(doc="when its personal data was blanked")
 
     __table_args__ = (
         UniqueConstraint("partner_id", "offer_id"),
@@ -120,7 +122,30 @@ class Confirmation(Base):
             postgresql_where=text("state in ('failed', 'needs_review')"),
             sqlite_where=text("state in ('failed', 'needs_review')"),
         ),
+        Index(
+            "ix_confirmations_email_hash",
+            "email_hash",
+            postgresql_where=text("email_hash is not null"),
+            sqlite_where=text("email_hash is not null"),
+        ),
+        Index(
+            "ix_confirmations_to_purge",
+            "updated_at",
+            postgresql_where=text("state in ('confirmed', 'pending', 'failed') and purged_at is null"),
+            sqlite_where=text("state in ('confirmed', 'pending', 'failed') and purged_at is null"),
+        ),
     )
+
+
+class FurtherEmail(Base):
+    """Another e-mail that a confirmation is found by: of an insured, or of the policyholder as XONE returned it."""
+
+    __tablename__ = "further_emails"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"), primary_key=True)
+    email_hash: Mapped[bytes] = mapped_column(primary_key=True)
+
+    __table_args__ = (Index("ix_further_emails_email_hash", "email_hash"),)
 
 
 class Batch(Base):

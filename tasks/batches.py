@@ -148,7 +148,7 @@ def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], di
     return list(
         connection.execute(
             update(Confirmation)
-            .where(Confirmation.id.in_(items), Confirmation.state.in_(states))
+            .where(Confirmation.id.in_(items), Confirmation.state.in_(states), Confirmation.purged_at.is_(None))
             .values(
                 state=State.QUEUED,
                 due_at=now(),

@@ -7,7 +7,7 @@ that the partial index ``ix_confirmations_ended_badly`` holds all that is looked
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ _ROW: tuple[Any, ...] = (
     Confirmation.attempts,
     Confirmation.created_at,
     Confirmation.updated_at,
+    Confirmation.purged_at,
 )
 
 
@@ -37,7 +38,8 @@ _ROW: tuple[Any, ...] = (
 class Selection:
     """Which failed confirmations. ``offers``: pairs of partner (None: any) and offer id, in place of filters.
 
-    since, until: when it failed, the first included, the second not; limit: those that failed first.
+    since, until: when it failed, the first included, the second not; limit: those that failed first; purged: whether
+    their personal data was, None for both. What was purged can't be tried again: there is nothing left to send.
     """
 
     partner: str | None = None
@@ -46,6 +48,7 @@ class Selection:
     until: datetime | None = None
     limit: int | None = None
     include_needs_review: bool = False
+    purged: bool | None = None
     offers: tuple[tuple[str | None, str], ...] | None = None
 
     @property
@@ -54,7 +57,7 @@ class Selection:
 
     def conditions(self, *states: State) -> list[ColumnElement[bool]]:
         """For a WHERE over confirmations, all but ``limit`` and ``offers``. states: other ones than its own."""
-        chosen = [_in_literally(State.FAILED, State.NEEDS_REVIEW), _in_literally(*(states or self.states))]
+        chosen = [in_literally(State.FAILED, State.NEEDS_REVIEW), in_literally(*(states or self.states))]
         if self.partner is not None:
             chosen.append(Confirmation.partner_id == self.partner)
         if self.code is not None:
@@ -63,6 +66,8 @@ class Selection:
             chosen.append(Confirmation.updated_at >= self.since)
         if self.until is not None:
             chosen.append(Confirmation.updated_at < self.until)
+        if self.purged is not None:
+            chosen.append(Confirmation.purged_at.is_not(None) if self.purged else Confirmation.purged_at.is_(None))
         return chosen
 
     def facts(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class Selection:
         return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in facts.items()}
 
 
-def _in_literally(*states: State) -> ColumnElement[bool]:
+def in_literally(*states: State) -> ColumnElement[bool]:
     return Confirmation.state.in_(bindparam("states", states, unique=True, expanding=True, literal_execute=True))
 
 
@@ -82,6 +87,7 @@ class LeftOut(NamedTuple):
     partner_id: str | None
     offer_id: str
     state: State | None
+    purged_at: datetime | None = None
 
 
 class Matched(NamedTuple):
@@ -116,11 +122,20 @@ def _match_offers(connection: Connection, selection: Selection, offers: Sequence
     left_out = []
     for partner, offer in dict.fromkeys(offers):
         found = [row for row in by_offer[offer] if partner in (None, row.partner_id)]
-        fit = {row.id: row for row in found if row.state in selection.states}
+        fit = {row.id: row for row in found if row.state in selection.states and not _is_purged(row, selection)}
         rows |= fit
         if not fit:
-            left_out.append(LeftOut(partner, offer, State(found[0].state) if found else None))
+            first = found[0] if found else None
+            left_out.append(
+                LeftOut(partner, offer, State(first.state), first.purged_at)
+                if first is not None
+                else LeftOut(partner, offer, None)
+            )
     return Matched(list(rows.values())[: selection.limit], left_out)
+
+
+def _is_purged(row: Row[Any], selection: Selection) -> bool:
+    return selection.purged is False and row.purged_at is not None
 
 
 @dataclass(frozen=True)
@@ -213,7 +228,7 @@ def waiting(connection: Connection, partner: str | None) -> list[Waiting]:
 def waiting_query(partner: str | None) -> Select[Any]:
     columns: tuple[Any, ...] = (Confirmation.error_code, func.count(), func.min(Confirmation.queued_at))
     query: Select[Any] = select(*columns)
-    waits = (_in_literally(State.QUEUED, State.RETRYING), Confirmation.due_at.is_not(None))
+    waits = (in_literally(State.QUEUED, State.RETRYING), Confirmation.due_at.is_not(None))
     if partner is not None:
         query = query.where(Confirmation.partner_id == partner)
     return query.where(*waits).group_by(Confirmation.error_code).order_by(func.count().desc(), Confirmation.error_code)
@@ -222,6 +237,12 @@ def waiting_query(partner: str | None) -> Select[Any]:
 def waiting_for_review(connection: Connection, selection: Selection) -> int:
     """How many confirmations that the filters match are in ``needs_review``."""
     return int(connection.execute(review_query(selection)).scalar_one())
+
+
+def purged(connection: Connection, selection: Selection) -> int:
+    """How many of what the filters match were purged."""
+    query = select(func.count()).select_from(Confirmation).where(*replace(selection, purged=True).conditions())
+    return connection.execute(query).scalar_one()
 
 
 def review_query(selection: Selection) -> Select[Any]:

@@ -18,6 +18,7 @@ from models.booking import write_exact
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.states import State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks import emails
 from tasks.batches import end_item
 from tasks.claim import Claim, close_abandoned_attempts
 from tasks.decide import Decision
@@ -45,14 +46,14 @@ def record(
     """
     row = connection.execute(_TO_BE_RECORDED, {"this": held.id}).one()
     ours = row.lease_token == held.token
-    _close_attempt(connection, vault, held, decision, duration, ours)
+    _close_attempt(connection, vault, held, decision, duration, ours, row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"this": held.id}).scalar_one()
             if stored != decision.booking.id:
                 log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
             return None
-        store_booking(connection, vault, held.id, decision.booking)
+        store_booking(connection, vault, row, decision.booking)
         if not ours:
             close_abandoned_attempts(connection, held.id, held.token)
     elif not ours:
@@ -79,7 +80,7 @@ def settle(connection: Connection, row: Row[Any], decision: Decision, attempts: 
 
 
 def _close_attempt(
-    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool
+    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
 ) -> None:
     error = decision.error
     answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
@@ -95,7 +96,7 @@ def _close_attempt(
             "http_status": decision.http_status,
             "code": error.code if error is not None else None,
             "detail": error.detail if error is not None else None,
-            "sealed_answer": vault.seal(held.id, f"answer {held.number}", answer) if answer else None,
+            "sealed_answer": vault.seal(held.id, f"answer {held.number}", answer) if answer and not is_purged else None,
         },
     )
 
@@ -152,8 +153,9 @@ def _write_event(connection: Connection, row: Row[Any], decision: Decision, atte
     )
 
 
-def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, booking: xone.Booking) -> None:
-    """The booking with its policies and policyholder. Personal data and secrets are sealed."""
+def store_booking(connection: Connection, vault: Vault, row: Row[Any], booking: xone.Booking) -> None:
+    """The booking with its policies and policyholder. Personal data and secrets are sealed. row: of to_be_settled()."""
+    confirmation_id: UUID = row.id
 
     def seal(column: str, text: str | None) -> bytes | None:
         return vault.seal_text(confirmation_id, column, text)
@@ -187,6 +189,8 @@ def store_booking(connection: Connection, vault: Vault, confirmation_id: UUID, b
                 "sealed_person": seal("person", write_exact(person)),
             },
         )
+        returned = emails.of_person(vault, holder.email)
+        emails.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
     if booking.policies:
         connection.execute(
             _INSERT_POLICY,
@@ -229,6 +233,7 @@ _MOVE = (
         attempts_used=_confirmations.attempts_used + bindparam("used"),
         crashes=0,
         read_backs=_confirmations.read_backs + bindparam("in_vain"),
+        purged_at=None,
         updated_at=now(),
     )
 )

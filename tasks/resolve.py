@@ -79,7 +79,7 @@ def resolve_booked(
     """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, booking.offer_id)
     decision = replace(booked(booking, None, confirmed_statuses), counts=False)
-    store_booking(connection, vault, row.id, booking)
+    store_booking(connection, vault, row, booking)
     return _conclude(connection, row, decision, with_links, by, reason, booking=booking.id)
 
 

@@ -14,6 +14,7 @@ from worker.errors import SettingsError
 from worker.process import Process, current
 from worker.relay import Relay
 from worker.report import configure_sentry
+from worker.retention import Retention
 from worker.scheduler import Scheduler
 from worker.settings import LogSettings, read
 
@@ -62,7 +63,10 @@ def make_app(process: Process) -> Celery:
 
 
 class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Scheduler and Relay of this worker. Started after the pool, so that prefork forks without their threads."""
+    """Scheduler, Retention and Relay of this worker, in threads.
+
+    Started after the pool, so that prefork forks without them.
+    """
 
     requires = ("celery.worker.components:Pool",)
 
@@ -71,18 +75,21 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._process = current()
         parts = self._process.worker.parts
         self._scheduler = Scheduler(self._process) if "scheduler" in parts else None
+        days = self._process.retention_days if self._scheduler is not None else None
+        self._retention = Retention(self._process, days) if days is not None else None
         self._relay = Relay(self._process) if "relay" in parts else None
         parent.relay = self._relay
 
     def start(self, parent: Any) -> None:
-        for duty in (self._scheduler, self._relay):
+        for duty in (self._scheduler, self._retention, self._relay):
             if duty is not None:
                 duty.start()
 
     def stop(self, parent: Any) -> None:
         """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
-        if self._scheduler is not None:
-            self._scheduler.stop()
+        for duty in (self._scheduler, self._retention):
+            if duty is not None:
+                duty.stop()
 
     def terminate(self, parent: Any) -> None:
         self.stop(parent)

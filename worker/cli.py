@@ -6,7 +6,7 @@ import click
 from cryptography.fernet import Fernet
 
 from worker import broker, database, schema
-from worker.commands import batches, enqueue, events, failures, letters, pauses, resolve, show
+from worker.commands import batches, enqueue, events, failures, letters, pauses, resolve, retention, show
 from worker.commands.console import Failed, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.process import current
@@ -163,3 +163,6 @@ cli.add_command(resolve.resolve)
 cli.add_command(enqueue.enqueue)
 cli.add_command(letters.dead_letters)
 cli.add_command(events.events)
+cli.add_command(retention.rekey)
+cli.add_command(retention.purge)
+cli.add_command(retention.erase)

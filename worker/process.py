@@ -15,6 +15,7 @@ from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
     EventSettings,
+    RetentionSettings,
     RetrySettings,
     VaultSettings,
     WorkerSettings,
@@ -51,6 +52,10 @@ class Process:
         return read(EventSettings).EVENT_LINKS == "on"
 
     @cached_property
+    def retention_days(self) -> float | None:
+        return read(RetentionSettings).RETENTION_DAYS
+
+    @cached_property
     def xone_settings(self) -> XoneSettings:
         return read(XoneSettings)
 
@@ -77,6 +82,7 @@ class Process:
             RetrySettings,
             WorkerSettings,
             EventSettings,
+            RetentionSettings,
         ):
             try:
                 read(section)

@@ -219,6 +219,10 @@ class EventSettings(Section):
     EVENT_LINKS: Literal["on", "off"] = "off"
 
 
+class RetentionSettings(Section):
+    RETENTION_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(_none_if_empty)] = None
+
+
 class LogSettings(Section):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"

@@ -82,6 +82,7 @@ def _with_details(connection: Connection, row: Row[Any]) -> Found:
         "booking": _columns(bookings[0]) if bookings else None,
         "policies": [_columns(policy) for policy in all_of(Policy, Policy.position)],
         "events": [_event(event) for event in all_of(OutboxEvent, OutboxEvent.sequence)],
+        **({"purged_at": row.purged_at} if row.purged_at else {}),
     }
     standing = [] if row.state in _BOOKED else pauses.standing(connection)
     return Found(
@@ -170,7 +171,9 @@ def _head(found: Found, people: dict[str, Any] | None) -> Group:
         facts.add_row("why", plain(f"{told['error']['code']}: {told['error']['detail']}"))
     for name, text in _how_it_goes_on(found):
         facts.add_row(name, plain(text))
-    if people is not None:
+    if told.get("purged_at"):
+        facts.add_row("personal data", plain(f"purged on {local(told['purged_at'])}"))
+    elif people is not None:
         holder = people["policyholder"]["sent"] or people["policyholder"]["returned"]
         facts.add_row("policyholder", plain(in_short(holder)) if holder else "-")
         for insured in people["insured"]:

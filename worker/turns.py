@@ -1,7 +1,8 @@
-"""XONE_RATE_LIMIT: calls a second over all workers together. Turns are given out by a row of the database.
+"""So many a second over all workers together: calls (XONE_RATE_LIMIT), or steps of a duty.
 
-Each turn moves the row's ``next_at`` on by 1/rate seconds; who took it calls at the moment that it stood at. Turns
-further away than HORIZON are not given out: who asks for one puts the confirmation back and comes again.
+Turns are given out by a row of the database. Each moves the row's ``next_at`` on by 1/rate seconds; who took it goes at
+the moment that it stood at. Turns further away than HORIZON are not given out: who asks for one comes again later, and
+the confirmation of a call is put back.
 """
 
 from sqlalchemy import Connection, update

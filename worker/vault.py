@@ -1,11 +1,16 @@
 """Sealing of personal data and secrets: Fernet with the keys of DATA_KEYS, bound to the row and column.
 
 A sealed value holds the name of its place, so one that was moved to another row or column does not open.
+An e-mail that is to be found again is hashed with keys that are derived from the same ones.
 """
 
+import hmac
+from base64 import urlsafe_b64decode
 from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from worker.errors import SealError
 
@@ -14,7 +19,9 @@ class Vault:
     """Seals with the first key and opens with any."""
 
     def __init__(self, keys: list[str]) -> None:
+        self._first = Fernet(keys[0])
         self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._hash_keys = [_hash_key(key) for key in keys]
 
     def seal(self, confirmation_id: UUID, column: str, content: bytes) -> bytes:
         return self._fernet.encrypt(_place(confirmation_id, column) + content)
@@ -38,6 +45,27 @@ class Vault:
         if not content.startswith(place):
             raise SealError(f"{column} of confirmation {confirmation_id} was sealed for another place")
         return content[len(place) :]
+
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether the first key is the one that opens it. A sealed value does not say which key it is of."""
+        try:
+            self._first.decrypt(bytes(sealed))
+        except InvalidToken:
+            return False
+        return True
+
+    def email_hash(self, email: str) -> bytes:
+        """What an e-mail is stored as to be found again, whatever its case: 32 bytes, under the first key."""
+        return self.email_hashes(email)[0]
+
+    def email_hashes(self, email: str) -> list[bytes]:
+        """As ``email_hash`` under each of the keys: what it may have been stored as."""
+        plain = email.strip().lower().encode("utf-8", "surrogatepass")
+        return [hmac.digest(key, plain, "sha256") for key in self._hash_keys]
+
+
+def _hash_key(key: str) -> bytes:
+    return HKDF(SHA256(), length=32, salt=None, info=b"confirm-offer email hash").derive(urlsafe_b64decode(key))
 
 
 def _place(confirmation_id: UUID, column: str) -> bytes:

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from models.booking import Booking, Coi, Person, Policyholder
-from models.event import EventType, booking_data, cloud_event, error_data
+from models.event import EventType, booking_data, cloud_event, error_data, without_links
 
 EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
 MARK = "Geheimnis"  # stands for what must not leave
@@ -124,6 +124,18 @@ def test_links_are_in_events_only_where_they_are_asked_for() -> None:
         "fnol_link": f"https://x/fnol?t={MARK}",
         "sign_up_url": f"https://x/sign-up?t={MARK}",
     }
+
+
+def test_links_are_taken_out_of_an_event_and_nothing_else() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    kind = EventType.BOOKING_CONFIRMED
+    without, with_links = (
+        cloud_event(EVENT_ID, kind, "P", "o", moment, {"metadata": {"coi": "é"}, **booking_data(booking(), links)})
+        for links in (False, True)
+    )
+
+    assert MARK in with_links
+    assert without_links(with_links) == without_links(without) == without
 
 
 def test_even_with_links_no_personal_data_and_no_token_leave() -> None:

@@ -100,3 +100,28 @@ def test_what_no_key_opens_says_what_to_do(damage: object) -> None:
     assert str(raised.value) == (
         f"body of confirmation {ROW} opens with no key of DATA_KEYS; add the key that was in use when it was stored"
     )
+
+
+def test_only_the_first_key_is_current() -> None:
+    before, after = Vault([OLD_KEY]), Vault([NEW_KEY, OLD_KEY])
+
+    assert after.is_current(after.seal(ROW, "body", b"x"))
+    assert not after.is_current(before.seal(ROW, "body", b"x"))
+    assert not after.is_current(b"")
+
+
+def test_an_email_is_hashed_alike_whatever_its_case() -> None:
+    vault = Vault([OLD_KEY])
+    hashes = {vault.email_hash(email) for email in ("ada@example.com", " Ada@Example.COM\n", "ADA@EXAMPLE.COM")}
+
+    assert len(hashes) == 1
+    assert vault.email_hash("bda@example.com") not in hashes
+    assert {len(one) for one in hashes} == {32}
+
+
+def test_a_hash_of_an_email_depends_on_the_key_and_is_looked_for_under_each() -> None:
+    old, new = (Vault([key]).email_hash("ada@example.com") for key in (OLD_KEY, NEW_KEY))
+
+    assert old != new
+    assert Vault([NEW_KEY, OLD_KEY]).email_hashes("ada@example.com") == [new, old]
+    assert Vault([NEW_KEY, OLD_KEY]).email_hash("ada@example.com") == new

@@ -192,18 +192,19 @@ def reprocess(
     if offers is not None and any(value for name, value in chosen.items() if name != "include_needs_review"):
         raise click.UsageError("--offers stands in place of the filters; give one or the other")
     engine = database.connect(read(DatabaseSettings).url)
-    selection = Selection(**chosen, offers=read_offers(offers) if offers is not None else None)
+    selection = Selection(**chosen, purged=False, offers=read_offers(offers) if offers is not None else None)
     with engine.connect() as connection:
         matched = failures.match(connection, selection)
+        purged = failures.purged(connection, selection) if offers is None else 0
         stand = standing(connection)
-    _tell_left_out(matched.left_out)
+    _tell_left_out(matched.left_out, purged)
     if dry_run or not matched.rows:
-        _tell_plan(matched, as_json)
+        _tell_plan(matched, as_json, purged)
         if not as_json and dry_run and matched.rows:
             say(out, "\nA dry run: nothing was changed.")
         return
     if not as_json:
-        _tell_plan(matched, as_json)
+        _tell_plan(matched, as_json, purged)
         tell_paused(out, [one for one in stand if _concerns(one, matched)])
         say(out)
     ask(f"Try {counted(len(matched.rows), 'confirmation')} again{_at(rate)}?", yes)
@@ -224,22 +225,28 @@ def _make_batch(engine: Engine, matched: Matched, selection: Selection, reason: 
         return batches.create(connection, [row.id for row in matched.rows], selection, reason, who(), rate)
 
 
-def _tell_plan(matched: Matched, as_json: bool) -> None:
+def _tell_plan(matched: Matched, as_json: bool, purged: int) -> None:
     groups = failures.by_cause(failures.of_rows(matched.rows))
     if as_json:
         left_out = [one._asdict() for one in matched.left_out]
-        print_json(in_utc({"id": None, "total": len(matched.rows), "groups": groups, "left_out": left_out}))
+        plan = {"id": None, "total": len(matched.rows), "groups": groups, "left_out": left_out, "purged": purged}
+        print_json(in_utc(plan))
     elif groups:
         _print_groups(groups)
     else:
         say(out, "Nothing matches; nothing was changed.")
 
 
-def _tell_left_out(left_out: list[LeftOut]) -> None:
-    for partner, offer, state in left_out:
+def _tell_left_out(left_out: list[LeftOut], purged: int) -> None:
+    for partner, offer, state, purged_at in left_out:
         name = f"{partner} {offer}" if partner else offer
         hint = " (--include-needs-review takes it)" if state is State.NEEDS_REVIEW else ""
+        if purged_at is not None:
+            hint = f", and its personal data was purged on {local(purged_at)}"
         click.echo(f"left out: {name}: {state or 'unknown'}{hint}", err=True)
+    if purged:
+        data = "its personal data was" if purged == 1 else "their personal data was"
+        click.echo(f"left out: {counted(purged, 'confirmation')}: {data} purged, so there is nothing to send", err=True)
 
 
 def _concerns(pause: dict[str, Any], matched: Matched) -> bool:

@@ -1,0 +1,56 @@
+"""E-mails that a confirmation is found by, as keyed hashes: its policyholder's on the row, any others beside it.
+
+Others are those of the insured, and of the policyholder as XONE returned it, where they differ. Nearly every job has
+one e-mail only, so that finding it costs no statement of its own.
+"""
+
+import json
+from collections.abc import Collection
+from uuid import UUID
+
+from sqlalchemy import Connection, func, select, union
+
+from models.tables import Confirmation, FurtherEmail
+from worker.database import insert_if_absent
+from worker.vault import Vault
+
+
+def of_request(vault: Vault, body: bytes) -> list[bytes]:
+    """The hashes of a request body's e-mails, each once, the policyholder's first."""
+    request = json.loads(body)
+    insured = [one for quote in request["quotes"] for one in quote.get("insured") or []]
+    people = [request["policyholder"], *insured]
+    return list(dict.fromkeys(found for person in people for found in of_person(vault, person.get("email"))))
+
+
+def of_person(vault: Vault, email: str | None) -> list[bytes]:
+    """The hash of a person's e-mail; none where there is no e-mail."""
+    return [vault.email_hash(email)] if email and email.strip() else []
+
+
+def note(connection: Connection, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
+    """Lets a confirmation be found by further hashes. No statement where there are none."""
+    if hashes:
+        rows = [{"confirmation_id": confirmation_id, "email_hash": one} for one in hashes]
+        connection.execute(
+            insert_if_absent(connection.dialect.name, FurtherEmail, "confirmation_id", "email_hash"), rows
+        )
+
+
+def find(connection: Connection, vault: Vault, email: str) -> list[UUID]:
+    """The confirmations of a person, whichever of DATA_KEYS was the first when they were stored."""
+    hashes = vault.email_hashes(email)
+    return list(
+        connection.execute(
+            union(
+                select(Confirmation.id).where(Confirmation.email_hash.in_(hashes)),
+                select(FurtherEmail.confirmation_id).where(FurtherEmail.email_hash.in_(hashes)),
+            )
+        ).scalars()
+    )
+
+
+def count_unsearched(connection: Connection) -> int:
+    """Confirmations that were stored before there were hashes: ``rekey`` makes them. Reads every row."""
+    has_none = Confirmation.sealed_body.is_not(None), Confirmation.email_hash.is_(None)
+    return connection.execute(select(func.count()).select_from(Confirmation).where(*has_none)).scalar_one()
