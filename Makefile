@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup servers demo test test-slow chaos lint lock clean
+.PHONY: help setup servers demo test test-slow chaos lint audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +31,20 @@ test-slow: setup servers  ## the tests that take their time: chaos, interrupted 
 chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: setup  ## style and types
+lint: setup audit  ## style and types, and whether a dependency has a known hole
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+AUDIT := $(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --timeout 10
+
+audit: setup
+	@told=$$($(AUDIT) --progress-spinner off 2>&1); case "$$told" in \
+	  *"Found "*" known vulnerabilit"*) echo "$$told"; exit 1;; \
+	  *"No known vulnerabilities found"*) \
+	    echo "no known holes; $$(echo "$$told" | grep -c 'could not be audited') dependencies could not be checked";; \
+	  *) echo "the dependencies were not checked for known holes: no index can be reached";; \
+	esac
 
 lock:  ## renew the lock files from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \

@@ -40,6 +40,10 @@ class Received(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Its id, and nothing personal."""
+        return [("id", self.id)] if hasattr(self, "id") else []
+
     @model_validator(mode="wrap")
     @classmethod
     def _set_misfits_aside(cls, data: Any, validate: Callable[[Any], Self]) -> Self:

@@ -46,6 +46,10 @@ class _PassedOn(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", regex_engine="python-re")
 
+    def __repr_args__(self) -> list[tuple[str, str]]:
+        """Nothing: what it holds is personal."""
+        return []
+
 
 class BrightwriteDetails(_PassedOn):
     bw_experiment_id: OptionalText = None
@@ -94,6 +98,10 @@ class Job(BaseModel):
     quotes: Annotated[list[Quote], Field(min_length=1, max_length=MAX_QUOTES)]
     policyholder: Policyholder
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=20)] = {}
+
+    def __repr_args__(self) -> list[tuple[str, str]]:
+        """What names it, and nothing personal."""
+        return [("partner_id", self.partner_id), ("offer_id", self.offer_id)]
 
     def request_body(self) -> bytes:
         """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}."""

@@ -1,18 +1,26 @@
 """Private, throw-away servers; a database and a virtual host for each test; XONE's stand-in; the system to test."""
 
 import itertools
+import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sentry_sdk
+import structlog
 from cryptography.fernet import Fernet
+from sentry_sdk.envelope import Envelope
+from sentry_sdk.transport import Transport
 from sqlalchemy import Engine
 
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import broker, database, schema
+from worker import broker, database, logs, schema
 from worker.process import Process
+from worker.report import configure_sentry
 from worker.sandbox import Sandbox
 
 _numbers = itertools.count(1)
@@ -135,3 +143,46 @@ def process(database_url: str, environment: dict[str, str], monkeypatch: pytest.
     made = Process(dice=lambda: 0.0)
     yield made
     made.close()
+
+
+class Capturing(Transport):
+    def __init__(self, options: dict[str, Any] | None = None) -> None:
+        super().__init__(options)
+        self.sent: list[bytes] = []
+
+    def capture_envelope(self, envelope: Envelope) -> None:
+        self.sent.append(envelope.serialize())
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(sent.split(b"\n")[2]) for sent in self.sent]
+
+
+@pytest.fixture
+def _sentry_off_afterwards() -> Iterator[None]:
+    before = sentry_sdk.get_global_scope().client
+    yield
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(before)
+
+
+@pytest.fixture
+def sentry(_sentry_off_afterwards: None) -> Capturing:
+    """Sentry as the program configures it, with a transport that keeps what would be sent."""
+    configure_sentry("https://key@sentry.example/1")
+    transport = Capturing()
+    sentry_sdk.get_client().transport = transport
+    return transport
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    names = [*logs.OURS, "celery", "celery.app.trace"]
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
+    root_level = root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -4,15 +4,13 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sentry_sdk
 import structlog
-from sentry_sdk.envelope import Envelope
-from sentry_sdk.transport import Transport
 
+from tests.conftest import Capturing
 from worker import logs
 from worker.errors import ConfirmOfferError, SealError, Unknown
 from worker.report import allowed_only, configure_sentry, describe, report, where
@@ -93,35 +91,6 @@ def test_a_long_way_is_cut_to_its_end() -> None:
 
 
 # --- Sentry ---
-
-
-class Capturing(Transport):
-    def __init__(self, options: dict[str, Any] | None = None) -> None:
-        super().__init__(options)
-        self.sent: list[bytes] = []
-
-    def capture_envelope(self, envelope: Envelope) -> None:
-        self.sent.append(envelope.serialize())
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(sent.split(b"\n")[2]) for sent in self.sent]
-
-
-@pytest.fixture
-def _sentry_off_afterwards() -> Iterator[None]:
-    before = sentry_sdk.get_global_scope().client
-    yield
-    sentry_sdk.get_client().close()
-    sentry_sdk.get_global_scope().set_client(before)
-
-
-@pytest.fixture
-def sentry(_sentry_off_afterwards: None) -> Capturing:
-    """Sentry as the program configures it, with a transport that keeps what would be sent."""
-    configure_sentry("https://key@sentry.example/1")
-    transport = Capturing()
-    sentry_sdk.get_client().transport = transport
-    return transport
 
 
 def test_a_defect_is_sent_with_its_types_places_and_tags(sentry: Capturing) -> None:
@@ -227,29 +196,15 @@ def test_an_event_is_rebuilt_from_an_allow_list() -> None:
 # --- Logs ---
 
 
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    names = [*logs.OURS, "celery", "celery.app.trace"]
-    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
-    root_level = root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(root_level)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
 @pytest.fixture(params=["json", "console"])
-def output(request: pytest.FixtureRequest, _logging_restored: None) -> io.StringIO:
+def output(request: pytest.FixtureRequest, logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
     logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
     return stream
 
 
 @pytest.fixture
-def json_output(_logging_restored: None) -> io.StringIO:
+def json_output(logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
     logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO", SENTRY_DSN=None), stream)
     return stream

@@ -1,0 +1,96 @@
+"""An error at any step of the way, with personal data all around it: nothing of it leaves by Sentry or the log."""
+
+import io
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.exc import DataError
+
+from models.booking import Booking
+from models.job import JobRejected, read_job
+from tasks import celery_tasks, confirm
+from tasks.accept import Delivery
+from tests.conftest import Capturing
+from tests.system import job
+from worker import broker, errors, logs
+from worker.process import Process
+from worker.relay import Relay
+from worker.settings import LogSettings
+
+MARK = "Quxomat"
+MARKED = {
+    "policyholder": {"first_name": MARK, "last_name": MARK, "country": "GB", "email": f"{MARK}@mail.example"},
+    "quotes": [{"id": "quote-1", "insured": [{"first_name": MARK}]}],
+}
+STEPS = {
+    "validation": "tasks.confirm.read_job",
+    "accept": "tasks.confirm.accept",
+    "token": "worker.xone.Xone._request_token",
+    "call": "worker.http.Http.send",
+    "parse": "worker.xone.read_confirm_answer",
+    "decide": "tasks.confirm.decide",
+    "record": "tasks.record.store_booking",
+    "relay": "worker.relay.message_of",
+}
+
+
+def fail(*arguments: Any, **named: Any) -> Any:
+    """As a defect does: what it was called with is in its frame, its text, its cause."""
+    local = {"job": MARKED, "arguments": arguments, "named": named}
+    try:
+        raise KeyError(MARK)
+    except KeyError as cause:
+        raise DataError(f"insert {MARK}", {"email": MARK}, ValueError(f"{MARK}: {local}")) from cause
+
+
+def take(body: bytes) -> None:
+    """A message of the jobs queue, as the Celery task gets it."""
+    celery_tasks.confirm_offer.push_request(deliveries=0, correlation_id=None, traceparent=None, properties={})
+    try:
+        celery_tasks.confirm_offer.run(body)
+    finally:
+        celery_tasks.confirm_offer.pop_request()
+
+
+@pytest.fixture
+def log(logging_restored: None) -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
+    return stream
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_defect_is_told_without_what_it_was_at_work_on(
+    step: str, process: Process, sentry: Capturing, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.process._current", process)
+    with broker.connect("memory://") as connection:
+        broker.declare(connection)
+    monkeypatch.setattr(STEPS[step], fail)
+
+    take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
+    if step == "relay":
+        Relay(process)._guarded_turn()
+
+    assert len(sentry.sent) == 1
+    assert MARK not in sentry.sent[0].decode()
+    assert "DataError" in sentry.sent[0].decode()
+    assert '"defect"' in log.getvalue()
+    assert MARK not in log.getvalue()
+
+
+def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:
+    body = json.dumps(job("offer-1", **MARKED)).encode()
+    held = confirm.accept_job(body, Delivery(), process)
+    booking = Booking.model_validate(
+        {"id": "INS-1", "offer_id": "offer-1", "security_token": MARK, "policyholder": MARKED["policyholder"]}
+    )
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.XoneError)]
+    told = [kind("code", "detail", 500, body) for kind in kinds]
+    with pytest.raises(JobRejected) as rejected:
+        read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
+
+    for it in (read_job(body), held, booking, booking.policyholder, rejected.value, process.vault, *told):
+        assert MARK not in f"{it!r} {it!s}", type(it)
