@@ -118,6 +118,7 @@ def environment(sandbox: Sandbox, tmp_path: Path) -> dict[str, str]:
         "RETRY_BASE_DELAY": "0.1",
         "RETRY_MAX_DELAY": "1",
         "DATA_KEYS": Fernet.generate_key().decode(),
+        "TMPDIR": str(tmp_path),
     }
 
 

@@ -11,6 +11,7 @@ from celery import Celery, bootsteps, signals
 
 from worker import broker, logs
 from worker.errors import SettingsError
+from worker.health import Health
 from worker.process import Process, current
 from worker.relay import Relay
 from worker.report import configure_sentry
@@ -79,15 +80,17 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._retention = Retention(self._process, days) if days is not None else None
         self._relay = Relay(self._process) if "relay" in parts else None
         parent.relay = self._relay
+        duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
+        self._health = parent.health = Health(duties, consumes="tasks" in parts)
 
     def start(self, parent: Any) -> None:
-        for duty in (self._scheduler, self._retention, self._relay):
+        for duty in (self._scheduler, self._retention, self._relay, self._health):
             if duty is not None:
                 duty.start()
 
     def stop(self, parent: Any) -> None:
         """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
-        for duty in (self._scheduler, self._retention):
+        for duty in (self._scheduler, self._retention, self._health):
             if duty is not None:
                 duty.stop()
 

@@ -6,7 +6,7 @@ import click
 from cryptography.fernet import Fernet
 
 from worker import broker, database, schema
-from worker.commands import batches, enqueue, events, failures, letters, pauses, resolve, retention, show
+from worker.commands import batches, enqueue, events, failures, health, letters, pauses, resolve, retention, show
 from worker.commands.console import Failed, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.process import current
@@ -122,9 +122,10 @@ def broker_declare(as_json: bool) -> None:
 
 @cli.command()
 @click.option("--port", default=8900, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a container.")
 @json_option
 @plainly
-def sandbox(port: int, as_json: bool) -> None:
+def sandbox(port: int, host: str, as_json: bool) -> None:
     """Runs the stand-in of XONE by itself, until it is interrupted. Its page says how to use it.
 
     Example: confirm-offer sandbox --port 8900
@@ -133,7 +134,7 @@ def sandbox(port: int, as_json: bool) -> None:
 
     from worker.sandbox import Sandbox
 
-    with Sandbox(port=port) as running:
+    with Sandbox(port=port, host=host) as running:
         try:
             tell(as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url)
             threading.Event().wait()
@@ -152,6 +153,7 @@ def keygen(as_json: bool) -> None:
     tell(as_json, key, key=key)
 
 
+cli.add_command(health.health)
 cli.add_command(failures.failed)
 cli.add_command(failures.reprocess)
 cli.add_command(batches.batches)

@@ -74,7 +74,8 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
 
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
-        hub.call_repeatedly(LOOK_UP, lambda: None)  # an idle loop sleeps through SIGTERM otherwise
+        # Besides, an idle loop sleeps through SIGTERM otherwise.
+        hub.call_repeatedly(LOOK_UP, self.controller.health.consumer_well)
 
     def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], None]:
         tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF.items()}

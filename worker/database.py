@@ -107,7 +107,15 @@ def connect(url: str, connections: int = 16) -> Engine:
         pool_pre_ping=False,
         json_serializer=write_exact,
         hide_parameters=True,
-        connect_args={"connect_timeout": 5, "application_name": "confirm-offer", "options": "-c timezone=utc"},
+        connect_args={
+            "connect_timeout": 5,
+            "tcp_user_timeout": 30_000,  # ms: a machine that is gone without a word is known to be
+            "keepalives_idle": 10,
+            "keepalives_interval": 10,
+            "keepalives_count": 2,
+            "application_name": "confirm-offer",
+            "options": "-c timezone=utc",
+        },
     )
 
 

@@ -24,6 +24,7 @@ class Loop:
         self.wake = Event()
         self._stopping = Event()
         self._failures = 0  # in a row
+        self.well_at = 0.0  # time.time() of the last turn that did not fail
         self.lag = 0.0  # seconds that the last turn came late, since this process or the machine had too much to do
         self._thread = Thread(target=self._run, name=self.name, daemon=True)
 
@@ -68,6 +69,7 @@ class Loop:
         if self._failures:
             log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
         self._failures = 0
+        self.well_at = time.time()
         return 0.0 if more else self.interval
 
     def _tell(self, error: Exception) -> None:
