@@ -2,7 +2,7 @@
 
     python -m benchmarks.outage
 
-Live jobs are published at 20 a second, first alone, then while ``confirm-offer reprocess --rate 200 --follow`` runs.
+Live jobs are published at 20 a second, first alone, then while ``confirm-offer reprocess --rate … --follow`` runs.
 The batch is paused and resumed, and twice all workers are killed. Prints what came of it; exits with 1 where the
 batch did not end with each offer confirmed by one more call.
 """
@@ -37,7 +37,7 @@ GROUPS = (  # of failed confirmations: share, code, status, detail
     (0.20, "connect", None, "XONE can't be reached"),
     (0.05, "http-422", 422, "XONE answered 422 Unprocessable Entity: This offer has expired."),
 )
-LIVE, RATE = 20.0, 200.0  # jobs a second
+LIVE = 20.0  # jobs a second
 CHUNK = 1000
 
 
@@ -131,7 +131,7 @@ def in_ms(values: list[float]) -> str:
     return f"{p50:6.0f} ms {p99:6.0f} ms {max(values) * 1000:6.0f} ms   {len(values)} jobs"
 
 
-def run(rig: Rig, total: int, seconds: float, workers: int) -> bool:
+def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool:
     chosen = seed(rig, total)
     click.echo(f"{total} failed confirmations in three groups; {workers} workers")
 
@@ -158,9 +158,9 @@ def run(rig: Rig, total: int, seconds: float, workers: int) -> bool:
         shown = rig.folder / "follow.txt"
         with shown.open("w") as output, live.coming_in("beside"):
             began = time.time()
-            arguments = ["reprocess", "--code", "http-503", "--reason", "outage", "--rate", "200", "--yes", "--follow"]
+            options = f"--code http-503 --reason outage --rate {rate} --yes --follow".split()
             follower = subprocess.Popen(
-                [sys.executable, "-m", "worker", *arguments],
+                [sys.executable, "-m", "worker", "reprocess", *options],
                 env={**rig.environment, "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
                 cwd=PROJECT, stdout=output, stderr=output,
             )  # fmt: skip
@@ -182,13 +182,13 @@ def run(rig: Rig, total: int, seconds: float, workers: int) -> bool:
             ended = time.time()
         beside = live.took("beside", began, first_third)
         whole = live.took("beside")
-        rate = len(chosen) / 3 / (first_third - began)
+        reached = len(chosen) / 3 / (first_third - began)
     calls = rig.calls()
     again = Counter(calls.get(offer, 0) for offer in chosen)
     newest = batch(rig)
     click.echo(shown.read_text())
     click.echo(f"batch: {newest['confirmed']} of {newest['total']} confirmed, {newest['failed']} failed again; "
-               f"{rate:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip
+               f"{reached:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip
     click.echo(
         f"while paused: {while_paused} confirmed in 5 s; last start of workers to the end {ended - resumed:.0f} s"
     )
@@ -205,11 +205,12 @@ def run(rig: Rig, total: int, seconds: float, workers: int) -> bool:
 @click.command(help=__doc__)
 @click.option("--total", default=20_000, show_default=True, type=click.IntRange(100))
 @click.option("--seconds", default=30.0, show_default=True, help="Of live jobs alone.")
+@click.option("--rate", default=200.0, show_default=True, help="Of the batch, a second.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
-def main(total: int, seconds: float, workers: int) -> None:
+def main(total: int, seconds: float, rate: float, workers: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="confirm-offer-outage-"))
     with Rig(folder, latency=0.05) as rig:
-        went_well = run(rig, total, seconds, workers)
+        went_well = run(rig, total, seconds, workers, rate)
     shutil.rmtree(folder, ignore_errors=True)
     sys.exit(0 if went_well else 1)
 
