@@ -29,31 +29,30 @@ CLIENT = {"XONE_CLIENT_ID": "benchmark", "XONE_CLIENT_SECRET": "benchmark"}
 class Rig:
     """One broker, one database with tables, one XONE. ``latency``: of its answers, in seconds."""
 
-    def __init__(self, folder: Path, latency: float) -> None:
+    def __init__(self, folder: Path, latency: float = 0.05) -> None:
         self.folder = folder
         self.rabbitmq = RabbitMQ(folder / "rabbitmq")
         self.postgresql = PostgreSQL(folder / "postgresql")
         self.latency = latency
         self.workers: list[WorkerProcess] = []
+        self._upstreams: dict[float, tuple[subprocess.Popen[str], str]] = {}  # by latency, with its URL
 
     def __enter__(self) -> "Rig":
         self.rabbitmq.start()
         self.postgresql.start()
         self.postgresql.create_database("confirm_offer")
+        self.postgresql.create_database("afternoon")
+        self.afternoon_url = self.postgresql.url("afternoon")
         self.database_url = self.postgresql.url("confirm_offer")
         self.engine: Engine = database.connect(self.database_url)
         schema.upgrade(self.engine)
         with broker.connect(self.rabbitmq.url) as connection:
             broker.declare(connection)
             EVENTS(connection.default_channel).declare()
-        command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(self.latency)]
-        self.upstream = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        assert self.upstream.stdout is not None
-        self.xone_url = self.upstream.stdout.readline().strip()
         self.environment = {
             "BROKER_URL": self.rabbitmq.url,
             "DATABASE_URL": self.database_url,
-            "XONE_BASE_URL": self.xone_url,
+            "XONE_BASE_URL": self.xone(self.latency),
             "DATA_KEYS": Fernet.generate_key().decode(),
             "PYTHONWARNINGS": "ignore",  # Celery's, of the superuser
             **CLIENT,
@@ -64,20 +63,38 @@ class Rig:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
-        self.upstream.kill()
-        self.upstream.communicate()
+        for upstream, _ in self._upstreams.values():
+            upstream.kill()
+            upstream.communicate()
         self.engine.dispose()
         self.rabbitmq.stop()
         self.postgresql.stop()
 
-    def start_worker(self, **settings: str) -> WorkerProcess:
+    def xone(self, latency: float) -> str:
+        """The URL of an XONE that takes so many seconds for a confirm."""
+        if latency not in self._upstreams:
+            command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(latency)]
+            upstream = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+            assert upstream.stdout is not None
+            self._upstreams[latency] = upstream, upstream.stdout.readline().strip()
+        return self._upstreams[latency][1]
+
+    def start_worker(self, command: Iterable[str] = ("-m", "worker", "worker"), **settings: str) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(WorkerProcess({**self.environment, **settings}, log))
+        self.workers.append(WorkerProcess({**self.environment, **settings}, log, command))
         return self.workers[-1]
+
+    def has_queue(self, name: str) -> bool:
+        with amqp.Connection(f"127.0.0.1:{self.rabbitmq.port}") as connection:
+            try:
+                connection.channel().queue_declare(name, passive=True)
+            except amqp.NotFound:
+                return False
+            return True
 
     def calls(self) -> dict[str, int]:
         """How often each offer was confirmed upstream."""
-        told: dict[str, int] = requests.get(f"{self.xone_url}/calls", timeout=30).json()
+        told: dict[str, int] = requests.get(f"{self.xone(self.latency)}/calls", timeout=30).json()
         return told
 
     @contextmanager

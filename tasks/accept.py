@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ from models.job import Job, JobRejected
 from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import emails
-from tasks.claim import Claim, claim, claim_of, open_attempt
+from tasks.claim import Claim, History, claim, claim_of, open_attempts
 from worker.database import DIALECTS, insert_if_absent, locked, now, now_plus
 from worker.vault import Vault
 
@@ -26,14 +27,48 @@ class Delivery:
     traceparent: str | None = None
 
 
+@dataclass(frozen=True)
+class NewJob:
+    """A job ready to be stored: what takes time is done before the database is asked."""
+
+    id: UUID  # of its confirmation, where none stands yet
+    job: Job
+    delivery: Delivery
+    body: bytes = field(repr=False)
+    sealed_body: bytes = field(repr=False)
+    email_hashes: list[bytes] = field(repr=False)
+    idempotency_key: UUID
+
+    @classmethod
+    def of(cls, job: Job, delivery: Delivery, vault: Vault) -> "NewJob":
+        confirmation_id, body = uuid7(), job.request_body()
+        sealed = vault.seal(confirmation_id, "body", body)
+        return cls(confirmation_id, job, delivery, body, sealed, emails.of_request(vault, body), uuid4())
+
+
+def accept_new(connection: Connection, jobs: Sequence[NewJob], token: UUID, lease: float) -> dict[UUID, Claim]:
+    """Stores and claims the jobs of which no confirmation stands yet; the others are left out, for ``accept``.
+
+    Claims by the id of the NewJob. token, lease: as in ``accept``. May be repeated.
+    """
+    leased_at = time.monotonic()
+    claiming = {"state": State.CONFIRMING, "lease_token": token, "wait": lease, "attempts": 1}
+    in_order = sorted(
+        jobs, key=lambda new: (new.job.partner_id, new.job.offer_id)
+    )  # so that no two wait for each other
+    insert = _INSERT[connection.dialect.name]
+    connection.execute(insert, [{**_identity(new), **_content(new), **claiming} for new in in_order])
+    stored = set(open_attempts(connection, [new.id for new in jobs], token))
+    claims = {}
+    for new in jobs:
+        if new.id in stored:
+            emails.note(connection, new.id, new.email_hashes[1:])
+            claims[new.id] = _first_claim(new, token, leased_at)
+    return claims
+
+
 def accept(
-    connection: Connection,
-    vault: Vault,
-    job: Job,
-    delivery: Delivery,
-    token: UUID,
-    lease: float,
-    queue_for: float | None = None,
+    connection: Connection, vault: Vault, new: NewJob, token: UUID, lease: float, queue_for: float | None = None
 ) -> Claim | None:
     """Stores the job and claims its confirmation; None where there is nothing to do now for this message.
 
@@ -45,57 +80,66 @@ def accept(
     be called now, the seconds in which the job is queued and not claimed.
     """
     leased_at = time.monotonic()
-    confirmation_id = uuid7()
-    body = job.request_body()
-    hashes = emails.of_request(vault, body)
-    claims = queue_for is None
+    job, claims = new.job, queue_for is None
     content = {
-        **_content(job, delivery, vault, confirmation_id, body, hashes[0]),
+        **_content(new),
         "state": State.CONFIRMING if claims else State.QUEUED,
         "lease_token": token if claims else None,
         "wait": lease if queue_for is None else queue_for,
     }
-    row = connection.execute(
-        _INSERT[connection.dialect.name],
-        {
-            "id": confirmation_id,
-            "partner_id": job.partner_id,
-            "offer_id": job.offer_id,
-            "attempts": int(claims),
-            **content,
-        },
-    ).one_or_none()
-    if row is None:
-        standing = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
-        if _same(standing, vault, job, body):
-            return claim(connection, vault, standing.id, token, lease) if claims else None
-        if standing.state != State.FAILED:
+    connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(claims)})
+    row = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
+    if row.id != new.id:
+        if _same(row, vault, job, new.body):
+            return claim(connection, vault, [row.id], token, lease).get(row.id) if claims else None
+        if row.state != State.FAILED:
             raise JobRejected(
                 "conflicting-job",
-                f"this offer was published before with other content; its confirmation is {standing.state}",
+                f"this offer was published before with other content; its confirmation is {row.state}",
             )
-        _forget_content(connection, standing.id)
-        content["sealed_body"] = vault.seal(standing.id, "body", body)
-        row = connection.execute(_REPLACE, {"this": standing.id, "claims": int(claims), **content}).one()
-    emails.note(connection, row.id, hashes[1:])
+        _forget_content(connection, row.id)
+        content["sealed_body"] = vault.seal(row.id, "body", new.body)
+        row = connection.execute(_REPLACE, {"this": row.id, "claims": int(claims), **content}).one()
+    emails.note(connection, row.id, new.email_hashes[1:])
     if not claims:
         return None
-    open_attempt(connection, row)
-    return claim_of(row, body, 0.0, leased_at)
+    open_attempts(connection, [row.id], token)
+    return claim_of(row, new.body, 0.0, leased_at)
 
 
-def _content(
-    job: Job, delivery: Delivery, vault: Vault, confirmation_id: UUID, body: bytes, email_hash: bytes
-) -> dict[str, Any]:
+def _first_claim(new: NewJob, token: UUID, leased_at: float) -> Claim:
+    return Claim(
+        id=new.id,
+        token=token,
+        partner_id=new.job.partner_id,
+        offer_id=new.job.offer_id,
+        order_reference=new.job.order_reference,
+        echo=new.job.metadata,
+        correlation_id=new.delivery.correlation_id,
+        traceparent=new.delivery.traceparent,
+        body=new.body,
+        idempotency_key=new.idempotency_key,
+        number=1,
+        crashes=0,
+        history=History(),
+        leased_at=leased_at,
+    )
+
+
+def _identity(new: NewJob) -> dict[str, Any]:
+    return {"id": new.id, "partner_id": new.job.partner_id, "offer_id": new.job.offer_id}
+
+
+def _content(new: NewJob) -> dict[str, Any]:
     """The columns that a new or a corrected job sets."""
     return {
-        "order_reference": job.order_reference,
-        "echo": job.metadata,
-        "correlation_id": delivery.correlation_id,
-        "traceparent": delivery.traceparent,
-        "idempotency_key": uuid4(),
-        "sealed_body": vault.seal(confirmation_id, "body", body),
-        "email_hash": email_hash,
+        "order_reference": new.job.order_reference,
+        "echo": new.job.metadata,
+        "correlation_id": new.delivery.correlation_id,
+        "traceparent": new.delivery.traceparent,
+        "idempotency_key": new.idempotency_key,
+        "sealed_body": new.sealed_body,
+        "email_hash": new.email_hashes[0],
         "purged_at": None,
         "attempts_used": 0,
         "read_backs": 0,
@@ -129,9 +173,7 @@ _STANDING = locked(
 )
 _TIMES = {"due_at": now_plus(bindparam("wait")), "dispatched_until": None, "queued_at": now(), "updated_at": now()}
 _INSERT = {
-    dialect: insert_if_absent(dialect, _row, "partner_id", "offer_id")
-    .values(created_at=now(), **_TIMES)
-    .returning(_row)
+    dialect: insert_if_absent(dialect, _row, "partner_id", "offer_id").values(created_at=now(), **_TIMES)
     for dialect in DIALECTS
 }
 _REPLACE = (

@@ -9,13 +9,27 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation
 from tasks.audit import audit
 from tasks.failures import Selection
-from worker.database import locked, now, now_plus, seconds_since
+from worker.database import Writes, locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
 CANCELLED = "cancelled"
@@ -174,13 +188,18 @@ def _end_if_done(connection: Connection, batch_id: int) -> None:
     )
 
 
-def end_item(connection: Connection, batch_id: int, confirmation_id: UUID, state: State) -> None:
+def end_item(connection: Connection | Writes, batch_id: int, confirmation_id: UUID, state: State) -> None:
     """The confirmation of an item that was fed in has ended."""
-    connection.execute(
-        update(BatchItem)
-        .where(BatchItem.batch_id == batch_id, BatchItem.confirmation_id == confirmation_id)
-        .values(ended_at=now(), outcome=state)
+    connection.execute(_END_ITEM, {"batch": batch_id, "this": confirmation_id, "state": state})
+
+
+_END_ITEM = (
+    update(BatchItem.__table__)
+    .where(
+        BatchItem.__table__.c.batch_id == bindparam("batch"), BatchItem.__table__.c.confirmation_id == bindparam("this")
     )
+    .values(ended_at=now(), outcome=bindparam("state"))
+)
 
 
 def skip_everywhere(connection: Connection, confirmation_id: UUID) -> None:

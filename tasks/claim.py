@@ -7,15 +7,16 @@ before the call is then known to have an unknown answer.
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_, select, update
 
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
-from worker.database import DIALECTS, insert_if_absent, now, now_plus, seconds_since
+from worker.database import DIALECTS, now, now_plus, seconds_since
 from worker.vault import Vault
 
 STOPPED = "connection-lost", "the worker stopped during this attempt"
@@ -66,32 +67,30 @@ class Claim:
         return frozenset(quote["id"] for quote in json.loads(self.body)["quotes"])
 
 
-def claim(connection: Connection, vault: Vault, confirmation_id: UUID, token: UUID, lease: float) -> Claim | None:
-    """Claims a confirmation that is due, or returns None where it is not due or another one was quicker.
+def claim(connection: Connection, vault: Vault, these: Sequence[UUID], token: UUID, lease: float) -> dict[UUID, Claim]:
+    """Claims those confirmations that are due. Left out: what is not due, or another one was quicker to claim.
 
     lease: seconds. Repeating it with the same token finds what the first try may have done.
     """
     leased_at = time.monotonic()
-    row = connection.execute(_CLAIM, {"this": confirmation_id, "token": token, "lease": lease}).one_or_none()
-    if row is None:
-        return None
-    close_abandoned_attempts(connection, confirmation_id, token)
-    open_attempt(connection, row)
-    body = vault.open(row.id, "body", row.sealed_body)
-    return claim_of(row, body, row.age, leased_at)
+    rows = connection.execute(_CLAIM, {"these": these, "token": token, "lease": lease}).all()
+    if rows:
+        claimed = [row.id for row in rows]
+        close_abandoned_attempts(connection, claimed, token)
+        open_attempts(connection, claimed, token)
+    bodies = [vault.open(row.id, "body", row.sealed_body) for row in rows]
+    return {row.id: claim_of(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
 
 
-def close_abandoned_attempts(connection: Connection, confirmation_id: UUID, token: UUID) -> None:
+def close_abandoned_attempts(connection: Connection, these: Sequence[UUID], token: UUID) -> None:
     """Attempts of other claims that nobody came back from. Who holds one may still come late: see tasks/record.py."""
-    connection.execute(_CLOSE_ABANDONED, {"this": confirmation_id, "token": token})
+    connection.execute(_CLOSE_ABANDONED, {"these": these, "token": token})
 
 
-def open_attempt(connection: Connection, row: Row[Any]) -> None:
-    """Puts the attempt of a row that was just claimed on record, before anything is sent."""
-    connection.execute(
-        _INSERT_ATTEMPT[connection.dialect.name],
-        {"confirmation_id": row.id, "number": row.attempts, "lease_token": row.lease_token},
-    )
+def open_attempts(connection: Connection, these: Sequence[UUID], token: UUID) -> list[UUID]:
+    """Puts the attempts of what was just claimed with this token on record, before anything is sent; whose they are."""
+    opened = connection.execute(_OPEN_ATTEMPTS[connection.dialect.name], {"these": these, "token": token})
+    return list(opened.scalars())
 
 
 def claim_of(row: Row[Any], body: bytes, age: float, leased_at: float) -> Claim:
@@ -166,7 +165,7 @@ _ours = _row.lease_token == bindparam("token")
 _abandoned = and_(_row.state == State.CONFIRMING, not_(_ours))
 _CLAIM = (
     update(Confirmation.__table__)
-    .where(_row.id == bindparam("this"), or_(_row.due_at <= now(), _ours))
+    .where(_row.id.in_(bindparam("these")), or_(_row.due_at <= now(), _ours))
     .values(
         state=State.CONFIRMING,
         lease_token=bindparam("token"),
@@ -180,14 +179,23 @@ _CLAIM = (
     .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))
 )
 _attempt = Attempt.__table__.c
-_INSERT_ATTEMPT = {
-    dialect: insert_if_absent(dialect, Attempt.__table__, "confirmation_id", "number").values(started_at=now())
-    for dialect in DIALECTS
-}
+_claimed = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("these")), _ours)
+
+
+def _open_attempts(dialect: str) -> Any:
+    insert = DIALECTS[dialect].insert(Attempt.__table__)
+    insert = insert.from_select(["confirmation_id", "number", "lease_token", "started_at"], _claimed)
+    again = {"lease_token": insert.excluded.lease_token}
+    return insert.on_conflict_do_update(index_elements=["confirmation_id", "number"], set_=again).returning(
+        _attempt.confirmation_id
+    )
+
+
+_OPEN_ATTEMPTS = {dialect: _open_attempts(dialect) for dialect in DIALECTS}
 _CLOSE_ABANDONED = (
     update(Attempt.__table__)
     .where(
-        _attempt.confirmation_id == bindparam("this"),
+        _attempt.confirmation_id.in_(bindparam("these")),
         _attempt.outcome.is_(None),
         _attempt.lease_token != bindparam("token"),
     )

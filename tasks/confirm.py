@@ -1,13 +1,14 @@
 """The way of a confirmation, top to bottom: accept or claim, ask XONE, decide, record."""
 
 import time
+from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 import structlog
 
 from models.job import read_job
 from models.states import State
-from tasks.accept import Delivery, accept
+from tasks.accept import Delivery, NewJob, accept, accept_new
 from tasks.claim import Claim, LeaseLost, claim, postpone, release, renew
 from tasks.decide import (
     Answer,
@@ -21,7 +22,7 @@ from tasks.decide import (
     must_look_after,
     must_look_first,
 )
-from tasks.record import record
+from tasks.record import Made, record
 from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
@@ -39,36 +40,61 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
 
     Raises JobRejected where the job can't be accepted.
     """
-    job = read_job(body)
-    token = uuid4()
+    new = NewJob.of(read_job(body), delivery, process.vault)
     wait = until_calls(process)
+    if not wait and (held := process.together(accept_jobs, new)):
+        return held
+    token = uuid4()
 
     def store() -> Claim | None:
         with process.engine.begin() as connection:
-            is_held = wait > 0 or process.pauses.hold(connection, job.partner_id)
-            queue_for = wait if is_held else None
-            return accept(connection, process.vault, job, delivery, token, process.xone_settings.lease, queue_for)
+            is_held = wait > 0 or process.pauses.hold(connection, new.job.partner_id)
+            return accept(connection, process.vault, new, token, process.xone_settings.lease, wait if is_held else None)
 
     return patiently(store, process.stopping)
 
 
+def accept_jobs(process: Process, jobs: Sequence[NewJob]) -> list[Claim | None]:
+    """The claims on jobs that are the first of their offers; None where something stands already, or calls pause."""
+    token = uuid4()
+
+    def store() -> dict[UUID, Claim]:
+        with process.engine.begin() as connection:
+            to_call = [new for new in jobs if not process.pauses.hold(connection, new.job.partner_id)]
+            return accept_new(connection, to_call, token, process.xone_settings.lease) if to_call else {}
+
+    claims = patiently(store, process.stopping)
+    return [claims.get(new.id) for new in jobs]
+
+
 def claim_due(confirmation_id: UUID, process: Process) -> Claim | None:
     """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
-    token = uuid4()
     wait = until_calls(process)
+    if not wait:
+        return process.together(claim_all, confirmation_id)
 
-    def take() -> Claim | None:
+    def put_off() -> None:
         with process.engine.begin() as connection:
-            if wait:
-                postpone(connection, confirmation_id, wait)
-                return None
-            held = claim(connection, process.vault, confirmation_id, token, process.xone_settings.lease)
-            if held is not None and process.pauses.hold(connection, held.partner_id):
-                release(connection, held, 0.0)
-                return None
-            return held
+            postpone(connection, confirmation_id, wait)
 
-    return patiently(take, process.stopping)
+    return patiently(put_off, process.stopping)
+
+
+def claim_all(process: Process, these: Sequence[UUID]) -> list[Claim | None]:
+    """As ``claim_due``, for several, while this process may call XONE."""
+    token = uuid4()
+
+    def take() -> dict[UUID, Claim]:
+        with process.engine.begin() as connection:
+            claims = claim(connection, process.vault, these, token, process.xone_settings.lease)
+            for held in list(claims.values()):
+                if process.pauses.hold(connection, held.partner_id):
+                    release(connection, held, 0.0)
+                    del claims[held.id]
+            return claims
+
+    claims = patiently(take, process.stopping)
+    return [claims.pop(one, None) for one in these]
 
 
 def attempt(held: Claim, process: Process) -> None:
@@ -85,14 +111,19 @@ def attempt(held: Claim, process: Process) -> None:
         return
     decision = decide(answer, held.history, policy, process.dice())
     duration = time.monotonic() - started
-
-    def store() -> State | None:
-        with process.engine.begin() as connection:
-            return record(connection, process.vault, held, decision, duration, process.event_links)
-
-    state = patiently(store, process.stopping)
+    state = process.together(record_all, Made(held, decision, duration))
     process.events_waiting.set()
     _tell(held, decision, state, duration)
+
+
+def record_all(process: Process, made: Sequence[Made]) -> list[State | None]:
+    """Records what came of attempts; the states, as ``record`` tells them."""
+
+    def store() -> list[State | None]:
+        with process.engine.begin() as connection:
+            return record(connection, process.vault, made, process.event_links)
+
+    return patiently(store, process.stopping)
 
 
 def ask(held: Claim, policy: Policy, process: Process) -> Answer:

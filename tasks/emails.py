@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, union
 
 from models.tables import Confirmation, FurtherEmail
-from worker.database import insert_if_absent
+from worker.database import DIALECTS, Writes, insert_if_absent
 from worker.vault import Vault
 
 
@@ -28,13 +28,11 @@ def of_person(vault: Vault, email: str | None) -> list[bytes]:
     return [vault.email_hash(email)] if email and email.strip() else []
 
 
-def note(connection: Connection, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
+def note(connection: Connection | Writes, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
     """Lets a confirmation be found by further hashes. No statement where there are none."""
     if hashes:
         rows = [{"confirmation_id": confirmation_id, "email_hash": one} for one in hashes]
-        connection.execute(
-            insert_if_absent(connection.dialect.name, FurtherEmail, "confirmation_id", "email_hash"), rows
-        )
+        connection.execute(_NOTE[connection.dialect.name], rows)
 
 
 def find(connection: Connection, vault: Vault, email: str) -> list[UUID]:
@@ -54,3 +52,8 @@ def count_unsearched(connection: Connection) -> int:
     """Confirmations that were stored before there were hashes: ``rekey`` makes them. Reads every row."""
     has_none = Confirmation.sealed_body.is_not(None), Confirmation.email_hash.is_(None)
     return connection.execute(select(func.count()).select_from(Confirmation).where(*has_none)).scalar_one()
+
+
+_NOTE = {
+    dialect: insert_if_absent(dialect, FurtherEmail.__table__, "confirmation_id", "email_hash") for dialect in DIALECTS
+}

@@ -5,8 +5,8 @@ changes nothing; but a booking, once seen, is stored whoever brings it. What a p
 pieces: see tasks/resolve.py.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -22,7 +22,7 @@ from tasks import emails
 from tasks.batches import end_item
 from tasks.claim import Claim, close_abandoned_attempts
 from tasks.decide import Decision
-from worker.database import locked, now, now_plus
+from worker.database import Writes, locked, now, now_plus
 from worker.vault import Vault
 
 log = structlog.get_logger(__name__)
@@ -37,28 +37,55 @@ EVENT_OF = {
 }
 
 
-def record(
-    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, with_links: bool
-) -> State | None:
-    """Records a decision; the state that the confirmation has now, or None where the answer came too late to matter.
+class Made(NamedTuple):
+    """What came of an attempt. duration: in seconds."""
 
-    duration: of the attempt, in seconds; with_links: whether events carry customers' links.
+    held: Claim
+    decision: Decision
+    duration: float
+
+
+def record(connection: Connection, vault: Vault, made: Sequence[Made], with_links: bool) -> list[State | None]:
+    """Records decisions. The state that each confirmation has now, or None where the answer came too late to matter.
+
+    with_links: whether events carry customers' links.
     """
-    row = connection.execute(_TO_BE_RECORDED, {"this": held.id}).one()
+    rows = {row.id: row for row in connection.execute(_TO_BE_RECORDED, {"these": [it.held.id for it in made]})}
+    writes = Writes(connection)
+    states = []
+    for held, decision, duration in made:
+        if held.id not in rows:  # another attempt of this confirmation was recorded just before
+            writes.flush()
+            rows[held.id] = connection.execute(_TO_BE_RECORDED, {"these": [held.id]}).one()
+        states.append(_record(connection, writes, vault, rows.pop(held.id), held, decision, duration, with_links))
+    writes.flush()
+    return states
+
+
+def _record(
+    connection: Connection,
+    writes: Writes,
+    vault: Vault,
+    row: Row[Any],
+    held: Claim,
+    decision: Decision,
+    duration: float,
+    with_links: bool,
+) -> State | None:
     ours = row.lease_token == held.token
-    _close_attempt(connection, vault, held, decision, duration, ours, row.purged_at is not None)
+    _close_attempt(writes, vault, held, decision, duration, ours, row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"this": held.id}).scalar_one()
             if stored != decision.booking.id:
                 log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
             return None
-        store_booking(connection, vault, row, decision.booking)
+        store_booking(writes, vault, row, decision.booking)
         if not ours:
-            close_abandoned_attempts(connection, held.id, held.token)
+            close_abandoned_attempts(connection, [held.id], held.token)
     elif not ours:
         return None
-    settle(connection, row, decision, held.number, with_links)
+    settle(writes, row, decision, held.number, with_links)
     return decision.state
 
 
@@ -67,7 +94,7 @@ def to_be_settled() -> Select[Any]:
     return locked(select(Confirmation.__table__, now().label("now")))
 
 
-def settle(connection: Connection, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+def settle(connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
     """The confirmation to the state of a decision; where it has ended, the item of its batch too, and its event.
 
     row: of to_be_settled(); attempts: for the event of a failure.
@@ -80,13 +107,13 @@ def settle(connection: Connection, row: Row[Any], decision: Decision, attempts: 
 
 
 def _close_attempt(
-    connection: Connection, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
+    writes: Writes, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
 ) -> None:
     error = decision.error
     answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
     if decision.booking is not None and not ours:
         answer = write_exact(decision.booking.model_dump()).encode()
-    connection.execute(
+    writes.execute(
         _CLOSE_ATTEMPT,
         {
             "this": held.id,
@@ -101,7 +128,7 @@ def _close_attempt(
     )
 
 
-def _move(connection: Connection, confirmation_id: UUID, decision: Decision) -> None:
+def _move(connection: Connection | Writes, confirmation_id: UUID, decision: Decision) -> None:
     """The confirmation to its new state. The lease ends with it, also that of another worker who is still asking."""
     error = decision.error
     connection.execute(
@@ -120,7 +147,9 @@ def _move(connection: Connection, confirmation_id: UUID, decision: Decision) -> 
     )
 
 
-def _write_event(connection: Connection, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+def _write_event(
+    connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool
+) -> None:
     event_id, event_type = uuid7(), EVENT_OF[decision.state]
     sequence = row.sequence + 1
     error = decision.error
@@ -153,7 +182,7 @@ def _write_event(connection: Connection, row: Row[Any], decision: Decision, atte
     )
 
 
-def store_booking(connection: Connection, vault: Vault, row: Row[Any], booking: xone.Booking) -> None:
+def store_booking(connection: Connection | Writes, vault: Vault, row: Row[Any], booking: xone.Booking) -> None:
     """The booking with its policies and policyholder. Personal data and secrets are sealed. row: of to_be_settled()."""
     confirmation_id: UUID = row.id
 
@@ -219,7 +248,7 @@ _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.column
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
-_TO_BE_RECORDED = to_be_settled().where(Confirmation.id == bindparam("this"))
+_TO_BE_RECORDED = to_be_settled().where(Confirmation.id.in_(bindparam("these"))).order_by(Confirmation.id)
 _STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("this"))
 _CLOSE_ATTEMPT = update(Attempt.__table__).where(
     _attempts.confirmation_id == bindparam("this"), _attempts.number == bindparam("at")

@@ -81,6 +81,25 @@ def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
+class Writes:
+    """Statements that are kept until ``flush``, which executes each of them once for all its rows.
+
+    Takes the place of a Connection where no result is wanted. Statements go in the order in which they first came.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.dialect = connection.dialect
+        self._connection = connection
+        self._rows: dict[Any, list[dict[str, Any]]] = {}
+
+    def execute(self, statement: Any, rows: dict[str, Any] | list[dict[str, Any]]) -> None:
+        self._rows.setdefault(statement, []).extend([rows] if isinstance(rows, dict) else rows)
+
+    def flush(self) -> None:
+        for statement, rows in self._rows.items():
+            self._connection.execute(statement, rows)
+
+
 def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:
     """The rows locked until the end of the transaction. SQLite has one writer, who holds all from its begin on."""
     return query.with_for_update(skip_locked=skip_locked)

@@ -2,9 +2,10 @@
 
 import os
 import random
-from collections.abc import Callable
-from functools import cached_property
-from threading import Event
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from threading import Event, Lock
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -22,6 +23,7 @@ from worker.settings import (
     XoneSettings,
     read,
 )
+from worker.together import GroupCommit, Item, Result
 from worker.vault import Vault
 from worker.xone import Xone
 
@@ -34,6 +36,8 @@ class Process:
         self.stopping = Event()
         self.pauses = Pauses()
         self.events_waiting = Event()  # set by a commit that wrote events; wakes the Relay of this process
+        self._groups: dict[Any, GroupCommit[Any, Any]] = {}
+        self._lock = Lock()
 
     @cached_property
     def broker(self) -> BrokerSettings:
@@ -70,6 +74,13 @@ class Process:
     @cached_property
     def xone(self) -> Xone:
         return Xone(self.xone_settings, connections=self.worker.WORKER_CONCURRENCY)
+
+    def together(self, store: Callable[["Process", Sequence[Item]], Sequence[Result]], item: Item) -> Result:
+        """What came of an item that is stored by ``store``, together with those of other threads. See GroupCommit."""
+        with self._lock:
+            group = self._groups.get(store) or self._groups.setdefault(store, GroupCommit(partial(store, self)))
+        result: Result = group.store(item)
+        return result
 
     def check_settings(self) -> None:
         """Reads all that a worker needs. Raises SettingsError, in one line for all that is missing or wrong."""

@@ -18,7 +18,7 @@ from tasks.accept import Delivery
 from tasks.claim import Claim, LeaseLost, claim, renew
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
-from tasks.record import record
+from tasks.record import Made, record
 from tests.system import job, until
 from worker.database import now_plus
 from worker.process import Process
@@ -262,7 +262,7 @@ def test_a_claim_repeated_with_its_token_is_the_same_claim(process: Process) -> 
 
     def take() -> Claim | None:
         with process.engine.begin() as connection:
-            return claim(connection, process.vault, confirmation_id, token, 10.0)
+            return claim(connection, process.vault, [confirmation_id], token, 10.0).get(confirmation_id)
 
     first, again = take(), take()
 
@@ -310,7 +310,7 @@ def test_a_second_booking_id_is_kept_but_not_told(process: Process) -> None:
     decision = decide(Confirmed(other, 201), held.history, RetryPolicy(), 0.0)
 
     with process.engine.begin() as connection:
-        assert record(connection, process.vault, held, decision, 0.1, False) is None
+        assert record(connection, process.vault, [Made(held, decision, 0.1)], False) == [None]
 
     assert only(process, Booking).id != "INS-OTHER"
     kept = only(process, Attempt).sealed_answer

@@ -26,7 +26,7 @@ MARKED = {
 }
 STEPS = {
     "validation": "tasks.confirm.read_job",
-    "accept": "tasks.confirm.accept",
+    "accept": "tasks.confirm.accept_new",
     "token": "worker.xone.Xone._request_token",
     "call": "worker.http.Http.send",
     "parse": "worker.xone.read_confirm_answer",

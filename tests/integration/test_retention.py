@@ -29,7 +29,7 @@ from tasks.claim import Claim
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
 from tasks.failures import Selection
-from tasks.record import record
+from tasks.record import Made, record
 from tasks.rekey import Rekeyed
 from tasks.sealed import SEALED
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
@@ -115,13 +115,13 @@ def booked_with(process: Process, held: Claim, email: str | None) -> None:
     answer = {"id": "INS-1", "offer_id": held.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(Confirmed(xone.Booking.model_validate(answer), 201), held.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, held, decision, 0.1, False)
+        record(connection, process.vault, [Made(held, decision, 0.1)], False)
 
 
 def failed_late(process: Process, held: Claim) -> None:
     decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), held.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, held, decision, 0.1, False)
+        record(connection, process.vault, [Made(held, decision, 0.1)], False)
 
 
 def stop_calls(process: Process) -> None:

@@ -36,10 +36,10 @@ from models.job import JobRejected, read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Base, Booking, Confirmation, OutboxEvent
 from tasks import confirm
-from tasks.accept import Delivery, accept
+from tasks.accept import Delivery, NewJob, accept
 from tasks.claim import Claim, LeaseLost, claim, release
 from tasks.decide import Answer, Policy, decide
-from tasks.record import EVENT_OF, record
+from tasks.record import EVENT_OF, Made, record
 from tests.system import job
 from worker.database import now_plus
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
@@ -253,8 +253,8 @@ class Confirmations(RuleBasedStateMachine):
         held = confirm.accept_job(body, Delivery(), self.process)
         if held is not None and twice:
             with self.process.engine.begin() as connection:
-                vault, parsed = self.process.vault, read_job(body)
-                again = accept(connection, vault, parsed, Delivery(), held.token, LEASE)
+                new = NewJob.of(read_job(body), Delivery(), self.process.vault)
+                again = accept(connection, self.process.vault, new, held.token, LEASE)
             held = self.same(held, again)
         return self.claimed(held)
 
@@ -265,8 +265,8 @@ class Confirmations(RuleBasedStateMachine):
         held = confirm.claim_due(self.rows[offer_id].id, self.process)
         if held is not None and twice:
             with self.process.engine.begin() as connection:
-                again = claim(connection, self.process.vault, held.id, held.token, LEASE)
-            held = self.same(held, again)
+                again = claim(connection, self.process.vault, [held.id], held.token, LEASE)
+            held = self.same(held, again.get(held.id))
         return self.claimed(held)
 
     @rule(target=answers, held=consumes(claims), fate=fates, listing=listings)
@@ -383,7 +383,7 @@ class Confirmations(RuleBasedStateMachine):
     def write_down(self, held: Claim, answer: Answer) -> None:
         decision = decide(answer, held.history, self.policy, 0.0)
         with self.process.engine.begin() as connection:
-            record(connection, self.process.vault, held, decision, 0.1, False)
+            record(connection, self.process.vault, [Made(held, decision, 0.1)], False)
         if decision.booking is not None:  # once seen it is stored, whatever the state was
             self.lasting[held.offer_id] = decision.state
 

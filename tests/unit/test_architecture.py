@@ -25,6 +25,7 @@ LEAVES = {
     "worker.patience",
     "worker.report",
     "worker.process",
+    "worker.together",
 }
 READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo"}  # the demo sets what settings then reads
 
