@@ -91,7 +91,7 @@ class Live:
     """Live jobs, and how long each takes from publish to event."""
 
     def __init__(self, rig: Rig, consumer: Consumer) -> None:
-        self.checkout = Checkout(rig.rabbitmq)
+        self.checkout = Checkout(rig)
         self.consumer = consumer
 
     @contextmanager

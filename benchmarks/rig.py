@@ -84,8 +84,12 @@ class Rig:
         self.workers.append(WorkerProcess({**self.environment, **settings}, log, command))
         return self.workers[-1]
 
+    def connect(self) -> amqp.Connection:
+        """A connection with confirms: without them RabbitMQ may lose what was published just before the close."""
+        return amqp.Connection(f"127.0.0.1:{self.rabbitmq.port}", confirm_publish=True)
+
     def has_queue(self, name: str) -> bool:
-        with amqp.Connection(f"127.0.0.1:{self.rabbitmq.port}") as connection:
+        with self.connect() as connection:
             try:
                 connection.channel().queue_declare(name, passive=True)
             except amqp.NotFound:
@@ -140,9 +144,9 @@ class Consumer:
 class Checkout:
     """Publishes jobs with confirms; remembers when each was published."""
 
-    def __init__(self, rabbitmq: RabbitMQ) -> None:
+    def __init__(self, rig: Rig) -> None:
         self.published: dict[str, float] = {}  # time.time() by offer id
-        self._connection = amqp.Connection(f"127.0.0.1:{rabbitmq.port}")
+        self._connection = rig.connect()
         self._connection.connect()
         self._channel = self._connection.channel()
 

@@ -3,18 +3,16 @@
 python -m benchmarks.throughput --quick
 """
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import amqp
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
-from benchmarks.contenders import ALL, CELERY, DRAMATIQ, OURS, Contender, prepare, publish
-from benchmarks.rig import EVENTS, Consumer, Rig, cpu_of, memory_of, quantile
+from benchmarks.contenders import Contender, publish
+from benchmarks.rig import Rig, cpu_of, memory_of
 from tests.system import WorkerProcess, until
 
 FROM, TO = 0.2, 0.9  # of the jobs of a run: what is measured, without the start and the end
@@ -51,7 +49,7 @@ def running(rig: Rig, contender: Contender, case: Case) -> Iterator[list[WorkerP
 def drain(rig: Rig, contender: Contender, case: Case, jobs: int, name: str) -> Drained:
     """Publishes jobs, then starts the workers and measures while they work on them."""
     offers = [f"{name}-{number}" for number in range(jobs)]
-    with amqp.Connection(f"127.0.0.1:{rig.rabbitmq.port}") as connection:
+    with rig.connect() as connection:
         publish(connection.channel(), contender, offers)
     with rig.consumer() as consumer, running(rig, contender, case) as workers:
 
@@ -79,7 +77,7 @@ def at_ease(rig: Rig, contender: Contender, seconds: float, rate: float, name: s
     case = Case(0.05, 64, 1)
     published: dict[str, float] = {}
     with (
-        amqp.Connection(f"127.0.0.1:{rig.rabbitmq.port}") as connection,
+        rig.connect() as connection,
         rig.consumer() as consumer,
         running(rig, contender, case),
     ):
