@@ -96,7 +96,8 @@ class Writes:
         self._rows.setdefault(statement, []).extend([rows] if isinstance(rows, dict) else rows)
 
     def flush(self) -> None:
-        for statement, rows in self._rows.items():
+        pending, self._rows = self._rows, {}
+        for statement, rows in pending.items():
             self._connection.execute(statement, rows)
 
 

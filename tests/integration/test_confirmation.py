@@ -4,23 +4,24 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Row, select, update
 
 from models import booking as xone_booking
-from models.job import JobRejected
+from models.job import JobRejected, read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
-from tasks.accept import Delivery
+from tasks.accept import Delivery, NewJob, accept_new
 from tasks.claim import Claim, LeaseLost, claim, renew
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
 from tasks.record import Made, record
 from tests.system import job, until
 from worker.database import now_plus
+from worker.errors import Unknown
 from worker.process import Process
 from worker.sandbox import Sandbox
 from worker.xone import Confirmed
@@ -338,3 +339,58 @@ def test_events_carry_links_only_when_asked(process: Process, monkeypatch: pytes
     without, with_links = (json.loads(event.payload)["data"]["booking"] for event in rows(process, OutboxEvent))
     assert not {"coi", "account_url", "fnol_link", "sign_up_url"} & without.keys()
     assert with_links["coi"]["url"].startswith("http")
+
+
+def test_jobs_that_come_together_are_stored_together(process: Process) -> None:
+    """One of them twice, and one of an offer that stands already: those are left to be looked at one by one."""
+    accepted(process, "offer-1")
+    jobs = [new_job(process, offer) for offer in ("offer-3", "offer-1", "offer-2", "offer-3")]
+
+    claims = confirm.accept_jobs(process, jobs)
+
+    assert [held.offer_id if held else None for held in claims] == ["offer-3", None, "offer-2", None]
+    assert {row.offer_id for row in rows(process, Confirmation)} == {"offer-1", "offer-2", "offer-3"}
+    assert len(rows(process, Attempt)) == 3
+
+
+def test_jobs_stored_by_a_commit_whose_answer_was_lost_are_claimed_by_the_repeat(process: Process) -> None:
+    jobs, token = [new_job(process, offer) for offer in ("offer-1", "offer-2")], uuid4()
+
+    def store() -> dict[UUID, Claim]:
+        with process.engine.begin() as connection:
+            return accept_new(connection, jobs, token, 10.0)
+
+    first, again = store(), store()
+
+    assert first.keys() == again.keys() == {new.id for new in jobs}
+    assert [held.number for held in again.values()] == [1, 1]
+    assert len(rows(process, Attempt)) == 2
+
+
+def test_outcomes_that_come_together_are_recorded_together(process: Process) -> None:
+    """Confirmed, refused, and one twice: by a worker that lost its lease, and by the one that holds it."""
+    policy = RetryPolicy.of(process.retry, process.xone_settings)
+    booked, refused, late = (accepted(process, offer) for offer in ("offer-1", "offer-2~http-422", "offer-3~slow~1"))
+    make_due(process)
+    (current,) = confirm.claim_all(process, [late.id])
+    assert current is not None
+    claims = [booked, refused, late, current]
+    error = Unknown("timeout", "no answer")
+    answers = [confirm.ask(booked, policy, process), confirm.ask(refused, policy, process), error, error]
+    made = [
+        Made(held, decide(answer, held.history, policy, 0.0), 0.1) for held, answer in zip(claims, answers, strict=True)
+    ]
+
+    states = confirm.record_all(process, made)
+
+    assert states == [State.CONFIRMED, State.FAILED, None, State.RETRYING]
+    assert {row.offer_id: row.state for row in rows(process, Confirmation)} == {
+        "offer-1": State.CONFIRMED,
+        "offer-2~http-422": State.FAILED,
+        "offer-3~slow~1": State.RETRYING,
+    }
+    assert sorted(row.type for row in rows(process, OutboxEvent)) == ["booking.confirmed", "confirmation.failed"]
+
+
+def new_job(process: Process, offer_id: str) -> NewJob:
+    return NewJob.of(read_job(body_of(offer_id)), Delivery(), process.vault)

@@ -1,0 +1,145 @@
+"""What one confirmation costs in the steady state, counted: statements, commits, messages, calls. A change of a number
+here is a change of what the system can bear; docs/performance.md tells what each is worth."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event, update
+
+from models.job import read_job
+from models.tables import Confirmation
+from tasks import confirm
+from tasks.accept import Delivery, NewJob
+from tasks.claim import Claim
+from tasks.decide import Policy, decide
+from tasks.record import Made
+from tests.system import job
+from worker.database import now_plus
+from worker.process import Process
+from worker.relay import Relay
+from worker.sandbox import Sandbox
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+WHAT = re.compile(r"^(?:with .*\) )?(insert into|update|select.*? from) (\w+)")
+
+ACCEPT = {"insert confirmations": 1, "insert attempts": 1, "commit": 1}
+RECORD = {
+    "select confirmations": 1,
+    "update attempts": 1,
+    "insert bookings": 1,
+    "insert policyholders": 1,
+    "insert policies": 1,
+    "update confirmations": 1,
+    "insert outbox": 1,
+    "commit": 1,
+}
+CLAIM = {"update confirmations": 1, "update attempts": 1, "insert attempts": 1, "commit": 1}
+RELAY = {"update outbox": 2, "commit": 2}  # taken, and marked when the broker has confirmed
+
+
+@pytest.fixture
+def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """With RabbitMQ in place of the in-memory broker, in the steady state: token and pauses have been read."""
+    monkeypatch.setenv("BROKER_URL", broker_url)
+    held = confirm.accept_job(body("first"), Delivery(), process)
+    assert held is not None
+    confirm.attempt(held, process)
+    monkeypatch.setattr("worker.pauses.FRESH_FOR", 3600.0)
+    return process
+
+
+def body(offer: str) -> bytes:
+    return json.dumps(job(offer)).encode()
+
+
+@contextmanager
+def counted(process: Process) -> Iterator[Counter[str]]:
+    """Statements by verb and table, each once however many rows it is executed for, and commits."""
+    seen: Counter[str] = Counter()
+
+    def statement(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        what, table = WHAT.search(" ".join(text.lower().split())).groups()  # type: ignore[union-attr]
+        seen[f"{what.split()[0]} {table}"] += 1
+
+    def commit(_connection: Any) -> None:
+        seen["commit"] += 1
+
+    event.listen(process.engine, "before_cursor_execute", statement)
+    event.listen(process.engine, "commit", commit)
+    try:
+        yield seen
+    finally:
+        event.remove(process.engine, "before_cursor_execute", statement)
+        event.remove(process.engine, "commit", commit)
+
+
+def new_jobs(process: Process, number: int) -> list[NewJob]:
+    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), process.vault) for at in range(number)]
+
+
+def claimed(process: Process, number: int) -> list[Claim]:
+    claims = [held for held in confirm.accept_jobs(process, new_jobs(process, number)) if held]
+    assert len(claims) == number
+    return claims
+
+
+def made(process: Process, claims: list[Claim]) -> list[Made]:
+    policy = Policy.of(process.retry, process.xone_settings)
+    return [Made(held, decide(confirm.ask(held, policy, process), held.history, policy, 0.0), 0.1) for held in claims]
+
+
+def test_one_confirmation(process: Process, sandbox: Sandbox) -> None:
+    before = len(sandbox.calls)
+    with counted(process) as cost:
+        held = confirm.accept_job(body("offer-1"), Delivery(), process)
+        assert held is not None
+        confirm.attempt(held, process)
+
+    assert cost == Counter(ACCEPT) + Counter(RECORD)
+    assert len(sandbox.calls) == before + 1
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_twenty_at_once_cost_what_one_does(number: int, process: Process) -> None:
+    with counted(process) as accepting:
+        claims = claimed(process, number)
+    outcomes = made(process, claims)
+    with counted(process) as recording:
+        confirm.record_all(process, outcomes)
+
+    assert accepting == ACCEPT
+    assert recording == RECORD
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_a_retry_is_claimed_by_three_statements(number: int, process: Process) -> None:
+    claims = claimed(process, number)
+    with process.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
+
+    with counted(process) as cost:
+        again = confirm.claim_all(process, [held.id for held in claims])
+
+    assert all(again)
+    assert cost == CLAIM
+
+
+def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(process: Process) -> None:
+    with closing(Relay(process)) as relay:
+        while relay.turn():
+            pass
+        confirm.record_all(process, made(process, claimed(process, 20)))
+        broker_connection = relay._publisher._connection.connection  # type: ignore[union-attr]
+        frames_before = broker_connection.bytes_sent  # counts writes, each a method, a header and a body
+
+        with counted(process) as cost:
+            assert relay.turn()
+
+        assert cost == RELAY
+        assert broker_connection.bytes_sent - frames_before == 20
