@@ -16,6 +16,7 @@ from tests.unit.test_settings import REQUIRED
 
 COMPOSE = PROJECT / "docker-compose.yml"
 PASSWORDS = {"RABBITMQ_PASSWORD": "of-rabbitmq", "POSTGRES_PASSWORD": "of-postgresql"}
+MONITORING = PROJECT / "deploy" / "prometheus"
 OURS = {"migrations", "worker", "sandbox"}
 
 
@@ -197,6 +198,33 @@ def test_what_is_kept_is_in_volumes(services: dict[str, Any]) -> None:
         assert any(mount["type"] == "volume" for mount in services[name]["volumes"])
     for mount in (mount for service in services.values() for mount in service.get("volumes", [])):
         assert mount["type"] == "volume" or mount["read_only"]
+
+
+@pytest.mark.skipif(not MONITORING.exists(), reason="there is no deploy/prometheus")
+def test_prometheus_and_grafana_find_what_they_are_given(services: dict[str, Any]) -> None:
+    need_module("yaml")
+    import yaml
+
+    def written(path: Path) -> Any:
+        return yaml.safe_load((PROJECT / "deploy" / path).read_text())
+
+    mounts = {
+        mount["target"]: Path(mount["source"])
+        for name in ("prometheus", "grafana")
+        for mount in services[name]["volumes"]
+        if mount["type"] == "bind"
+    }
+    prometheus = written(Path("prometheus/prometheus.yml"))
+    found = [one for scrape in prometheus["scrape_configs"] for one in scrape.get("dns_sd_configs", [])]
+    (provider,) = written(Path("grafana/provisioning/dashboards/confirm-offer.yml"))["providers"]
+    (source,) = written(Path("grafana/provisioning/datasources/prometheus.yml"))["datasources"]
+    (port,) = services["prometheus"]["ports"]
+
+    assert all(path.is_dir() for path in mounts.values())
+    assert all((MONITORING / file).is_file() for file in prometheus["rule_files"])
+    assert [(one["names"], str(one["port"])) for one in found] == [(["worker"], services["worker"]["expose"][0])]
+    assert list(mounts[provider["options"]["path"]].glob("*.json"))
+    assert source["url"] == f"http://prometheus:{port['target']}"
 
 
 def test_the_linter_finds_nothing_in_the_dockerfile() -> None:

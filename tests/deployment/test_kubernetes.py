@@ -94,7 +94,7 @@ def test_every_manifest_follows_the_published_schema(overlay: str, version: str)
 def test_a_misspelt_key_would_be_found(kind: str) -> None:
     manifest = one(kind)
 
-    with pytest.raises(jsonschema.ValidationError, match="Additional properties|additionalProperties"):
+    with pytest.raises(jsonschema.ValidationError, match=r"Additional properties"):
         check({**manifest, "spec": {**manifest["spec"], "replica": 2}}, VERSIONS[-1])
 
 
@@ -221,3 +221,14 @@ def test_workers_are_as_many_as_there_are_jobs_for() -> None:
     assert "replicas" not in one("Deployment")["spec"]
     assert one("Deployment", "worker")["spec"]["replicas"] == scaled["minReplicaCount"]
     assert (scaled["maxReplicaCount"] + 1) * connections <= CONNECTIONS  # and one more while they are replaced
+
+
+def test_the_documented_rollout_names_what_there_is() -> None:
+    document = (PROJECT / "docs" / "deployment.md").read_text("utf-8")
+    commands = "\n".join(line for line in document.splitlines() if line.startswith("kubectl"))
+    folders = re.findall(r"-k deploy/kubernetes/(\S+)", commands)
+
+    assert folders == ["example/migrations", "example/migrations", "example"]
+    assert set(re.findall(r"-n (\S+)", commands)) == {one("Deployment")["metadata"]["namespace"]}
+    assert set(re.findall(r"job/(\S+)", commands)) == {one("Job", "example/migrations")["metadata"]["name"]}
+    assert set(re.findall(r"deployment/(\S+)", commands)) == {one("Deployment")["metadata"]["name"]}
