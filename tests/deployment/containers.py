@@ -29,9 +29,9 @@ OF_THE_NETWORK = ("PIP_", "HTTP", "http", "NO_PROXY", "no_proxy", "SSL_CERT", "R
 def missing() -> str | None:
     """Why no container can be run here, or None."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
-        return "Containers are rehearsed as root on Linux, with unshare"
+        return "Containers are rehearsed on Linux and as root only."
     if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
-        return "Namespaces can't be made here"
+        return "This machine lets nobody make namespaces; containers can't be rehearsed."
     return None
 
 

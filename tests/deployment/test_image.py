@@ -29,7 +29,8 @@ Start = Callable[..., Container]
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    need(not containers.missing(), containers.missing() or "")
+    why_not = containers.missing()
+    need(why_not is None, str(why_not))
     return containers.build(PROJECT, tmp_path_factory.mktemp("image"))
 
 

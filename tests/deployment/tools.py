@@ -21,24 +21,23 @@ MARGIN = 60.0  # seconds beyond XONE_TIMEOUT that a worker may take to end: reco
 SETTINGS = {name: field for section in SECTIONS for name, field in section.model_fields.items()}
 
 
-def need(is_there: object, what: str) -> None:
-    """Skips the test without it; fails where CI is set."""
-    sentence = f"{what} is missing: 'make tools' installs it"
+def need(is_there: object, otherwise: str) -> None:
+    """Skips the test where something is not there; fails it where CI is set. otherwise: the reason."""
     if not is_there and os.environ.get("CI"):
-        pytest.fail(sentence)
+        pytest.fail(otherwise)
     elif not is_there:
-        pytest.skip(sentence, allow_module_level=True)
+        pytest.skip(otherwise, allow_module_level=True)
 
 
 def need_module(name: str) -> None:
-    need(find_spec(name), name)
+    need(find_spec(name), f"{name} is missing: 'make tools' installs it")
 
 
 def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """One of the programs that ``make tools`` installs, in the project's folder, with a bare environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     found = shutil.which(program, path=path)
-    need(found, program)
+    need(found, f"{program} is missing: 'make tools' installs it")
     environment = {"PATH": path, "HOME": "/nonexistent", **environment}
     return subprocess.run([str(found), *arguments], env=environment, cwd=PROJECT, capture_output=True, text=True)
 
