@@ -1,26 +1,28 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
-COPY requirements-dev.lock requirements.lock ./
+COPY requirements-build.lock requirements.lock ./
 RUN python -m venv /tools \
- && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-dev.lock
-RUN python -m venv /app \
- && /app/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+ && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-build.lock
+# What runs gets neither pip nor setuptools.
+RUN python -m venv --without-pip /app \
+ && /tools/bin/pip --python /app/bin/python install --no-cache-dir --require-hashes --no-deps -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY models models
 COPY tasks tasks
 COPY worker worker
 COPY migrations migrations
 RUN /tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
- && /app/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+ && /tools/bin/pip --python /app/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin confirm-offer
+RUN groupadd --system --gid 10001 confirm-offer \
+ && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin confirm-offer
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /tmp
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=3 CMD ["confirm-offer", "health"]
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --start-interval=5s --retries=3 CMD ["confirm-offer", "health"]
 ENTRYPOINT ["confirm-offer"]
 CMD ["worker"]

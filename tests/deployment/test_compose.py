@@ -1,0 +1,261 @@
+"""docker-compose.yml and Dockerfile: by the specification, by a linter, and against what the program really has."""
+
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from tests.deployment import dockerfile
+from tests.deployment.tools import MARGIN, SETTINGS, default_xone_timeout, need_module, parse, read_sections, run
+from tests.system import PROJECT
+from tests.unit.test_settings import REQUIRED
+
+COMPOSE = PROJECT / "docker-compose.yml"
+PASSWORDS = {"RABBITMQ_PASSWORD": "of-rabbitmq", "POSTGRES_PASSWORD": "of-postgresql"}
+MONITORING = PROJECT / "deploy" / "prometheus"
+OURS = {"migrations", "worker", "sandbox"}
+
+
+def config(file: Path = COMPOSE, **environment: str) -> Any:
+    """The compose file as Compose reads it, which checks it by the specification's JSON schema."""
+    return run(
+        "docker-compose",
+        *("--file", file, "--project-directory", PROJECT, "--env-file", "/dev/null", "--profile", "*"),
+        *("config", "--no-env-resolution", "--format", "json"),
+        **environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    done = config(**PASSWORDS)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["services"])
+
+
+@pytest.fixture(scope="module")
+def image() -> list[dockerfile.Instruction]:
+    return dockerfile.stages(dockerfile.read(PROJECT / "Dockerfile"))[-1]
+
+
+def only(image: list[dockerfile.Instruction], name: str) -> dockerfile.Instruction:
+    (found,) = [instruction for instruction in image if instruction.name == name]
+    return found
+
+
+def healthcheck(service: dict[str, Any], image: list[dockerfile.Instruction]) -> list[str] | None:
+    """Its command; None where there is none."""
+    own = service.get("healthcheck", {})
+    if own.get("disable"):
+        return None
+    if "test" in own:
+        assert own["test"][0] == "CMD"
+        return list(own["test"][1:])
+    text = only(image, "HEALTHCHECK").text.removeprefix("CMD ") if service["image"] == "confirm-offer" else "[]"
+    return json.loads(text) or None
+
+
+def test_the_compose_file_follows_the_specification() -> None:
+    done = config(**PASSWORDS)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("    expose:", "    exposes:"),
+        ("condition: service_started", "condition: service_begun"),
+        ("  grafana:\n  # end", "  grafana: [x]"),
+        ("volumes:\n  rabbitmq:", "volumes:\n  rabbit:"),
+    ],
+    ids=["key", "value", "type", "reference"],
+)
+def test_what_does_not_follow_it_would_be_found(right: str, wrong: str, tmp_path: Path) -> None:
+    text = COMPOSE.read_text() + "  # end\n"
+    assert right in text
+    (tmp_path / "compose.yml").write_text(text.replace(right, wrong))
+
+    assert config(tmp_path / "compose.yml", **PASSWORDS).returncode != 0
+
+
+@pytest.mark.parametrize("name", PASSWORDS)
+def test_a_password_that_is_not_set_is_named(name: str) -> None:
+    done = config(**{other: value for other, value in PASSWORDS.items() if other != name})
+
+    assert done.returncode != 0
+    assert f"set {name} in .env" in done.stderr
+
+
+def test_what_is_read_from_the_environment_is_in_the_example() -> None:
+    read = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE.read_text()))
+    told = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
+
+    assert read == PASSWORDS.keys()
+    assert read <= told
+
+
+def test_no_secret_is_in_the_file() -> None:
+    need_module("yaml")
+    import yaml
+
+    written = yaml.safe_load(COMPOSE.read_text())["services"]
+    for service in written.values():
+        for name, value in service.get("environment", {}).items():
+            if re.search("PASS|SECRET|KEY|TOKEN|DSN|URL", name):
+                assert "${" in value, name
+
+
+def test_what_our_services_are_given_are_settings(services: dict[str, Any]) -> None:
+    for name in OURS:
+        given = services[name]["environment"]
+        assert given.keys() <= SETTINGS.keys()
+        read_sections({**REQUIRED, **given})
+
+
+def test_our_services_run_commands_that_exist(services: dict[str, Any]) -> None:
+    commands = {name: parse(services[name]["command"]) for name in OURS}
+
+    assert commands == {"migrations": "upgrade", "worker": "worker", "sandbox": "sandbox"}
+    with pytest.raises(click.ClickException):
+        parse(["sandbox", "--ports", "1"])
+
+
+def test_one_image_serves_all_and_no_service_runs_as_root_or_gains_rights(services: dict[str, Any]) -> None:
+    for name in OURS:
+        service = services[name]
+        assert (service["image"], service["read_only"], service["cap_drop"]) == ("confirm-offer", True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "user" not in service
+
+
+def test_every_service_that_stays_has_a_healthcheck_and_comes_back(
+    services: dict[str, Any], image: list[dockerfile.Instruction]
+) -> None:
+    assert services["migrations"]["restart"] == "no"
+    for name, service in services.items():
+        assert (healthcheck(service, image) is None) == (name == "migrations"), name
+        assert name == "migrations" or service["restart"] == "unless-stopped"
+
+
+def test_healthchecks_ask_what_the_service_serves(
+    services: dict[str, Any], image: list[dockerfile.Instruction]
+) -> None:
+    worker = healthcheck(services["worker"], image)
+    assert worker is not None
+    assert (worker[0], parse(worker[1:])) == ("confirm-offer", "health")
+    for name in ("sandbox", "prometheus", "grafana"):
+        command = " ".join(healthcheck(services[name], image) or [])
+        (port,) = services[name]["ports"]
+        assert f"http://127.0.0.1:{port['target']}/" in command
+
+
+def test_each_waits_for_what_it_needs(services: dict[str, Any], image: list[dockerfile.Instruction]) -> None:
+    waits = {name: service.get("depends_on", {}) for name, service in services.items()}
+
+    assert {other: how["condition"] for other, how in waits["worker"].items()} == {
+        "rabbitmq": "service_healthy",
+        "postgresql": "service_healthy",
+        "migrations": "service_completed_successfully",
+    }
+    assert waits["migrations"].keys() == {"postgresql"}
+    assert waits["grafana"].keys() == {"prometheus"}
+    for others in waits.values():
+        for other, how in others.items():
+            assert how["condition"] != "service_healthy" or healthcheck(services[other], image)
+
+
+def test_urls_name_services_and_their_ports(services: dict[str, Any]) -> None:
+    given = services["worker"]["environment"]
+    for url, server in (given["BROKER_URL"], "rabbitmq"), (given["DATABASE_URL"], "postgresql"):
+        host, port = re.findall(r"@([a-z]+):(\d+)/", url)[0]
+        assert host == server
+        assert int(port) in [published["target"] for published in services[server]["ports"]]
+    assert given["METRICS_PORT"] in services["worker"]["expose"]
+    (sandbox,) = services["sandbox"]["ports"]
+    assert str(sandbox["target"]) in services["sandbox"]["command"]
+
+
+def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+
+    assert len(ports) == 6
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+
+
+def test_a_worker_has_time_to_end_its_calls(services: dict[str, Any]) -> None:
+    minutes, seconds = re.fullmatch(r"(\d+)m(\d+)s", services["worker"]["stop_grace_period"]).groups()  # type: ignore[union-attr]
+
+    assert timedelta(minutes=int(minutes), seconds=int(seconds)).total_seconds() >= default_xone_timeout() + MARGIN
+
+
+def test_what_is_kept_is_in_volumes(services: dict[str, Any]) -> None:
+    for name in ("rabbitmq", "postgresql", "prometheus", "grafana"):
+        assert any(mount["type"] == "volume" for mount in services[name]["volumes"])
+    for mount in (mount for service in services.values() for mount in service.get("volumes", [])):
+        assert mount["type"] == "volume" or mount["read_only"]
+
+
+@pytest.mark.skipif(not MONITORING.exists(), reason="there is no deploy/prometheus")
+def test_prometheus_and_grafana_find_what_they_are_given(services: dict[str, Any]) -> None:
+    need_module("yaml")
+    import yaml
+
+    def written(path: Path) -> Any:
+        return yaml.safe_load((PROJECT / "deploy" / path).read_text())
+
+    mounts = {
+        mount["target"]: Path(mount["source"])
+        for name in ("prometheus", "grafana")
+        for mount in services[name]["volumes"]
+        if mount["type"] == "bind"
+    }
+    prometheus = written(Path("prometheus/prometheus.yml"))
+    found = [one for scrape in prometheus["scrape_configs"] for one in scrape.get("dns_sd_configs", [])]
+    (provider,) = written(Path("grafana/provisioning/dashboards/confirm-offer.yml"))["providers"]
+    (source,) = written(Path("grafana/provisioning/datasources/prometheus.yml"))["datasources"]
+    (port,) = services["prometheus"]["ports"]
+
+    assert all(path.is_dir() for path in mounts.values())
+    assert all((MONITORING / file).is_file() for file in prometheus["rule_files"])
+    assert [(one["names"], str(one["port"])) for one in found] == [(["worker"], services["worker"]["expose"][0])]
+    assert list(mounts[provider["options"]["path"]].glob("*.json"))
+    assert source["url"] == f"http://prometheus:{port['target']}"
+
+
+def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
+    done = run("hadolint", "--failure-threshold", "style", "Dockerfile")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_image_runs_in_exec_form_and_not_as_root(image: list[dockerfile.Instruction]) -> None:
+    assert only(image, "ENTRYPOINT").words == ["confirm-offer"]
+    assert parse(only(image, "CMD").words) == "worker"
+    assert only(image, "ENTRYPOINT").is_exec
+    assert only(image, "CMD").is_exec
+    assert only(image, "USER").text == "10001:10001"
+    assert only(image, "STOPSIGNAL").text == "SIGTERM"
+
+
+def test_nothing_is_installed_in_the_last_stage(image: list[dockerfile.Instruction]) -> None:
+    assert not re.search("pip|apt|curl|wget", only(image, "RUN").text)
+    assert only(image, "COPY").flags == {"from": "build"}
+
+
+def test_what_the_build_copies_is_let_in_and_nothing_else_is() -> None:
+    ignore = dockerfile.Ignore((PROJECT / ".dockerignore").read_text())
+    copied = [
+        word
+        for instruction in dockerfile.read(PROJECT / "Dockerfile")
+        if instruction.name == "COPY" and "from" not in instruction.flags
+        for word in instruction.words[:-1]
+    ]
+
+    assert all(any(ignore.files(PROJECT, source)) for source in copied)
+    for kept_out in (".env", ".git/config", "tests/conftest.py", "deploy/x", "worker/__pycache__/cli.pyc", ".venv/x"):
+        assert ignore.holds(Path(kept_out)), kept_out

@@ -1,0 +1,188 @@
+"""The Dockerfile built, and docker-compose.yml run, without an engine: each instruction, each service's command."""
+
+import json
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from tests.deployment import containers
+from tests.deployment.containers import Container, Image
+from tests.deployment.tools import need, run
+from tests.servers import PostgreSQL, RabbitMQ, free_port, postgresql_program
+from tests.system import PROJECT, until
+
+pytestmark = pytest.mark.slow
+
+DOCUMENT = (PROJECT / "docs" / "deployment.md").read_text("utf-8")
+ENV_FILE = DOCUMENT.partition("cat > .env <<EOF\n")[2].partition("EOF\n")[0]
+((JOB, ENQUEUE),) = re.findall(r"echo '(\{.+\})' \|\n  docker compose exec -T worker (.+)", DOCUMENT)
+(SHOW,) = re.findall(r"docker compose exec worker (.+ show .+)", DOCUMENT)
+
+Start = Callable[..., Container]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    why_not = containers.missing()
+    need(why_not is None, str(why_not))
+    return containers.build(PROJECT, tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def start(image: Image) -> Iterator[Start]:
+    """Starts the image as ``docker run`` does; ends what still runs after the test."""
+    started: list[Container] = []
+
+    def start(*command: str, **environment: str) -> Container:
+        container = Container(image, [*image.entrypoint, *(command or image.cmd)], environment, is_hardened=True)
+        started.append(container)
+        return container
+
+    yield start
+    for container in started:
+        container.kill()
+
+
+def test_the_image_holds_the_program_and_nothing_to_build_with(image: Image) -> None:
+    packages = {path.name.split("-")[0].lower() for path in (image.root / "app").rglob("*.dist-info")}
+
+    assert {"confirm_offer", "celery", "psycopg"} <= packages
+    assert not packages & {"pip", "setuptools", "wheel", "uv", "pytest", "mypy", "ruff"}
+    assert not [path.name for path in (image.root / "app/bin").iterdir() if path.name.startswith("pip")]
+    assert not (image.root / "build").exists()
+    assert not (image.root / "tools").exists()
+    assert not (image.root / "wheels").exists()
+    assert next((image.root / "app").rglob("worker/sandbox/page.html"))
+    assert next((image.root / "app").rglob("migrations/versions/0001_*.py"))
+
+
+def test_the_program_runs_as_a_user_without_rights(image: Image, start: Start) -> None:
+    who = Container(
+        image, ["/bin/sh", "-c", "id -u; id -g; grep CapEff /proc/1/status; touch /app/x"], {}, True
+    ).finish()
+
+    assert who.stdout.split("\n")[:3] == ["10001", "10001", "CapEff:\t0000000000000000"]
+    assert "Read-only file system" in who.stdout
+    assert "confirm-offer:x:10001:10001:" in (image.root / "etc/passwd").read_text()
+    assert start("--version").finish().stdout.startswith("confirm-offer, version")
+    assert len(start("keygen").finish().stdout.strip()) == 44
+
+
+def test_a_wrong_setting_ends_it_with_2_and_names_it(start: Start) -> None:
+    ended = start("worker").finish()
+
+    assert ended.returncode == 2
+    assert "DATA_KEYS is not set" in ended.stdout
+
+
+class Composed:
+    """docker-compose.yml as containers, with private servers in place of rabbitmq and postgresql."""
+
+    def __init__(self, services: dict[str, Any], places: dict[str, str], start: Start) -> None:
+        self._services, self._places, self._start = services, places, start
+
+    def up(self, name: str) -> Container:
+        service = self._services[name]
+        environment = {key: self._here(value) for key, value in service["environment"].items()}
+        return self._start(*map(self._here, service["command"]), **environment)
+
+    def healthcheck(self, name: str) -> list[str]:
+        return [self._here(word) for word in self._services[name]["healthcheck"]["test"][1:]]
+
+    def _here(self, text: str) -> str:
+        for there, here in self._places.items():
+            text = text.replace(there, here)
+        return text
+
+
+@pytest.fixture
+def composed(
+    start: Start, rabbitmq: RabbitMQ, broker_url: str, postgresql: PostgreSQL, tmp_path: Path
+) -> Iterator[Composed]:
+    rabbitmq_password, postgresql_password = secrets.token_hex(16), secrets.token_hex(16)
+    vhost = broker_url.rpartition("/")[2]
+    rabbitmq.ctl("add_user", "confirm-offer", rabbitmq_password)
+    rabbitmq.ctl("set_permissions", "-p", vhost, "confirm-offer", ".*", ".*", ".*")
+    with postgresql.connect() as connection:
+        connection.execute(sql.SQL("CREATE ROLE confirm_offer LOGIN PASSWORD {}").format(postgresql_password))
+    postgresql.create_database("confirm_offer")
+    with postgresql.connect() as connection:
+        connection.execute("ALTER DATABASE confirm_offer OWNER TO confirm_offer")
+    made = {
+        "$(docker run --rm confirm-offer keygen)": start("keygen").finish().stdout.strip(),
+        "RABBITMQ_PASSWORD=$(openssl rand -hex 16)": f"RABBITMQ_PASSWORD={rabbitmq_password}",
+        "POSTGRES_PASSWORD=$(openssl rand -hex 16)": f"POSTGRES_PASSWORD={postgresql_password}",
+    }
+    written = ENV_FILE
+    for command, value in made.items():
+        assert command in written
+        written = written.replace(command, value)
+    (tmp_path / ".env").write_text(written)
+    read = run(
+        "docker-compose",
+        *("--file", PROJECT / "docker-compose.yml", "--project-directory", tmp_path, "--profile", "*"),
+        *("config", "--format", "json"),
+    )
+    assert read.returncode == 0, read.stderr
+    sandbox = str(free_port())
+    places = {
+        "@rabbitmq:5672//": f"@127.0.0.1:{rabbitmq.port}/{vhost}",
+        "@postgresql:5432/": f"@127.0.0.1:{postgresql.port}/",
+        "sandbox:8900": f"127.0.0.1:{sandbox}",
+        "8900": sandbox,
+        "9100": str(free_port()),
+    }
+    yield Composed(json.loads(read.stdout)["services"], places, start)
+    postgresql.drop_database("confirm_offer")
+    with postgresql.connect() as connection:
+        connection.execute("DROP ROLE confirm_offer")
+    rabbitmq.ctl("delete_user", "confirm-offer")
+
+
+def is_healthy(container: Container, check: list[str]) -> Callable[[], bool]:
+    def healthy() -> bool:
+        assert container.process.poll() is None, container.finish().stdout
+        return container.execute(check).returncode == 0
+
+    return healthy
+
+
+def test_the_composed_system_confirms_an_offer_and_stops_in_order(composed: Composed, image: Image) -> None:
+    migrated = composed.up("migrations").finish()
+    sandbox = composed.up("sandbox")
+    until(is_healthy(sandbox, composed.healthcheck("sandbox")), 60.0)
+    worker = composed.up("worker")
+    before = worker.execute(image.healthcheck)
+    until(is_healthy(worker, image.healthcheck), 60.0, every=1.0)
+    enqueued = worker.execute(ENQUEUE.split(), JOB)
+
+    def confirmed() -> Any:
+        shown = worker.execute([*SHOW.split(), "--json"])
+        found = json.loads(shown.stdout) if shown.returncode == 0 else {}
+        return found if found.get("state") == "confirmed" else None
+
+    offer = until(confirmed, every=1.0)
+    ended = worker.stop(90.0)
+
+    assert (migrated.returncode, enqueued.returncode) == (0, 0), migrated.stdout + enqueued.stderr
+    assert before.returncode == 1
+    assert [event["type"] for event in offer["events"]] == ["booking.confirmed"]
+    assert ended.returncode == 0, ended.stdout
+    assert "Traceback" not in ended.stdout
+
+
+def test_servers_have_the_commands_that_their_healthchecks_run(
+    composed: Composed, rabbitmq: RabbitMQ, postgresql: PostgreSQL
+) -> None:
+    program, *options = composed.healthcheck("postgresql")
+    ready = subprocess.run([postgresql_program(program), *options], env={"PGPORT": str(postgresql.port)})
+    broker = subprocess.run(composed.healthcheck("rabbitmq"), env=rabbitmq.shell, capture_output=True, text=True)
+
+    assert ready.returncode == 0
+    assert broker.returncode == 0, broker.stderr

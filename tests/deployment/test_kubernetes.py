@@ -1,0 +1,234 @@
+"""Kubernetes' manifests: as kustomize makes them, by the published schemas, and against what the program really has."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deployment.tools import MARGIN, SETTINGS, need_module, parse, read_sections, run
+from tests.system import PROJECT
+from tests.unit.test_settings import REQUIRED
+from worker import broker, database
+
+need_module("yaml")
+need_module("jsonschema")
+need_module("kubernetes_validate")
+
+import jsonschema  # noqa: E402
+import kubernetes_validate  # noqa: E402
+import yaml  # noqa: E402
+
+MANIFESTS = PROJECT / "deploy" / "kubernetes"
+OVERLAYS = ["worker", "migrations", "example", "example/migrations"]
+VERSIONS = ["1.31", "1.37"]  # the oldest that has all that is used, and a new one
+SCHEMAS = Path(__file__).parent / "schemas"
+CONNECTIONS = 97  # that PostgreSQL gives to others than its administrators, by default
+
+Manifest = dict[str, Any]
+
+
+@cache
+def made(overlay: str) -> list[Manifest]:
+    done = run("kubectl", "kustomize", MANIFESTS / overlay)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def one(kind: str, overlay: str = "example") -> Manifest:
+    (found,) = [manifest for manifest in made(overlay) if manifest["kind"] == kind]
+    return found
+
+
+def secrets() -> list[Manifest]:
+    return list(yaml.safe_load_all((MANIFESTS / "secrets.example.yaml").read_text()))
+
+
+def pod(manifest: Manifest) -> Manifest:
+    return dict(manifest["spec"]["template"]["spec"])
+
+
+def container(manifest: Manifest) -> Manifest:
+    (only,) = pod(manifest)["containers"]
+    return dict(only)
+
+
+def closed(schema: Any) -> Any:
+    """The schema of a custom resource, with unknown keys refused: the API server drops them without a word."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {key: closed(part) for key, part in schema.items()}
+    if "properties" in schema and schema.get("type") == "object":
+        shut.setdefault("additionalProperties", False)
+    return shut
+
+
+def check(manifest: Manifest, version: str) -> None:
+    """Raises jsonschema.ValidationError where the manifest breaks its kind's schema."""
+    group, _, of_group = manifest["apiVersion"].rpartition("/")
+    if "." in group and not group.endswith(".k8s.io"):
+        schema = closed(json.loads((SCHEMAS / f"{manifest['kind'].lower()}_{of_group}.json").read_text()))
+        schema["properties"]["metadata"] = {"type": "object"}
+        jsonschema.validate(manifest, schema)
+    else:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "secrets"])
+def test_every_manifest_follows_the_published_schema(overlay: str, version: str) -> None:
+    manifests = secrets() if overlay == "secrets" else made(overlay)
+
+    assert manifests
+    for manifest in manifests:
+        check(manifest, version)
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "TriggerAuthentication", "PodMonitor", "NetworkPolicy"])
+def test_a_misspelt_key_would_be_found(kind: str) -> None:
+    manifest = one(kind)
+
+    with pytest.raises(jsonschema.ValidationError, match=r"Additional properties"):
+        check({**manifest, "spec": {**manifest["spec"], "replica": 2}}, VERSIONS[-1])
+
+
+def test_the_example_holds_all_of_the_parts() -> None:
+    kinds = sorted(manifest["kind"] for manifest in made("example"))
+
+    assert kinds == [
+        *("ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"),
+        *("PodMonitor", "ScaledObject", "TriggerAuthentication"),
+    ]
+    assert {manifest["metadata"]["namespace"] for manifest in made("example")} == {"confirm-offer"}
+    assert container(one("Deployment"))["image"] == container(one("Job", "example/migrations"))["image"]
+    assert all("namespace" not in manifest["metadata"] for manifest in made("worker") + made("migrations"))
+
+
+@pytest.mark.parametrize(("kind", "overlay"), [("Deployment", "worker"), ("Job", "migrations")])
+def test_pods_are_restricted(kind: str, overlay: str) -> None:
+    """As the Pod Security Standard "restricted" wants it, and with a root that can't be written to."""
+    manifest = one(kind, overlay)
+
+    assert pod(manifest)["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container(manifest)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert [mount["mountPath"] for mount in container(manifest)["volumeMounts"]] == ["/tmp"]
+    assert pod(manifest)["automountServiceAccountToken"] is False
+
+
+def test_pods_run_commands_that_exist() -> None:
+    worker = container(one("Deployment"))
+
+    assert parse(worker["args"]) == "worker"
+    assert parse(container(one("Job", "migrations"))["args"]) == "upgrade"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = worker[probe]["exec"]["command"]
+        assert (command[0], parse(command[1:])) == ("confirm-offer", "health")
+
+
+def test_a_worker_that_waits_for_a_server_is_not_soon_restarted() -> None:
+    """The kubelet forgets the pauses between restarts after ten minutes; they grow to five."""
+    for probe in (container(one("Deployment"))[name] for name in ("startupProbe", "livenessProbe")):
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
+
+
+def test_a_worker_has_time_to_end_its_calls() -> None:
+    timeout = float(one("ConfigMap", "worker")["data"]["XONE_TIMEOUT"])
+
+    assert pod(one("Deployment", "worker"))["terminationGracePeriodSeconds"] >= timeout + MARGIN
+
+
+def given_by(manifest: Manifest) -> dict[str, str]:
+    """The environment of a pod: plain values, and the names of those that come from a Secret."""
+    return {entry["name"]: entry.get("value", "from a Secret") for entry in container(manifest)["env"]}
+
+
+def test_workers_get_all_settings_that_they_need_and_nothing_that_is_none() -> None:
+    plain = one("ConfigMap")["data"]
+    given = given_by(one("Deployment"))
+
+    assert (plain.keys() | given.keys()) <= SETTINGS.keys()
+    assert REQUIRED.keys() <= given.keys()
+    read_sections({**plain, **REQUIRED, "METRICS_PORT": given["METRICS_PORT"]})
+    assert container(one("Deployment"))["envFrom"] == [{"configMapRef": {"name": one("ConfigMap")["metadata"]["name"]}}]
+    assert given_by(one("Job", "migrations")).keys() == {"DATABASE_URL"}
+
+
+def references() -> Iterator[tuple[str, str, bool]]:
+    """Secret, key, whether it may be missing, of all that the manifests refer to."""
+    for manifest in (one("Deployment"), one("Job", "migrations")):
+        for entry in container(manifest)["env"]:
+            if "valueFrom" in entry:
+                key = entry["valueFrom"]["secretKeyRef"]
+                assert key["key"] == entry["name"]
+                yield key["name"], key["key"], key.get("optional", False)
+    for target in one("TriggerAuthentication")["spec"]["secretTargetRef"]:
+        yield target["name"], target["key"], False
+
+
+def test_secrets_are_referred_to_and_the_example_names_each() -> None:
+    told = {(secret["metadata"]["name"], key) for secret in secrets() for key in secret["stringData"]}
+
+    assert {(secret, key) for secret, key, is_optional in references() if not is_optional} == told
+    assert all(re.fullmatch("<.+>", value) for secret in secrets() for value in secret["stringData"].values())
+    assert not [manifest for overlay in OVERLAYS for manifest in made(overlay) if manifest["kind"] == "Secret"]
+
+
+def test_everything_selects_the_workers() -> None:
+    labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    selectors = [
+        one("Deployment")["spec"]["selector"],
+        one("PodDisruptionBudget")["spec"]["selector"],
+        one("NetworkPolicy")["spec"]["podSelector"],
+        one("PodMonitor")["spec"]["selector"],
+        pod(one("Deployment"))["topologySpreadConstraints"][0]["labelSelector"],
+    ]
+
+    assert all(selector == {"matchLabels": labels} for selector in selectors)
+    assert one("Job", "migrations")["spec"]["template"]["metadata"]["labels"] != labels
+
+
+def test_metrics_are_found_at_the_port_that_serves_them() -> None:
+    (port,) = container(one("Deployment"))["ports"]
+
+    assert str(port["containerPort"]) == given_by(one("Deployment"))["METRICS_PORT"]
+    assert one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
+    assert one("NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"port": port["name"], "protocol": "TCP"}]}]
+
+
+def test_workers_are_as_many_as_there_are_jobs_for() -> None:
+    scaled = one("ScaledObject")["spec"]
+    (trigger,) = scaled["triggers"]
+    connections = inspect.signature(database.connect).parameters["connections"].default
+
+    assert trigger["metadata"]["queueName"] == broker.JOBS
+    assert trigger["authenticationRef"]["name"] == one("TriggerAuthentication")["metadata"]["name"]
+    assert scaled["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
+    assert "replicas" not in one("Deployment")["spec"]
+    assert one("Deployment", "worker")["spec"]["replicas"] == scaled["minReplicaCount"]
+    assert (scaled["maxReplicaCount"] + 1) * connections <= CONNECTIONS  # and one more while they are replaced
+
+
+def test_the_documented_rollout_names_what_there_is() -> None:
+    document = (PROJECT / "docs" / "deployment.md").read_text("utf-8")
+    commands = "\n".join(line for line in document.splitlines() if line.startswith("kubectl"))
+    folders = re.findall(r"-k deploy/kubernetes/(\S+)", commands)
+
+    assert folders == ["example/migrations", "example/migrations", "example"]
+    assert set(re.findall(r"-n (\S+)", commands)) == {one("Deployment")["metadata"]["namespace"]}
+    assert set(re.findall(r"job/(\S+)", commands)) == {one("Job", "example/migrations")["metadata"]["name"]}
+    assert set(re.findall(r"deployment/(\S+)", commands)) == {one("Deployment")["metadata"]["name"]}
