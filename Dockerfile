@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
-COPY requirements-dev.lock requirements.lock ./
+COPY requirements-dev.lock requirements-tracing.lock ./
 RUN python -m venv /tools \
  && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-dev.lock
 RUN python -m venv /app \
- && /app/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+ && /app/bin/pip install --no-cache-dir --require-hashes -r requirements-tracing.lock
 COPY pyproject.toml README.md ./
 COPY models models
 COPY tasks tasks

@@ -36,7 +36,7 @@ lint: setup audit  ## style and types, and whether a dependency has a known hole
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-AUDIT := $(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --timeout 10
+AUDIT := $(BIN)/pip-audit --requirement requirements-tracing.lock --require-hashes --disable-pip --timeout 10
 
 audit: setup
 	@told=$$($(AUDIT) --progress-spinner off 2>&1); case "$$told" in \
@@ -46,11 +46,13 @@ audit: setup
 	  *) echo "the dependencies were not checked for known holes: no index can be reached";; \
 	esac
 
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command "make lock" $(LOCK_ARGS) pyproject.toml
+
 lock:  ## renew the lock files from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(LOCK_ARGS) pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(LOCK_ARGS) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra tracing -c requirements.lock -o requirements-tracing.lock
+	$(COMPILE) --extra dev --extra tracing -c requirements-tracing.lock -o requirements-dev.lock
 
 clean:  ## everything that was made here
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

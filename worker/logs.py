@@ -1,14 +1,23 @@
-"""Logs: one line of JSON for each step that matters, or a readable line for people. Ids, states, codes and numbers."""
+"""Logs: one line of JSON for each step that matters, or a readable line for people. Ids, states, codes and numbers.
+
+What a thread is at work on (worker/facts.py) stands in each of its lines. Celery's lines, Python's warnings and
+exceptions that nobody catches come in the same form.
+"""
 
 import logging
 import sys
+import threading
+import warnings
+from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.report import describe, where
+from worker.report import describe, report, where
 from worker.settings import LogSettings
+
+log = structlog.get_logger(__name__)
 
 OURS = ("models", "tasks", "worker")
 
@@ -19,6 +28,7 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        _task_that_raised,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _exception_without_text,
     ]
@@ -52,6 +62,42 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
         logging.getLogger(name).setLevel(settings.LOG_LEVEL)
     logging.getLogger("celery").setLevel(max(logging.INFO, logging.getLevelName(settings.LOG_LEVEL)))
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    warnings.showwarning = _tell_warning  # type: ignore[assignment]
+    sys.excepthook = _tell_uncaught
+    threading.excepthook = _tell_uncaught_of_thread
+    sys.unraisablehook = _tell_unraisable
+
+
+def _tell_warning(_message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """A warning of Python by its kind and place: its text may hold a value."""
+    log.warning("python_warning", kind=category.__name__, where=[f"{'/'.join(filename.split('/')[-2:])}:{lineno}"])
+
+
+def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        report(error.with_traceback(trace), thread=threading.current_thread().name)
+
+
+def _tell_uncaught_of_thread(caught: threading.ExceptHookArgs) -> None:
+    if caught.exc_value is not None and not issubclass(caught.exc_type, SystemExit):
+        report(caught.exc_value, thread=caught.thread.name if caught.thread else "unknown")
+
+
+def _tell_unraisable(unraisable: Any) -> None:
+    if unraisable.exc_value is not None:
+        report(unraisable.exc_value, thread=threading.current_thread().name)
+
+
+def _task_that_raised(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Celery's line on a task that raised quotes the exception: rebuilt without its text."""
+    record = event.get("_record")
+    if record is not None and record.name == "celery.app.trace" and isinstance(getattr(record, "data", None), dict):
+        event["event"] = "task_raised"
+        event["task"] = record.data.get("name")
+        event["error"] = record.data.get("exc", "").partition("(")[0]
+    return event
 
 
 def _exception_without_text(_logger: Any, _method: str, event: EventDict) -> EventDict:

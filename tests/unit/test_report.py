@@ -14,7 +14,7 @@ from tests.conftest import Capturing
 from worker import logs
 from worker.errors import ConfirmOfferError, SealError, Unknown
 from worker.report import allowed_only, configure_sentry, describe, report, where
-from worker.settings import LogSettings
+from worker.settings import LogSettings, SentrySettings
 
 MARK = "Geheimnis"
 
@@ -152,7 +152,7 @@ def test_an_event_that_something_else_sends_is_emptied(sentry: Capturing) -> Non
 @pytest.mark.usefixtures("_sentry_off_afterwards")
 @pytest.mark.parametrize("dsn", [None, ""])
 def test_without_a_dsn_nothing_is_sent(dsn: str | None) -> None:
-    configure_sentry(dsn)
+    configure_sentry(SentrySettings(SENTRY_DSN=dsn))
 
     assert not sentry_sdk.get_client().is_active()
 
@@ -199,14 +199,14 @@ def test_an_event_is_rebuilt_from_an_allow_list() -> None:
 @pytest.fixture(params=["json", "console"])
 def output(request: pytest.FixtureRequest, logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
+    logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG"), stream)
     return stream
 
 
 @pytest.fixture
 def json_output(logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO", SENTRY_DSN=None), stream)
+    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO"), stream)
     return stream
 
 

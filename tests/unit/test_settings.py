@@ -17,6 +17,8 @@ from worker.settings import (
     RetentionSettings,
     RetrySettings,
     Section,
+    SentrySettings,
+    TracingSettings,
     VaultSettings,
     WorkerSettings,
     XoneSettings,
@@ -32,6 +34,8 @@ SECTIONS: list[type[Section]] = [
     EventSettings,
     RetentionSettings,
     LogSettings,
+    SentrySettings,
+    TracingSettings,
     WorkerSettings,
 ]
 NAMES = [name for section in SECTIONS for name in section.model_fields]
@@ -86,7 +90,7 @@ def plain(value: Any) -> Any:
         (WorkerSettings, "METRICS_PORT", None),
         (EventSettings, "EVENT_LINKS", "off"),
         (RetentionSettings, "RETENTION_DAYS", None),
-        (LogSettings, "SENTRY_DSN", None),
+        (SentrySettings, "SENTRY_DSN", None),
         (LogSettings, "LOG_LEVEL", "INFO"),
         (LogSettings, "LOG_FORMAT", "json"),
     ],
@@ -169,7 +173,7 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
         (XoneSettings, "XONE_BASE_URL", "http://127.7.7.7", "http://127.7.7.7"),
         (XoneSettings, "XONE_BASE_URL", "http://LOCALHOST:8080", "http://LOCALHOST:8080"),
         (XoneSettings, "XONE_BASE_URL", "http://[::1]:8080", "http://[::1]:8080"),
-        (LogSettings, "SENTRY_DSN", "https://key@sentry.example/1", "https://key@sentry.example/1"),
+        (SentrySettings, "SENTRY_DSN", "https://key@sentry.example/1", "https://key@sentry.example/1"),
         (
             XoneSettings,
             "XONE_CONFIRM_PATH",
@@ -177,7 +181,7 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
             "/v2/{offer_id}/{partner_id}/confirm",
         ),
         (XoneSettings, "XONE_AFTER_UNKNOWN", "review", "review"),
-        (LogSettings, "SENTRY_DSN", "", None),
+        (SentrySettings, "SENTRY_DSN", "", None),
         (LogSettings, "LOG_FORMAT", "console", "console"),
         (WorkerSettings, "METRICS_PORT", "", None),
         (WorkerSettings, "METRICS_PORT", "9100", 9100),
@@ -280,7 +284,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (RetentionSettings, "RETENTION_DAYS", [MARK, "0", "-1", "nan", "36501"]),
     (LogSettings, "LOG_LEVEL", ["", MARK, "TRACE"]),
     (LogSettings, "LOG_FORMAT", ["", MARK]),
-    (LogSettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
+    (SentrySettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
 ]
 
 
