@@ -45,7 +45,7 @@ def configure(settings: TracingSettings) -> None:
     """Switches tracing on where the settings name a collector. Never stops the program: tells why it stays off."""
     if settings.endpoint is None:
         return
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+    if not _is_installed():
         log.warning("tracing_off", why="confirm-offer[tracing] is not installed")
     elif settings.protocol != "http/protobuf":
         log.warning("tracing_off", why="the collector must take http/protobuf")
@@ -67,6 +67,13 @@ def flush() -> None:
     """Sends what has not been sent: the process ends."""
     if _provider is not None:
         _provider.shutdown()
+
+
+def _is_installed() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _exporting_to(settings: TracingSettings) -> "TracerProvider":
