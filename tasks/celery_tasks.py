@@ -79,7 +79,9 @@ def resume(_self: Task, body: bytes) -> None:
     """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
     here = process.current()
     try:
-        held = confirm.claim_due(UUID(body.decode("ascii")), here)
+        confirmation_id = UUID(body.decode("ascii"))
+        facts.bind(confirmation=str(confirmation_id))
+        held = confirm.claim_due(confirmation_id, here)
     except ValueError:
         log.warning("no_confirmation_id", queue=broker.RESUME)
     except Stopping:
@@ -93,7 +95,7 @@ def resume(_self: Task, body: bytes) -> None:
 def _attempt(held: Claim | None, here: process.Process) -> None:
     """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
     if held is None:
-        log.debug("nothing_to_do")
+        log.info("nothing_to_do")
         return
     facts.of_confirmation(held)
     try:

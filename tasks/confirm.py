@@ -1,5 +1,6 @@
 """The way of a confirmation, top to bottom: accept or claim, ask XONE, decide, record."""
 
+import logging
 import time
 from collections.abc import Sequence
 from uuid import UUID, uuid4
@@ -249,7 +250,8 @@ def _tell(decision: Decision, state: State | None, duration: float) -> None:
         code=decision.error.code if decision.error else None,
         state=state.value if state else "late",
     )
-    log.info(
+    log.log(
+        logging.WARNING if decision.state in (State.FAILED, State.NEEDS_REVIEW) else logging.INFO,
         "attempt_ended",
         delay_s=round(decision.delay, 1) if decision.delay is not None else None,
         took_ms=round(duration * 1000),

@@ -130,10 +130,15 @@ def _stop_waiting(**_: Any) -> None:
     current().stopping.set()
 
 
-@signals.setup_logging.connect
+@signals.celeryd_init.connect  # comes before Celery's first warning
 def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
     tracing.configure(read(TracingSettings))
+
+
+@signals.setup_logging.connect
+def _leave_logs_as_they_are(**_: Any) -> None:
+    """With this connected, Celery sets up none of its own."""
 
 
 def _application() -> Celery:

@@ -32,10 +32,10 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _exception_without_text,
     ]
-    last: Processor = (
-        structlog.processors.JSONRenderer()
+    last: list[Processor] = (
+        [_in_order, structlog.processors.JSONRenderer()]
         if settings.LOG_FORMAT == "json"
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        else [_for_people, structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False, pad_event_to=0)]
     )
     structlog.configure(
         processors=[
@@ -51,7 +51,7 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
@@ -61,11 +61,36 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     for name in OURS:
         logging.getLogger(name).setLevel(settings.LOG_LEVEL)
     logging.getLogger("celery").setLevel(max(logging.INFO, logging.getLevelName(settings.LOG_LEVEL)))
-    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    of_tasks = logging.getLogger("celery.app.trace")
+    of_tasks.setLevel(logging.WARNING)
+    of_tasks.addFilter(_no_rejects)
     warnings.showwarning = _tell_warning  # type: ignore[assignment]
     sys.excepthook = _tell_uncaught
     threading.excepthook = _tell_uncaught_of_thread
     sys.unraisablehook = _tell_unraisable
+
+
+def _in_order(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    return {name: event.pop(name, None) for name in ("timestamp", "level", "event")} | dict(event)
+
+
+def _for_people(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """What a person reads at a terminal: the time of day, the offer by its own name, and no empty value."""
+    names = ("timestamp", "level", "event", "offer_id", "partner_id", "attempt", "state", "outcome", "code")
+    told = {name: event.pop(name) for name in names if name in event}
+    told["timestamp"] = told["timestamp"][11:19]
+    if "offer_id" in told:
+        for name in ("confirmation", "trace_id", "task"):
+            event.pop(name, None)
+    event.pop("logger", None)
+    if "where" in event:
+        event["where"] = " > ".join(event["where"])
+    return {name: value for name, value in (told | dict(event)).items() if value is not None}
+
+
+def _no_rejects(record: logging.LogRecord) -> bool:
+    """A message that goes back to its queue, for the worker stops, is no line."""
+    return getattr(record, "data", {}).get("description") != "rejected"
 
 
 def _tell_warning(_message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
@@ -96,7 +121,6 @@ def _task_that_raised(_logger: Any, _method: str, event: EventDict) -> EventDict
     if record is not None and record.name == "celery.app.trace" and isinstance(getattr(record, "data", None), dict):
         event["event"] = "task_raised"
         event["task"] = record.data.get("name")
-        event["error"] = record.data.get("exc", "").partition("(")[0]
     return event
 
 

@@ -53,6 +53,9 @@ def test_without_the_extra_a_collector_is_told_of_and_nothing_else_changes(
 
     assert [line["why"] for line in lines(worker, "tracing_off")] == ["confirm-offer[tracing] is not installed"]
     assert system.event_messages[0].headers["traceparent"] == TRACEPARENT
+    (ended,) = lines(worker, "attempt_ended")
+    facts = ("offer_id", "partner_id", "attempt", "state", "trace_id")
+    assert [ended[name] for name in facts] == ["offer-1", "P-100", 1, "confirmed", TRACE]
     assert inbox.bodies == []
 
 
