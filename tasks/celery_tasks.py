@@ -17,7 +17,7 @@ from tasks.accept import Delivery
 from tasks.claim import Claim
 from worker import broker, facts, process, tracing
 from worker.patience import Stopping, patiently
-from worker.report import report
+from worker.report import report, transaction
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
-            with facts.of_task(do.__name__, queue, traceparent, message_id, correlation_id):
+            with facts.of_task(do.__name__, queue, traceparent, message_id, correlation_id), transaction(do.__name__):
                 do(self, body)
 
         return told

@@ -1,15 +1,16 @@
-"""What a thread is at work on: bound to its log lines, its span, and what it reports to Sentry.
+"""What a thread is at work on: in each of its log lines, on its span, and with what it reports to Sentry.
 
 Ids, codes and numbers only. Cleared with each task, for threads of the pool take one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from worker import tracing
 
-from worker import report, tracing
+_bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("facts", default={})  # noqa: B039 - never changed
 
 
 @contextmanager
@@ -17,29 +18,31 @@ def of_task(
     name: str, queue: str, traceparent: str | None, message_id: str | None, correlation_id: str | None
 ) -> Iterator[None]:
     """A task works on a message. traceparent: a valid one, or none."""
-    clear_contextvars()
-    bind_contextvars(task=name)
-    try:
-        with tracing.process(queue, traceparent, message_id, correlation_id), report.transaction(name):
-            _bind_trace(tracing.traceparent(traceparent))
+    with tracing.process(queue, traceparent, message_id, correlation_id):
+        _bound.set({"task": name, **_trace_of(tracing.traceparent(traceparent))})
+        try:
             yield
-    finally:
-        clear_contextvars()
+        finally:
+            _bound.set({})
 
 
 def of_confirmation(held: Any) -> None:
     """The task works on a claim."""
-    bind(confirmation=str(held.id), partner_id=held.partner_id, offer_id=held.offer_id, attempt=held.number)
     if not tracing.is_on():
-        _bind_trace(held.traceparent)
+        _bound.set({**_bound.get(), **_trace_of(held.traceparent)})
+    bind(confirmation=str(held.id), partner_id=held.partner_id, offer_id=held.offer_id, attempt=held.number)
 
 
 def bind(**facts: str | int | None) -> None:
     """Adds facts."""
-    bind_contextvars(**facts)
+    _bound.set({**_bound.get(), **facts})
     tracing.note(**facts)
 
 
-def _bind_trace(traceparent: str | None) -> None:
-    if traceparent is not None:
-        bind_contextvars(trace_id=traceparent.split("-")[1])
+def bound() -> Mapping[str, str | int | None]:
+    """The facts of this thread."""
+    return _bound.get()
+
+
+def _trace_of(traceparent: str | None) -> dict[str, str]:
+    return {"trace_id": traceparent.split("-")[1]} if traceparent is not None else {}

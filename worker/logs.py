@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from worker.facts import bound
 from worker.report import describe, report, where
 from worker.settings import LogSettings
 
@@ -25,7 +26,7 @@ OURS = ("models", "tasks", "worker")
 def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     """Sends all logs of this process, Celery's own too, to standard error or another stream, in one form."""
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _with_facts,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         _task_that_raised,
@@ -58,6 +59,7 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)  # libraries' lower levels show messages and arguments, and so personal data
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote what XONE answered
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # worker/tracing.py tells, and only once
     for name in OURS:
         logging.getLogger(name).setLevel(settings.LOG_LEVEL)
     logging.getLogger("celery").setLevel(max(logging.INFO, logging.getLevelName(settings.LOG_LEVEL)))
@@ -68,6 +70,10 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     sys.excepthook = _tell_uncaught
     threading.excepthook = _tell_uncaught_of_thread
     sys.unraisablehook = _tell_unraisable
+
+
+def _with_facts(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    return {**bound(), **event}
 
 
 def _in_order(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -14,9 +14,9 @@ import sentry_sdk
 import structlog
 from sentry_sdk.crons import capture_checkin
 from sentry_sdk.types import Event, Hint
-from structlog.contextvars import get_contextvars
 
 from worker.errors import ConfirmOfferError
+from worker.facts import bound
 from worker.settings import SentrySettings
 
 log = structlog.get_logger(__name__)
@@ -62,7 +62,7 @@ def report(error: BaseException, **facts: str | int | None) -> None:
     """
     log.error("defect", error=describe(error), where=where(error.__traceback__), **facts)
     with sentry_sdk.new_scope() as scope:
-        tags = get_contextvars() | facts
+        tags = {**bound(), **facts}
         for tag in tags.keys() & TAGS:
             scope.set_tag(tag, str(tags[tag]))
         name = tags.get("task") or tags.get("duty") or tags.get("thread")
@@ -86,7 +86,7 @@ def _transaction(name: str) -> Iterator[None]:
     ):
         running.set_status("ok")
         yield
-        facts = get_contextvars()
+        facts = bound()
         for tag in facts.keys() & TAGS:
             running.set_tag(tag, str(facts[tag]))
 

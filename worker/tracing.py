@@ -10,12 +10,12 @@ off, each of these functions returns at once, and nothing of OpenTelemetry is im
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -26,13 +26,15 @@ from worker.settings import TracingSettings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Engine
 
 log = structlog.get_logger(__name__)
 
 Sent = TypeVar("Sent", bound=Any)  # a Message of worker/broker.py
+
+LONGEST_FLUSH = 3.0  # seconds
 
 _OFF = nullcontext()
 _make: "Callable[[], TracerProvider] | None" = None  # None: tracing is off
@@ -66,7 +68,9 @@ def is_on() -> bool:
 def flush() -> None:
     """Sends what has not been sent: the process ends."""
     if _provider is not None:
-        _provider.shutdown()
+        ending = Thread(target=_provider.shutdown, name="spans", daemon=True)  # it tries for long where nobody answers
+        ending.start()
+        ending.join(LONGEST_FLUSH)
 
 
 def _is_installed() -> bool:
@@ -80,13 +84,28 @@ def _exporting_to(settings: TracingSettings) -> "TracerProvider":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
+    class Exporter(OTLPSpanExporter):
+        """Tells once that the collector does not take spans, and once that it does again."""
+
+        loses = False
+
+        def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
+            result = super().export(spans)
+            lost = result is not SpanExportResult.SUCCESS
+            if lost and not self.loses:
+                log.warning("spans_lost", why="the collector can't be reached, or does not take them")
+            elif self.loses and not lost:
+                log.info("spans_arrive")
+            self.loses = lost
+            return result
 
     resource = Resource.create({"service.version": version("confirm-offer")})
     if settings.OTEL_SERVICE_NAME or str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": settings.OTEL_SERVICE_NAME or "confirm-offer"}))
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(Exporter(endpoint=settings.endpoint)))
     return provider
 
 

@@ -1,5 +1,6 @@
 """Traces, from a checkout's publish to its event: one trace, whatever becomes of the job, and no personal data."""
 
+import io
 import json
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from sqlalchemy import select, update
 
 from models.tables import Confirmation, OutboxEvent
 from tasks import celery_tasks
+from tests.inbox import Inbox
 from tests.system import job, until
-from worker import broker, tracing
+from worker import broker, logs, tracing
 from worker.consumer import celery_headers
 from worker.database import now_plus
 from worker.process import Process
 from worker.relay import Relay
 from worker.sandbox import Sandbox
 from worker.scheduler import Scheduler
+from worker.settings import LogSettings, TracingSettings
 
 MARK = "Quxomat"
 PERSON = {"first_name": MARK, "last_name": MARK, "country": "GB", "email": f"{MARK}@mail.example"}
@@ -315,6 +318,32 @@ def test_switched_off_the_job_s_traceparent_goes_unchanged_to_its_event(way: Way
     assert way.spans == []
     with way._process.engine.connect() as connection:
         assert connection.execute(select(OutboxEvent.traceparent)).scalar_one() == TRACEPARENT
+
+
+def test_a_collector_that_takes_no_spans_is_told_of_once(
+    logging_restored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
+    output, inbox = io.StringIO(), Inbox()
+    logs.configure(LogSettings(LOG_FORMAT="json"), output)
+    tracing.configure(TracingSettings(OTEL_EXPORTER_OTLP_ENDPOINT=inbox.url))
+
+    def more_came() -> bool:
+        with tracing.process("a-queue", None, None, None):
+            pass
+        return len(inbox.bodies) >= 3
+
+    inbox.status = 400
+    until(more_came)
+    inbox.status = 200
+    inbox.bodies.clear()
+    until(more_came)
+    tracing.flush()
+    tracing.switch_on(None)
+    inbox.close()
+
+    assert [json.loads(line)["event"] for line in output.getvalue().splitlines()] == ["spans_lost", "spans_arrive"]
+    assert {span.name for span in inbox.spans()} == {"process a-queue"}
 
 
 def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.conftest import Capturing
 from worker import facts, logs
 from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown
 from worker.gate import Gate
-from worker.report import CheckIns, allowed_only, configure_sentry, describe, report, where
+from worker.report import CheckIns, allowed_only, configure_sentry, describe, report, transaction, where
 from worker.settings import LogSettings, SentrySettings
 
 MARK = "Geheimnis"
@@ -163,7 +163,7 @@ def test_wrong_credentials_are_told_once(sentry: Capturing) -> None:
 
 
 def test_no_task_is_a_transaction_by_default(sentry: Capturing) -> None:
-    with facts.of_task("confirm_offer", "a-queue", None, None, None):
+    with at_work(), transaction("confirm_offer"):
         pass
 
     assert sentry.sent == []
@@ -175,6 +175,10 @@ def sampling(sentry: Capturing) -> Capturing:
     configure_sentry(SentrySettings(SENTRY_DSN="https://key@sentry.example/1", SENTRY_TRACES_SAMPLE_RATE=1))
     sentry_sdk.get_client().transport = sentry
     return sentry
+
+
+def at_work() -> AbstractContextManager[None]:
+    return facts.of_task("confirm_offer", "a-queue", None, None, None)
 
 
 def plant_everywhere() -> None:
@@ -189,17 +193,17 @@ def plant_everywhere() -> None:
 
 
 def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> None:
-    with facts.of_task("confirm_offer", "a-queue", None, None, None):
+    with at_work(), transaction("confirm_offer"):
         facts.bind(partner_id="P-100", offer_id="offer-1", attempt=1, outcome="refused", code="http-422")
 
-    (transaction,) = sampling.events()
-    assert (transaction["type"], transaction["transaction"]) == ("transaction", "confirm_offer")
-    assert transaction["contexts"].keys() == {"trace"}
-    assert (transaction["contexts"]["trace"]["op"], transaction["contexts"]["trace"]["status"]) == (
+    (sent,) = sampling.events()
+    assert (sent["type"], sent["transaction"]) == ("transaction", "confirm_offer")
+    assert sent["contexts"].keys() == {"trace"}
+    assert (sent["contexts"]["trace"]["op"], sent["contexts"]["trace"]["status"]) == (
         "queue.process",
         "ok",
     )
-    assert transaction["tags"] == {
+    assert sent["tags"] == {
         "task": "confirm_offer",
         "partner_id": "P-100",
         "offer_id": "offer-1",
@@ -210,7 +214,11 @@ def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> 
 
 
 def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -> None:
-    with suppress(ValueError), facts.of_task("confirm_offer", "a-queue", None, None, None):
+    with (
+        suppress(ValueError),
+        facts.of_task("confirm_offer", "a-queue", None, None, None),
+        transaction("confirm_offer"),
+    ):
         plant_everywhere()
         with sentry_sdk.start_span(op="http.client", name=MARK) as span:
             span.set_data("url", MARK)

@@ -93,6 +93,11 @@ def plain(value: Any) -> Any:
         (SentrySettings, "SENTRY_DSN", None),
         (LogSettings, "LOG_LEVEL", "INFO"),
         (LogSettings, "LOG_FORMAT", "json"),
+        (SentrySettings, "SENTRY_ENVIRONMENT", "production"),
+        (SentrySettings, "SENTRY_RELEASE", None),
+        (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", 0),
+        (SentrySettings, "SENTRY_CRON_MONITOR", None),
+        (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", None),
     ],
 )
 def test_defaults(section: type[Section], name: str, default: Any) -> None:
@@ -182,6 +187,11 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
         ),
         (XoneSettings, "XONE_AFTER_UNKNOWN", "review", "review"),
         (SentrySettings, "SENTRY_DSN", "", None),
+        (SentrySettings, "SENTRY_RELEASE", "confirm-offer@1.2.3+abc", "confirm-offer@1.2.3+abc"),
+        (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", "0.05", 0.05),
+        (SentrySettings, "SENTRY_CRON_MONITOR", "confirm-offer-scheduler", "confirm-offer-scheduler"),
+        (SentrySettings, "SENTRY_CRON_MONITOR", "", None),
+        (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", "", None),
         (LogSettings, "LOG_FORMAT", "console", "console"),
         (WorkerSettings, "METRICS_PORT", "", None),
         (WorkerSettings, "METRICS_PORT", "9100", 9100),
@@ -285,7 +295,33 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (LogSettings, "LOG_LEVEL", ["", MARK, "TRACE"]),
     (LogSettings, "LOG_FORMAT", ["", MARK]),
     (SentrySettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
+    (SentrySettings, "SENTRY_ENVIRONMENT", ["", f"{MARK} a", f"{MARK}/a"]),
+    (SentrySettings, "SENTRY_RELEASE", [f"{MARK} a", f"{MARK}/a", MARK * 100]),
+    (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", ["", MARK, "-0.1", "1.1", "nan"]),
+    (SentrySettings, "SENTRY_CRON_MONITOR", [MARK, "a b"]),
+    (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", [MARK, f"grpc://{MARK}", "http://"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoint"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "http://collector:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/base/"}, "http://collector:4318/base/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector/spans"}, "http://collector/spans"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "True"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"}, None),
+    ],
+    ids=["nothing", "base", "base with a path", "of traces", "disabled", "no exporter"],
+)
+def test_traces_go_where_the_variables_of_opentelemetry_say(
+    given: dict[str, str], endpoint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    assert read(TracingSettings).endpoint == endpoint
 
 
 @pytest.mark.usefixtures("_required")
