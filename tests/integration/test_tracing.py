@@ -177,7 +177,8 @@ def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
 
     process, confirm, send = way.the("process confirm-offer.jobs"), way.the(CONFIRM), way.the("send booking.confirmed")
     assert (process.kind, confirm.kind, send.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT, SpanKind.PRODUCER)
-    confirmation = way._process.engine.connect().execute(select(Confirmation.id)).scalar_one()
+    with way._process.engine.connect() as connection:
+        confirmation = connection.execute(select(Confirmation.id)).scalar_one()
     assert process.attributes == {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "process",
