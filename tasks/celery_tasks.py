@@ -15,7 +15,7 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import broker, facts, process, tracing
+from worker import broker, context, process, tracing
 from worker.patience import Stopping, patiently
 from worker.report import report, transaction
 
@@ -40,7 +40,7 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
-            with facts.of_task(do.__name__, queue, traceparent, message_id, correlation_id), transaction(do.__name__):
+            with context.of_task(do.__name__, queue, traceparent, message_id, correlation_id), transaction(do.__name__):
                 do(self, body)
 
         return told
@@ -80,7 +80,7 @@ def resume(_self: Task, body: bytes) -> None:
     here = process.current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
-        facts.bind(confirmation=str(confirmation_id))
+        context.bind(confirmation=str(confirmation_id))
         held = confirm.claim_due(confirmation_id, here)
     except ValueError:
         log.warning("no_confirmation_id", queue=broker.RESUME)
@@ -97,7 +97,7 @@ def _attempt(held: Claim | None, here: process.Process) -> None:
     if held is None:
         log.info("nothing_to_do")
         return
-    facts.of_confirmation(held)
+    context.of_confirmation(held)
     try:
         confirm.attempt(held, here)
     except Stopping:
@@ -130,7 +130,7 @@ def dead_letter(
         patiently(publish, here.stopping)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
-    facts.bind(code=rejection.code)
+    context.bind(code=rejection.code)
     log.warning("job_rejected", detail=rejection.detail)
 
 

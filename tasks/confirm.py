@@ -24,7 +24,7 @@ from tasks.decide import (
     must_look_first,
 )
 from tasks.record import Made, record
-from worker import facts, tracing
+from worker import context, tracing
 from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
@@ -43,7 +43,7 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
     Raises JobRejected where the job can't be accepted.
     """
     new = NewJob.of(read_job(body), delivery, process.vault)
-    facts.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
+    context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
     wait = until_calls(process)
     token = uuid4()
 
@@ -245,7 +245,7 @@ def put_back(held: Claim, wait: float, process: Process) -> None:
 
 
 def _tell(decision: Decision, state: State | None, duration: float) -> None:
-    facts.bind(
+    context.bind(
         outcome=decision.outcome.value,
         code=decision.error.code if decision.error else None,
         state=state.value if state else "late",

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import broker, database, facts, logs, schema
+from worker import broker, context, database, logs, schema
 from worker.process import Process
 from worker.report import configure_sentry
 from worker.sandbox import Sandbox
@@ -184,7 +184,7 @@ def sentry(_sentry_off_afterwards: None) -> Capturing:
 def _no_facts() -> Iterator[None]:
     """What a test binds to its lines is not of the next one."""
     yield
-    facts._bound.set({})
+    context._bound.set({})
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Logs: one line of JSON for each step that matters, or a readable line for people. Ids, states, codes and numbers.
 
-What a thread is at work on (worker/facts.py) stands in each of its lines. Celery's lines, Python's warnings and
+What a thread is at work on (worker/context.py) stands in each of its lines. Celery's lines, Python's warnings and
 exceptions that nobody catches come in the same form.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.facts import bound
+from worker.context import bound
 from worker.report import describe, report, where
 from worker.settings import LogSettings
 

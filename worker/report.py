@@ -15,8 +15,8 @@ import structlog
 from sentry_sdk.crons import capture_checkin
 from sentry_sdk.types import Event, Hint
 
+from worker.context import bound
 from worker.errors import ConfirmOfferError
-from worker.facts import bound
 from worker.settings import SentrySettings
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ def flush() -> None:
 
 
 def report(error: BaseException, **facts: str | int | None) -> None:
-    """Tells the log and Sentry of a defect. facts: ids, codes and numbers only, beside those of worker/facts.py.
+    """Tells the log and Sentry of a defect. facts: ids, codes and numbers only, beside those of worker/context.py.
 
     Where there is a ``code``, errors with the same one are one issue.
     """

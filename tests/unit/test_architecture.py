@@ -27,7 +27,7 @@ LEAVES = {
     "worker.process",
     "worker.together",
     "worker.tracing",
-    "worker.facts",
+    "worker.context",
 }
 READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo"}  # the demo sets what settings then reads
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from worker import tracing
 
-_bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("facts", default={})  # noqa: B039 - never changed
+_bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("context", default={})  # noqa: B039 - never changed
 
 
 @contextmanager
