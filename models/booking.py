@@ -202,4 +202,4 @@ def _exact(value: Any) -> str:
 
 def moment(value: datetime) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-01-01T00:00:00.000000Z``."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

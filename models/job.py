@@ -32,7 +32,9 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r
 LabelValue = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$(?!\n)")]
-Email = Annotated[str, StringConstraints(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$(?!\n)")]
+# \s means other characters in other languages; those are named, so that the pattern means the same in all.
+_EMAIL_PART = "[^@\\s\\x1c-\\x1f\\x85\ufeff]+"
+Email = Annotated[str, StringConstraints(max_length=320, pattern=rf"^{_EMAIL_PART}@{_EMAIL_PART}$(?!\n)")]
 OptionalText = Annotated[str, StringConstraints(max_length=2048)] | None
 
 
@@ -52,12 +54,16 @@ class _PassedOn(BaseModel):
 
 
 class BrightwriteDetails(_PassedOn):
+    """The experiment that the quote was shown in."""
+
     bw_experiment_id: OptionalText = None
     bw_variant_id: OptionalText = None
     bw_device_id: OptionalText = None
 
 
 class Insured(_PassedOn):
+    """A person who is insured. Unknown keys go to XONE untouched."""
+
     first_name: OptionalText = None
     last_name: OptionalText = None
     country: OptionalText = None
@@ -70,16 +76,22 @@ class Insured(_PassedOn):
 
 
 class Quote(_PassedOn):
-    id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    """A quote of the offer. Unknown keys go to XONE untouched."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=128)] = Field(description="The quote's id at XONE.")
     brightwrite_details: BrightwriteDetails | None = None
-    insured: Annotated[list[Insured], Field(max_length=MAX_INSURED)] | None = None
+    insured: Annotated[list[Insured], Field(max_length=MAX_INSURED)] | None = Field(
+        None, description="Those who are insured by this quote."
+    )
 
 
 class Policyholder(_PassedOn):
+    """Who buys the insurance. Unknown keys go to XONE untouched."""
+
     first_name: Name
     last_name: Name
-    country: Country
-    email: Email
+    country: Country = Field(description="ISO 3166-1 alpha-2, in capitals.", examples=["GB"])
+    email: Email = Field(examples=["ada@example.com"])
     phone: OptionalText = None
     address1: OptionalText = None
     city: OptionalText = None
@@ -88,16 +100,22 @@ class Policyholder(_PassedOn):
 
 
 class Job(BaseModel):
-    """A confirm-offer job as it stands on the queue. An unknown key at the top level is an error: it is a typo."""
+    """One offer to be confirmed. An unknown key at the top level is an error: it is a typo."""
 
     model_config = ConfigDict(strict=True, extra="forbid", regex_engine="python-re")
 
-    partner_id: PathId
-    offer_id: PathId
-    order_reference: Label | None = None
+    partner_id: PathId = Field(description="The partner's id at XONE.", examples=["P-100"])
+    offer_id: PathId = Field(
+        description="The offer's id at XONE. With partner_id it identifies the confirmation.", examples=["offer-1"]
+    )
+    order_reference: Label | None = Field(
+        None, description="Comes back in every event, in clear: no personal data.", examples=["SO-1001"]
+    )
     quotes: Annotated[list[Quote], Field(min_length=1, max_length=MAX_QUOTES)]
     policyholder: Policyholder
-    metadata: Annotated[dict[Label, LabelValue], Field(max_length=20)] = {}
+    metadata: Annotated[dict[Label, LabelValue], Field(max_length=20)] = Field(
+        {}, description="Comes back in every event, in clear: no personal data.", examples=[{"channel": "web"}]
+    )
 
     def __repr_args__(self) -> list[tuple[str, str]]:
         """What names it, and nothing personal."""

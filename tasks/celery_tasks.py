@@ -1,7 +1,9 @@
 """The Celery tasks: thin shells. Each decides what becomes of its message; none raises for a job's fault."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +15,9 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import broker, process
+from worker import broker, context, process, tracing
 from worker.patience import Stopping, patiently
-from worker.report import report
+from worker.report import report, transaction
 
 log = structlog.get_logger(__name__)
 
@@ -29,12 +31,30 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[Task, bytes], None]]:
+    """Tells whatever looks on (logs, traces, Sentry) which message of a queue the task works on."""
+
+    def decorate(do: Callable[[Task, bytes], None]) -> Callable[[Task, bytes], None]:
+        @wraps(do)
+        def told(self: Task, body: bytes) -> None:
+            traceparent = _traceparent(self.request.get("traceparent"))
+            properties = self.request.get("properties") or {}
+            message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
+            with context.of_task(do.__name__, queue, traceparent, message_id, correlation_id), transaction(do.__name__):
+                do(self, body)
+
+        return told
+
+    return decorate
+
+
 @shared_task(name="confirm_offer", bind=True, **OPTIONS)
+@at_work(broker.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
     here = process.current()
     request = self.request
-    delivery = Delivery(_text(request.correlation_id), _traceparent(request.traceparent))
+    delivery = Delivery(_text(request.correlation_id), tracing.traceparent(_traceparent(request.traceparent)))
     if here.stopping.is_set():
         raise Reject("the worker stops", requeue=True)
     try:
@@ -46,25 +66,28 @@ def confirm_offer(self: Task, body: bytes) -> None:
     except JobRejected as rejected:
         dead_letter(body, request.properties, delivery, rejected, here)
     except Exception as error:
-        report(error, task="confirm_offer")
+        report(error)
         defect = JobRejected("poison", f"this program could not handle it ({type(error).__name__})")
         dead_letter(body, request.properties, delivery, defect, here)
     else:
         _attempt(held, here)
 
 
-@shared_task(name="resume", **OPTIONS)
-def resume(body: bytes) -> None:
+@shared_task(name="resume", bind=True, **OPTIONS)
+@at_work(broker.RESUME)
+def resume(_self: Task, body: bytes) -> None:
     """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
     here = process.current()
     try:
-        held = confirm.claim_due(UUID(body.decode("ascii")), here)
+        confirmation_id = UUID(body.decode("ascii"))
+        context.bind(confirmation=str(confirmation_id))
+        held = confirm.claim_due(confirmation_id, here)
     except ValueError:
         log.warning("no_confirmation_id", queue=broker.RESUME)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
-        report(error, task="resume")
+        report(error)
     else:
         _attempt(held, here)
 
@@ -72,13 +95,15 @@ def resume(body: bytes) -> None:
 def _attempt(held: Claim | None, here: process.Process) -> None:
     """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
     if held is None:
+        log.info("nothing_to_do")
         return
+    context.of_confirmation(held)
     try:
         confirm.attempt(held, here)
     except Stopping:
-        log.warning("attempt_abandoned", confirmation=str(held.id), attempt=held.number)
+        log.warning("attempt_abandoned")
     except Exception as error:
-        report(error, confirmation=str(held.id), attempt=held.number)
+        report(error)
 
 
 def dead_letter(
@@ -105,7 +130,8 @@ def dead_letter(
         patiently(publish, here.stopping)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
-    log.warning("job_rejected", code=rejection.code, detail=rejection.detail)
+    context.bind(code=rejection.code)
+    log.warning("job_rejected", detail=rejection.detail)
 
 
 def _text(value: Any) -> str | None:

@@ -1,5 +1,6 @@
 """The way of a confirmation, top to bottom: accept or claim, ask XONE, decide, record."""
 
+import logging
 import time
 from collections.abc import Sequence
 from uuid import UUID, uuid4
@@ -23,6 +24,7 @@ from tasks.decide import (
     must_look_first,
 )
 from tasks.record import Made, record
+from worker import context, tracing
 from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
@@ -41,9 +43,8 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
     Raises JobRejected where the job can't be accepted.
     """
     new = NewJob.of(read_job(body), delivery, process.vault)
+    context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
     wait = until_calls(process)
-    if not wait and (held := process.together(accept_jobs, new)):
-        return held
     token = uuid4()
 
     def store() -> Claim | None:
@@ -51,7 +52,9 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
             is_held = wait > 0 or process.pauses.hold(connection, new.job.partner_id)
             return accept(connection, process.vault, new, token, process.xone_settings.lease, wait if is_held else None)
 
-    return patiently(store, process.stopping)
+    with tracing.transaction("accept job", process.engine):
+        held = process.together(accept_jobs, new) if not wait else None
+        return held or patiently(store, process.stopping)
 
 
 def accept_jobs(process: Process, jobs: Sequence[NewJob]) -> list[Claim | None]:
@@ -71,7 +74,8 @@ def claim_due(confirmation_id: UUID, process: Process) -> Claim | None:
     """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
     wait = until_calls(process)
     if not wait:
-        return process.together(claim_all, confirmation_id)
+        with tracing.transaction("claim confirmation", process.engine):
+            return process.together(claim_all, confirmation_id)
 
     def put_off() -> None:
         with process.engine.begin() as connection:
@@ -104,16 +108,17 @@ def attempt(held: Claim, process: Process) -> None:
     try:
         answer = ask(held, policy, process)
     except LeaseLost:
-        log.warning("lease_lost", confirmation=str(held.id), attempt=held.number)
+        log.warning("lease_lost")
         return
     except Held as pause:
         put_back(held, pause.wait, process)
         return
     decision = decide(answer, held.history, policy, process.dice())
     duration = time.monotonic() - started
-    state = process.together(record_all, Made(held, decision, duration))
+    with tracing.transaction("record attempt", process.engine):
+        state = process.together(record_all, Made(held, decision, duration))
     process.events_waiting.set()
-    _tell(held, decision, state, duration)
+    _tell(decision, state, duration)
 
 
 def record_all(process: Process, made: Sequence[Made]) -> list[State | None]:
@@ -196,7 +201,8 @@ def wait_for_turn(process: Process, rate: float) -> None:
         with process.engine.begin() as connection:
             return take_turn(connection, rate)
 
-    wait = patiently(take, process.stopping)
+    with tracing.transaction("take turn", process.engine):
+        wait = patiently(take, process.stopping)
     if wait is None:
         raise Held(HORIZON * (1.0 + process.dice()))
     if wait > 0 and process.stopping.wait(wait):
@@ -215,7 +221,8 @@ def ensure_lease(held: Claim, process: Process) -> None:
         with process.engine.begin() as connection:
             renew(connection, held, settings.lease)
 
-    patiently(extend, process.stopping)
+    with tracing.transaction("renew lease", process.engine):
+        patiently(extend, process.stopping)
     held.leased_at = asked_at
 
 
@@ -232,20 +239,20 @@ def put_back(held: Claim, wait: float, process: Process) -> None:
         with process.engine.begin() as connection:
             release(connection, held, wait + process.dice() if wait > 0 else 0.0)
 
-    patiently(give, process.stopping)
-    log.info("call_held", confirmation=str(held.id), wait_s=round(wait, 1))
+    with tracing.transaction("put back", process.engine):
+        patiently(give, process.stopping)
+    log.debug("call_held", wait_s=round(wait, 1))
 
 
-def _tell(held: Claim, decision: Decision, state: State | None, duration: float) -> None:
-    log.info(
-        "attempt_ended",
-        confirmation=str(held.id),
-        partner_id=held.partner_id,
-        offer_id=held.offer_id,
-        attempt=held.number,
+def _tell(decision: Decision, state: State | None, duration: float) -> None:
+    context.bind(
         outcome=decision.outcome.value,
         code=decision.error.code if decision.error else None,
         state=state.value if state else "late",
+    )
+    log.log(
+        logging.WARNING if decision.state in (State.FAILED, State.NEEDS_REVIEW) else logging.INFO,
+        "attempt_ended",
         delay_s=round(decision.delay, 1) if decision.delay is not None else None,
         took_ms=round(duration * 1000),
     )

@@ -78,7 +78,15 @@ def _record(
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"this": held.id}).scalar_one()
             if stored != decision.booking.id:
-                log.error("second_booking", confirmation=str(held.id), stored=stored, seen=decision.booking.id)
+                log.error(  # from whichever thread commits for the others: it names its confirmation itself
+                    "second_booking",
+                    confirmation=str(held.id),
+                    partner_id=held.partner_id,
+                    offer_id=held.offer_id,
+                    attempt=held.number,
+                    stored=stored,
+                    seen=decision.booking.id,
+                )
             return None
         store_booking(writes, vault, row, decision.booking)
         if not ours:

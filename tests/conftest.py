@@ -3,6 +3,9 @@
 import itertools
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ from sqlalchemy import Engine
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import broker, database, logs, schema
+from worker import broker, context, database, logs, schema
 from worker.process import Process
 from worker.report import configure_sentry
 from worker.sandbox import Sandbox
+from worker.settings import SentrySettings
 
 _numbers = itertools.count(1)
 
@@ -164,19 +168,30 @@ def _sentry_off_afterwards() -> Iterator[None]:
     yield
     sentry_sdk.get_client().close()
     sentry_sdk.get_global_scope().set_client(before)
+    configure_sentry(SentrySettings(SENTRY_DSN=None))
 
 
 @pytest.fixture
 def sentry(_sentry_off_afterwards: None) -> Capturing:
     """Sentry as the program configures it, with a transport that keeps what would be sent."""
-    configure_sentry("https://key@sentry.example/1")
+    configure_sentry(SentrySettings(SENTRY_DSN="https://key@sentry.example/1"))
     transport = Capturing()
     sentry_sdk.get_client().transport = transport
     return transport
 
 
+@pytest.fixture(autouse=True)
+def _no_facts() -> Iterator[None]:
+    """What a test binds to its lines is not of the next one."""
+    yield
+    context._bound.set({})
+
+
 @pytest.fixture
-def logging_restored() -> Iterator[None]:
+def logging_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for hooks, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(hooks, name, getattr(hooks, name))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     root = logging.getLogger()
     names = [*logs.OURS, "celery", "celery.app.trace"]
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}

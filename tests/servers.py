@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NoReturn, TypedDict
 
 import amqp
 import psycopg
@@ -49,9 +49,14 @@ def free_port() -> int:
 def require(server: "type[RabbitMQ] | type[PostgreSQL]") -> None:
     """Skip the test if the server is not installed; where CI is set, fail instead."""
     if sentence := server.missing():
-        if os.environ.get("CI"):
-            pytest.fail(sentence, pytrace=False)
-        pytest.skip(sentence)
+        lacking(sentence)
+
+
+def lacking(sentence: str) -> NoReturn:
+    """Skip the test for what this machine lacks; where CI is set, fail instead."""
+    if os.environ.get("CI"):
+        pytest.fail(sentence, pytrace=False)
+    pytest.skip(sentence)
 
 
 class Identity(TypedDict, total=False):

@@ -20,6 +20,7 @@ from kombu import Connection, Producer, Queue
 from sqlalchemy import Engine, func, select, update
 
 from models.tables import Confirmation
+from tests.messages import problems_of_event
 from worker import broker, database
 from worker.database import now_plus
 from worker.sandbox import Sandbox
@@ -150,8 +151,10 @@ class System:
         return messages
 
     def take_events(self) -> list[dict[str, Any]]:
-        """All events so far."""
+        """All events so far. Each is as the published schemas say."""
         messages = self.drain()
+        for message in messages:
+            assert problems_of_event(message.body) == []
         self.event_messages += messages
         self.events += [json.loads(message.body) for message in messages]
         return self.events

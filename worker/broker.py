@@ -19,6 +19,7 @@ from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, Prec
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from worker import tracing
 from worker.errors import BrokerError
 
 JOBS = "confirm-offer.jobs"
@@ -147,8 +148,9 @@ class Publisher:
         """
         try:
             channel = self._open()
-            keys = [self._send(channel, message) for message in messages]
-            self._wait()
+            with tracing.sending(self._refused) as traced:
+                keys = [self._send(channel, traced(message)) for message in messages]
+                self._wait()
         except BaseException:
             self.close()
             raise

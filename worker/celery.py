@@ -4,20 +4,20 @@ Beside the tasks, a worker runs Scheduler and Relay; WORKER_PARTS switches parts
 """
 
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
 
-from worker import broker, logs
+from worker import broker, logs, report, tracing
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.process import Process, current
 from worker.relay import Relay
-from worker.report import configure_sentry
 from worker.retention import Retention
 from worker.scheduler import Scheduler
-from worker.settings import LogSettings, read
+from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +84,16 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._health = parent.health = Health(duties, consumes="tasks" in parts)
 
     def start(self, parent: Any) -> None:
+        worker = self._process.worker
+        log.info(
+            "worker_started",
+            version=version("confirm-offer"),
+            pool=worker.WORKER_POOL,
+            concurrency=worker.WORKER_CONCURRENCY,
+            parts=sorted(worker.parts),
+            tracing=tracing.is_on(),
+            sentry=self._process.sentry.dsn is not None,
+        )
         for duty in (self._scheduler, self._retention, self._relay, self._health):
             if duty is not None:
                 duty.start()
@@ -104,6 +114,15 @@ def _flush(sender: Any, **_: Any) -> None:
     if relay is not None:
         relay.flush()
     current().close()
+    log.info("worker_stopped")
+    _send_what_is_told()
+
+
+@signals.worker_process_shutdown.connect
+def _send_what_is_told(**_: Any) -> None:
+    """Also of a process of the prefork pool."""
+    tracing.flush()
+    report.flush()
 
 
 @signals.worker_shutting_down.connect
@@ -111,16 +130,22 @@ def _stop_waiting(**_: Any) -> None:
     current().stopping.set()
 
 
-@signals.setup_logging.connect
-def _configure_logs(**_: Any) -> None:
+@signals.celeryd_init.connect  # comes before Celery's first warning
+def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
+    tracing.configure(read(TracingSettings))
+
+
+@signals.setup_logging.connect
+def _leave_logs_as_they_are(**_: Any) -> None:
+    """With this connected, Celery sets up none of its own."""
 
 
 def _application() -> Celery:
     """The application for Celery's own command line, which wants it at import. A wrong setting ends the program."""
     try:
-        settings = read(LogSettings)
-        configure_sentry(settings.SENTRY_DSN.get_secret_value() if settings.SENTRY_DSN else None)
+        read(LogSettings)
+        report.configure_sentry(current().sentry)
         return make_app(current())
     except SettingsError as error:
         sys.stderr.write(f"confirm-offer: {error}\n")

@@ -6,7 +6,19 @@ import click
 from cryptography.fernet import Fernet
 
 from worker import broker, database, schema
-from worker.commands import batches, enqueue, events, failures, health, letters, pauses, resolve, retention, show
+from worker.commands import (
+    batches,
+    enqueue,
+    events,
+    failures,
+    health,
+    letters,
+    pauses,
+    resolve,
+    retention,
+    schemas,
+    show,
+)
 from worker.commands.console import Failed, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.process import current
@@ -168,3 +180,4 @@ cli.add_command(events.events)
 cli.add_command(retention.rekey)
 cli.add_command(retention.purge)
 cli.add_command(retention.erase)
+cli.add_command(schemas.schema)

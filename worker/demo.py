@@ -123,6 +123,7 @@ def configure(demo: Run, sandbox: Sandbox) -> None:
         WORKER_PARTS="tasks,scheduler,relay",
         EVENT_LINKS="off",
         SENTRY_DSN="",
+        OTEL_SDK_DISABLED="true",
         LOG_LEVEL="INFO",
         LOG_FORMAT="json",
     )

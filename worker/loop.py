@@ -32,6 +32,10 @@ class Loop:
         """One round of the duty; whether there is likely more to do at once."""
         raise NotImplementedError
 
+    def well(self) -> None:
+        """Called after each turn that did not fail."""
+        self.well_at = time.time()
+
     def start(self) -> None:
         self._thread.start()
 
@@ -69,7 +73,7 @@ class Loop:
         if self._failures:
             log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
         self._failures = 0
-        self.well_at = time.time()
+        self.well()
         return 0.0 if more else self.interval
 
     def _tell(self, error: Exception) -> None:

@@ -1,8 +1,10 @@
 """Waiting for a part that is away: tried again with growing pauses, told once, ended by the stop of the process."""
 
 import time
-from collections.abc import Callable
-from threading import Event
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Lock
 from typing import TypeVar
 
 import structlog
@@ -15,6 +17,9 @@ Result = TypeVar("Result")
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 10.0
 
+_waiting: Counter[str] = Counter()  # threads of this process, by what they wait for
+_lock = Lock()
+
 
 class Stopping(Exception):
     """The process stops while something waited; it goes on elsewhere."""
@@ -25,24 +30,48 @@ def patiently(do: Callable[[], Result], stopping: Event) -> Result:
 
     ``do`` may be repeated: one transaction, or one publish. Raises Stopping when ``stopping`` is set meanwhile.
     """
+    try:
+        return do()
+    except Exception as error:
+        away = who_is_away(error)
+        if away is None:
+            raise
+        first = error
+    with _told(away, first):
+        return _again(do, stopping)
+
+
+def _again(do: Callable[[], Result], stopping: Event) -> Result:
     pause = FIRST_PAUSE
-    since = time.monotonic()
-    while True:
+    while not stopping.wait(pause):
         try:
-            result = do()
+            return do()
         except Exception as error:
-            away = who_is_away(error)
-            if away is None:
+            if who_is_away(error) is None:
                 raise
-            if pause == FIRST_PAUSE:
-                log.warning("waiting", waits_for=away, error=type(error).__name__)
-            if stopping.wait(pause):
-                raise Stopping from None
-            pause = min(pause * 2, LONGEST_PAUSE)
-        else:
-            if pause != FIRST_PAUSE:
-                log.info("goes_on", after_s=round(time.monotonic() - since, 1))
-            return result
+        pause = min(pause * 2, LONGEST_PAUSE)
+    raise Stopping
+
+
+@contextmanager
+def _told(away: str, error: Exception) -> Iterator[None]:
+    """Of the threads that wait for the same, the first one tells, and the last one that it goes on."""
+    since = time.monotonic()
+    if _count(away, 1) == 1:
+        log.warning("waiting", waits_for=away, error=type(error).__name__)
+    try:
+        yield
+    except BaseException:
+        _count(away, -1)
+        raise
+    if _count(away, -1) == 0:
+        log.info("goes_on", waited_for=away, after_s=round(time.monotonic() - since, 1))
+
+
+def _count(away: str, change: int) -> int:
+    with _lock:
+        _waiting[away] += change
+        return _waiting[away]
 
 
 def who_is_away(error: Exception) -> str | None:

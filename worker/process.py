@@ -18,6 +18,8 @@ from worker.settings import (
     EventSettings,
     RetentionSettings,
     RetrySettings,
+    SentrySettings,
+    TracingSettings,
     VaultSettings,
     WorkerSettings,
     XoneSettings,
@@ -60,6 +62,10 @@ class Process:
         return read(RetentionSettings).RETENTION_DAYS
 
     @cached_property
+    def sentry(self) -> SentrySettings:
+        return read(SentrySettings)
+
+    @cached_property
     def xone_settings(self) -> XoneSettings:
         return read(XoneSettings)
 
@@ -94,6 +100,8 @@ class Process:
             WorkerSettings,
             EventSettings,
             RetentionSettings,
+            SentrySettings,
+            TracingSettings,
         ):
             try:
                 read(section)

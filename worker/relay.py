@@ -4,6 +4,7 @@ At least once: an event is marked as published when the broker has confirmed it.
 order of their sequence, for one is taken only when all before it are marked.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
@@ -50,6 +51,7 @@ class Relay(Loop):
             self._give_back([event.id for event in events], 0.0)
             raise
         self._mark(published)
+        _tell(events, published)
         refused = [event.id for event in events if event.id not in published]
         if refused:
             log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_PAUSE)
@@ -81,6 +83,14 @@ class Relay(Loop):
     def _give_back(self, events: Sequence[UUID], pause: float) -> None:
         with self._process.engine.begin() as connection:
             connection.execute(_GIVE_BACK, {"these": events, "pause": pause})
+
+
+def _tell(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
+    for event in events if logging.getLogger(__name__).isEnabledFor(logging.DEBUG) else ():
+        if event.id in published:
+            log.debug(
+                "event_published", event_id=str(event.id), type=event.type, confirmation=str(event.confirmation_id)
+            )
 
 
 def message_of(event: Row[Any]) -> Message:

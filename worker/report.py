@@ -1,39 +1,119 @@
-"""Defects, told to the log and to Sentry by an allow-list. Texts of exceptions stay here: they may hold anything."""
+"""What Sentry gets, by an allow-list: defects, sampled transactions, check-ins. Texts of exceptions stay here.
 
+Expected failures (refused offers, XONE or a server away) are no defects and are not sent.
+"""
+
+import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
 import sentry_sdk
 import structlog
+from sentry_sdk.crons import capture_checkin
 from sentry_sdk.types import Event, Hint
 
+from worker.context import bound
 from worker.errors import ConfirmOfferError
+from worker.settings import SentrySettings
 
 log = structlog.get_logger(__name__)
 
+CHECK_IN_EVERY = 60.0  # seconds, of each Scheduler
+TAGS = frozenset(
+    ("task", "duty", "thread", "confirmation", "partner_id", "offer_id", "attempt", "outcome", "code", "trace_id")
+)
 
-def configure_sentry(dsn: str | None) -> None:
-    """Switches Sentry on where there is a DSN. Only ``report`` sends: no integration, breadcrumb, local variable."""
-    if dsn:
+_OFF = nullcontext()
+_samples = False
+
+
+def configure_sentry(settings: SentrySettings) -> None:
+    """Switches Sentry on where there is a DSN. Only this module sends: no integration, breadcrumb, local variable."""
+    global _samples
+    _samples = settings.dsn is not None and settings.SENTRY_TRACES_SAMPLE_RATE > 0
+    if settings.dsn:
         sentry_sdk.init(
-            dsn,
+            settings.dsn,
+            release=settings.release,
+            environment=settings.SENTRY_ENVIRONMENT,
+            traces_sample_rate=settings.SENTRY_TRACES_SAMPLE_RATE or None,
             default_integrations=False,
             auto_enabling_integrations=False,
             include_local_variables=False,
             max_breadcrumbs=0,
             server_name="",
             before_send=allowed_only,
+            before_send_transaction=allowed_only,
         )
 
 
+def flush() -> None:
+    """Sends what has not been sent: the process ends."""
+    sentry_sdk.flush(2.0)
+
+
 def report(error: BaseException, **facts: str | int | None) -> None:
-    """Tells of a defect. facts: ids, codes and numbers only."""
+    """Tells the log and Sentry of a defect. facts: ids, codes and numbers only, beside those of worker/context.py.
+
+    Where there is a ``code``, errors with the same one are one issue.
+    """
     log.error("defect", error=describe(error), where=where(error.__traceback__), **facts)
     with sentry_sdk.new_scope() as scope:
-        for name, value in facts.items():
-            scope.set_tag(name, str(value))
+        tags = {**bound(), **facts}
+        for tag in tags.keys() & TAGS:
+            scope.set_tag(tag, str(tags[tag]))
+        name = tags.get("task") or tags.get("duty") or tags.get("thread")
+        if name is not None:
+            scope.set_transaction_name(str(name))
+        if facts.get("code"):
+            scope.fingerprint = [type(error).__name__, str(facts["code"])]
         sentry_sdk.capture_exception(error)
+
+
+def transaction(name: str) -> AbstractContextManager[None]:
+    """A task, as a transaction of Sentry, where SENTRY_TRACES_SAMPLE_RATE samples it."""
+    return _transaction(name) if _samples else _OFF
+
+
+@contextmanager
+def _transaction(name: str) -> Iterator[None]:
+    with (
+        sentry_sdk.isolation_scope(),
+        sentry_sdk.start_transaction(op="queue.process", name=name, source="task") as running,
+    ):
+        running.set_status("ok")
+        yield
+        facts = bound()
+        for tag in facts.keys() & TAGS:
+            running.set_tag(tag, str(facts[tag]))
+
+
+class CheckIns:
+    """A monitor of Sentry hears once a minute that a duty goes on; several workers may tell the same one."""
+
+    def __init__(self, monitor: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._monitor = monitor
+        self._clock = clock
+        self._next_at = clock()
+
+    def well(self) -> None:
+        """The duty is well; sent where it is time."""
+        if self._monitor is None or self._clock() < self._next_at:
+            return
+        self._next_at = self._clock() + CHECK_IN_EVERY
+        capture_checkin(
+            self._monitor,
+            status="ok",
+            monitor_config={
+                "schedule": {"type": "interval", "value": 1, "unit": "minute"},
+                "checkin_margin": 4,  # minutes
+                "failure_issue_threshold": 1,
+                "recovery_threshold": 1,
+            },
+        )
 
 
 def describe(error: BaseException) -> str:
@@ -48,39 +128,45 @@ def where(trace: TracebackType | None) -> list[str]:
     return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
 
 
+_OF_ALL = ("type", "event_id", "timestamp", "level", "platform", "release", "environment", "sdk")
+_OF_CHECK_IN = ("monitor_slug", "check_in_id", "status", "duration", "monitor_config")
+_OF_TASK = ("transaction", "transaction_info", "fingerprint", "start_timestamp")
+_OF_TRACE = ("trace_id", "span_id", "parent_span_id", "op", "status", "origin")
+
+
 def allowed_only(event: Event, hint: Hint) -> Event:
-    """An event for Sentry rebuilt from what may leave: types, places in the code, tags."""
-    error = (hint.get("exc_info") or (None, None, None))[1]
-    exceptions = (event.get("exception") or {}).get("values") or []
-    kept: dict[str, Any] = {
-        name: event[name]
-        for name in (
-            "event_id",
-            "timestamp",
-            "level",
-            "platform",
-            "release",
-            "environment",
-            "sdk",
-            "tags",
-            "transaction",
-        )
-        if name in event
-    }
-    kept["exception"] = {
-        "values": [
-            {
-                "type": exception.get("type"),
-                "module": exception.get("module"),
-                "value": describe(error) if error is not None and exception is exceptions[-1] else None,
-                "stacktrace": {
-                    "frames": [_frame(frame) for frame in (exception.get("stacktrace") or {}).get("frames", [])]
-                },
-            }
-            for exception in exceptions
-        ]
-    }
+    """What is sent to Sentry, rebuilt from what may leave: types, places in the code, names of tasks, tags, times."""
+    hint["attachments"] = []
+    kind = event.get("type")
+    if kind == "check_in":
+        return _only(event, _OF_ALL + _OF_CHECK_IN)  # type: ignore[return-value]
+    kept = _only(event, _OF_ALL + _OF_TASK)
+    if "tags" in event:
+        kept["tags"] = _only(event["tags"], TAGS)
+    if kind == "transaction":
+        kept["contexts"] = {"trace": _only((event.get("contexts") or {}).get("trace") or {}, _OF_TRACE)}
+    else:
+        kept["exception"] = {"values": _exceptions(event, (hint.get("exc_info") or (None, None, None))[1])}
     return kept  # type: ignore[return-value]
+
+
+def _only(content: Any, names: Any) -> dict[str, Any]:
+    return {name: content[name] for name in names if name in content}
+
+
+def _exceptions(event: Event, error: BaseException | None) -> list[dict[str, Any]]:
+    exceptions = (event.get("exception") or {}).get("values") or []
+    return [
+        {
+            "type": exception.get("type"),
+            "module": exception.get("module"),
+            "value": describe(error) if error is not None and exception is exceptions[-1] else None,
+            "stacktrace": {
+                "frames": [_frame(frame) for frame in (exception.get("stacktrace") or {}).get("frames", [])]
+            },
+        }
+        for exception in exceptions
+    ]
 
 
 def _frame(frame: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The Scheduler: sends what is due back to the workers. Safe in every replica; several may run side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -8,11 +9,13 @@ from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, upd
 
 from models.tables import Confirmation
 from tasks import batches
+from worker import tracing
 from worker.broker import RESUME, Message, Publisher, confirm_offer
 from worker.database import locked, now, now_plus
 from worker.loop import Loop
 from worker.pauses import ALL
 from worker.process import Process
+from worker.report import CheckIns
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +38,7 @@ class Scheduler(Loop):
         self._most_in_flight = 2 * process.worker.WORKER_CONCURRENCY
         self._most_of_batches = max(process.worker.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
         self._of_batches = float(self._most_of_batches)  # may be under way now
+        self._check_ins = CheckIns(process.sentry.SENTRY_CRON_MONITOR)
 
     def turn(self) -> bool:
         """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
@@ -56,7 +60,7 @@ class Scheduler(Loop):
         fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])
-            log.info("resumed", count=len(sent), of_batches=len(retries) + len(fed))
+            log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
     def _room(self) -> int:
@@ -69,8 +73,10 @@ class Scheduler(Loop):
         """Those that the broker has. The others are due again at once, and not only when their marks run out."""
         sent: set[UUID] = set()
         try:
+            headers = self._traced(dispatched) if tracing.is_on() else {}
             sent = self._publisher.publish(
-                Message(key, str(key).encode(), confirm_offer.name, RESUME, "text/plain") for key in dispatched
+                Message(key, str(key).encode(), confirm_offer.name, RESUME, "text/plain", headers=headers.get(key, {}))
+                for key in dispatched
             )
         finally:
             unsent = [key for key in dispatched if key not in sent]
@@ -80,6 +86,12 @@ class Scheduler(Loop):
                         update(Confirmation).where(Confirmation.id.in_(unsent)).values(dispatched_until=None)
                     )
         return sent
+
+    def _traced(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
+        """The headers that let each go on in its trace."""
+        query = select(Confirmation.id, Confirmation.traceparent).where(Confirmation.id.in_(dispatched))
+        with self._process.engine.connect() as connection:
+            return {key: {"traceparent": traceparent} for key, traceparent in connection.execute(query) if traceparent}
 
     def _feed(self, to_feed: list[int], room: int, paused: list[str]) -> list[UUID]:
         """The next items of the batches, the oldest first. Comes again soon where there is likely more."""
@@ -91,6 +103,10 @@ class Scheduler(Loop):
         if fed or (to_feed and room <= 0):
             self.interval = FEEDING
         return fed
+
+    def well(self) -> None:
+        super().well()
+        self._check_ins.well()
 
     def close(self) -> None:
         self._publisher.close()

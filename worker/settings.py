@@ -6,6 +6,7 @@ They come in sections, so that a command asks only for what it uses: ``read(Data
 import re
 import ssl
 from functools import cached_property
+from importlib.metadata import version
 from ipaddress import ip_address
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
@@ -226,7 +227,53 @@ class RetentionSettings(Section):
 class LogSettings(Section):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     LOG_FORMAT: Literal["json", "console"] = "json"
+
+
+class SentrySettings(Section):
     SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(_none_if_empty), AfterValidator(_sentry_dsn)] = None
+    SENTRY_ENVIRONMENT: Annotated[str, Field(pattern=r"^[^\s/]{1,64}$")] = "production"
+    SENTRY_RELEASE: Annotated[str | None, Field(pattern=r"^[^\s/\\]{1,200}$"), BeforeValidator(_none_if_empty)] = None
+    SENTRY_TRACES_SAMPLE_RATE: Annotated[float, Field(ge=0, le=1)] = 0
+    SENTRY_CRON_MONITOR: Annotated[
+        str | None, Field(pattern=r"^[a-z0-9_-]{1,50}$"), BeforeValidator(_none_if_empty)
+    ] = None
+
+    @property
+    def dsn(self) -> str | None:
+        return self.SENTRY_DSN.get_secret_value() if self.SENTRY_DSN else None
+
+    @property
+    def release(self) -> str:
+        return self.SENTRY_RELEASE or f"confirm-offer@{version('confirm-offer')}"
+
+
+_CollectorUrl = Annotated[str | None, Field(pattern=r"^https?://[^/?#\s]+\S*$"), BeforeValidator(_none_if_empty)]
+
+
+class TracingSettings(Section):
+    """Of OpenTelemetry's own variables those that are read here; its SDK reads others from the environment itself."""
+
+    OTEL_SDK_DISABLED: str = "false"
+    OTEL_SERVICE_NAME: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    OTEL_TRACES_EXPORTER: str = "otlp"
+    OTEL_EXPORTER_OTLP_ENDPOINT: _CollectorUrl = None
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: _CollectorUrl = None
+    OTEL_EXPORTER_OTLP_PROTOCOL: str = ""
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: str = ""
+
+    @property
+    def endpoint(self) -> str | None:
+        """Where spans are sent; None where tracing is off."""
+        if self.OTEL_SDK_DISABLED.strip().lower() == "true" or self.OTEL_TRACES_EXPORTER not in ("otlp", ""):
+            return None
+        if self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT:
+            return self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+        base = self.OTEL_EXPORTER_OTLP_ENDPOINT
+        return f"{base.rstrip('/')}/v1/traces" if base else None
+
+    @property
+    def protocol(self) -> str:
+        return self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL or "http/protobuf"
 
 
 class WorkerSettings(Section):

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from urllib3.exceptions import ConnectTimeoutError
 
 from models.booking import Booking, read_exact
+from worker import tracing
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.gate import Gate
 from worker.http import AnswerTooLarge, Http, NoTls
@@ -65,6 +66,11 @@ class Xone:
         self.tokens = TokenCache(self._request_token)
         self.gate = Gate()
         self._read_back = ReadBack()
+        base = urlsplit(settings.XONE_BASE_URL)
+        self._server: dict[str, str | int] = {
+            "server.address": base.hostname or "",
+            "server.port": base.port or (443, 80)[base.scheme == "http"],
+        }
 
     @property
     def can_list_bookings(self) -> bool:
@@ -82,12 +88,11 @@ class Xone:
 
         before_call: called before anything is sent; what it raises stops the call.
         """
-        path = self._settings.XONE_CONFIRM_PATH.format(
-            partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe="")
-        )
+        template = self._settings.XONE_CONFIRM_PATH
+        path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
         with self.gate.passing():
-            answer = self._authorized("POST", self._url(path), headers, body, before_call)
+            answer = self._authorized("POST", template, self._url(path), headers, body, before_call)
             return read_confirm_answer(answer, offer_id)
 
     def find_booking(
@@ -116,9 +121,10 @@ class Xone:
             raise Unknown("bad-answer", "the list of bookings holds this offer without a booking id") from None
 
     def _bookings(self, partner_id: str, before_call: Callable[[], None]) -> Iterator[dict[str, Any]]:
-        url = self._url(self._settings.XONE_BOOKINGS_PATH.format(partner_id=quote(partner_id, safe="")))
+        template = self._settings.XONE_BOOKINGS_PATH
+        url = self._url(template.format(partner_id=quote(partner_id, safe="")))
         for _ in range(MAX_PAGES):
-            answer = self._authorized("GET", url, {}, None, before_call)
+            answer = self._authorized("GET", template, url, {}, None, before_call)
             if answer.status != 200:
                 raise _failure(answer)
             content = answer.json()
@@ -141,6 +147,7 @@ class Xone:
     def _authorized(
         self,
         method: str,
+        template: str,
         url: str,
         headers: dict[str, str],
         body: bytes | None,
@@ -151,7 +158,7 @@ class Xone:
         for _ in range(2):
             token = self.tokens.get()
             before_call()
-            answer = self._send(method, url, {**headers, "Authorization": f"Bearer {token}"}, body)
+            answer = self._send(method, template, url, {**headers, "Authorization": f"Bearer {token}"}, body)
             if answer.status != 401:
                 return answer
             self.tokens.drop(token)
@@ -167,6 +174,7 @@ class Xone:
         try:
             answer = self._send(
                 "POST",
+                self._settings.XONE_TOKEN_PATH,
                 self._url(self._settings.XONE_TOKEN_PATH),
                 {"Content-Type": "application/json"},
                 json.dumps(credentials).encode(),
@@ -183,14 +191,17 @@ class Xone:
             raise NotSent("bad-answer", "token: the answer holds no access_token", answer.status)
         return issued(token, _lifetime(content.get("expires_in")), asked_at)
 
-    def _send(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
+    def _send(self, method: str, template: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         headers = {"Accept": "application/json", "User-Agent": "confirm-offer", **headers}
-        try:
-            return Answer(*self._http.send(method, url, headers, body))
-        except AnswerTooLarge:
-            raise Unknown("too-large", "the answer is larger than 5 MiB") from None
-        except requests.RequestException as error:
-            raise _transport_failure(error) from None
+        with tracing.call(method, template, self._server):
+            try:
+                answer = Answer(*self._http.send(method, url, headers, body))
+            except AnswerTooLarge:
+                raise Unknown("too-large", "the answer is larger than 5 MiB") from None
+            except requests.RequestException as error:
+                raise _transport_failure(error) from None
+            tracing.answered(answer.status)
+            return answer
 
     def _url(self, path: str) -> str:
         return self._settings.XONE_BASE_URL.rstrip("/") + path

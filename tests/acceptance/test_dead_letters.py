@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
+from tests.messages import problems_of_dead_letter
 from tests.system import System, job, until
 from worker import broker
 
@@ -36,8 +37,12 @@ def as_bytes(body: str | bytes) -> bytes:
 
 
 def letters(system: System, number: int) -> list[Any]:
+    """The letters, each with headers as the AsyncAPI document says."""
     until(lambda: system.queue_length(broker.DEAD_LETTERS) == number)
-    return system.drain(broker.DEAD_LETTERS)
+    found = system.drain(broker.DEAD_LETTERS)
+    for letter in found:
+        assert problems_of_dead_letter(letter.headers) == []
+    return found
 
 
 def test_each_kind_goes_there_and_the_next_job_is_confirmed(system: System) -> None:

@@ -1,16 +1,15 @@
 """Marked personal data and secrets go all ways, the failing ones too. Where they must not be, no mark is found."""
 
 import base64
-import gzip
+import json
 import subprocess
-import threading
 from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from models.states import State
+from tests.inbox import Inbox
 from tests.servers import postgresql_program
 from tests.system import System, job, until
 from worker import broker
@@ -54,41 +53,18 @@ SLOW = {"slow-headers", "drip"}  # "slow" stands for all
 FOR_GOOD = {"pending", "booked-nowhere", "redirect"}  # the others strike once, lest XONE count as down
 
 
-class Sentry(ThreadingHTTPServer):
-    """Takes what a worker sends to Sentry."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Envelope)
-        self.envelopes: list[bytes] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def dsn(self) -> str:
-        return f"http://{MARK.lower()}@127.0.0.1:{self.server_port}/1"
-
-
-class _Envelope(BaseHTTPRequestHandler):
-    server: Sentry
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.envelopes.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
+@pytest.fixture
+def sentry() -> Iterator[Inbox]:
+    inbox = Inbox()
+    yield inbox
+    inbox.close()
 
 
 @pytest.fixture
-def sentry() -> Iterator[Sentry]:
-    server = Sentry()
-    yield server
-    server.shutdown()
-    server.server_close()
+def collector() -> Iterator[Inbox]:
+    inbox = Inbox()
+    yield inbox
+    inbox.close()
 
 
 def marks_of(system: System) -> set[str]:
@@ -105,6 +81,11 @@ def found(marks: Iterable[str], text: str) -> set[str]:
     return {mark for mark in marks if mark.lower() in lowered}
 
 
+def kinds_of(sentry: Inbox) -> set[str]:
+    """Of the envelopes that came."""
+    return {json.loads(body.split(b"\n")[1])["type"] for body in list(sentry.bodies)}
+
+
 def pg_dump(url: str) -> str:
     program = postgresql_program("pg_dump")
     return subprocess.run(
@@ -112,7 +93,7 @@ def pg_dump(url: str) -> str:
     ).stdout
 
 
-def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Sentry) -> None:
+def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, collector: Inbox) -> None:
     sandbox = system.sandbox
     sandbox.client_secret = f"{MARK}-of-the-client"
     sandbox.slow_seconds = 3
@@ -123,13 +104,16 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Sentry) -
         "XONE_TIMEOUT": "1",
         "RETRY_MAX_ATTEMPTS": "2",
         "LOG_LEVEL": "DEBUG",
-        "SENTRY_DSN": sentry.dsn,
+        "SENTRY_DSN": sentry.dsn(MARK.lower()),
+        "SENTRY_TRACES_SAMPLE_RATE": "1",
+        "SENTRY_CRON_MONITOR": "scheduler",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
     }
 
     sandbox.rotate_secret("another")  # so that there is something for Sentry
     worker = system.start_worker(**settings)
     system.publish(job(offer, **MARKED) for offer in offers)
-    until(lambda: sentry.envelopes, 60)
+    until(lambda: "event" in kinds_of(sentry), 60)
     sandbox.rotate_secret(settings["XONE_CLIENT_SECRET"])
     system.publish(it if isinstance(it, bytes) else {**job("any"), **it} for it in MALFORMED)
     ended = {State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW}
@@ -144,7 +128,8 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Sentry) -
     letters = system.drain(broker.DEAD_LETTERS)
     places = {
         "logs": worker.log.read_text(),
-        "sentry": b"".join(sentry.envelopes).decode(),
+        "sentry": b"".join(sentry.bodies).decode(),
+        "traces": b"".join(collector.bodies).decode("utf-8", "replace"),
         "events": "".join(
             f"{message.headers} {message.properties} {message.body}" for message in system.event_messages
         ),
@@ -157,3 +142,5 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Sentry) -
     assert MARK in "".join(str(letter.body) for letter in letters), "the search finds what is there"
     assert set(system.states()) == ended
     assert worker.logged()
+    assert kinds_of(sentry) >= {"event", "transaction", "check_in"}
+    assert {span.name for span in collector.spans()} >= {"record attempt", "send confirm-offer.dead-letters"}

@@ -57,7 +57,7 @@ def take(body: bytes) -> None:
 @pytest.fixture
 def log(logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
+    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="DEBUG"), stream)
     return stream
 
 

@@ -26,6 +26,8 @@ LEAVES = {
     "worker.report",
     "worker.process",
     "worker.together",
+    "worker.tracing",
+    "worker.context",
 }
 READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo"}  # the demo sets what settings then reads
 

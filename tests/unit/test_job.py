@@ -72,7 +72,7 @@ def changed(place: str, value: Any, job: dict[str, Any] = MINIMAL) -> dict[str, 
     node = job
     for step in way:
         node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
-    node[last] = value
+    node[int(last) if isinstance(node, list) else last] = value
     return job
 
 

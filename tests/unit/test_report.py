@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import sys
+from contextlib import AbstractContextManager, suppress
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import sentry_sdk
 import structlog
 
 from tests.conftest import Capturing
-from worker import logs
-from worker.errors import ConfirmOfferError, SealError, Unknown
-from worker.report import allowed_only, configure_sentry, describe, report, where
-from worker.settings import LogSettings
+from worker import context, logs
+from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown
+from worker.gate import Gate
+from worker.report import CheckIns, allowed_only, configure_sentry, describe, report, transaction, where
+from worker.settings import LogSettings, SentrySettings
 
 MARK = "Geheimnis"
 
@@ -22,6 +25,10 @@ MARK = "Geheimnis"
 def fail(argument: str = MARK) -> None:
     local = {"email": f"{argument}@example.com"}
     raise ValueError(f"no such address: {local['email']}")
+
+
+def fail_with(error: Exception) -> None:
+    raise error
 
 
 def fail_of_ours() -> None:
@@ -111,6 +118,141 @@ def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
     assert event["exception"]["values"][-1]["value"] == "SealError: body opens with no key of DATA_KEYS"
 
 
+def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> None:
+    with context.of_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
+        context.bind(confirmation="c-1", partner_id="P-100", offer_id="offer-1", attempt=2)
+        report(caught(fail))
+    report(caught(fail), duty="relay")
+
+    of_task, of_duty = sentry.events()
+    assert (of_task["transaction"], of_duty["transaction"]) == ("confirm_offer", "relay")
+    assert of_task["tags"] == {
+        "task": "confirm_offer",
+        "trace_id": "a" * 32,
+        "confirmation": "c-1",
+        "partner_id": "P-100",
+        "offer_id": "offer-1",
+        "attempt": "2",
+    }
+    assert of_duty["tags"] == {"duty": "relay"}
+    assert of_task["release"] == f"confirm-offer@{version('confirm-offer')}"
+    assert of_task["environment"] == "production"
+
+
+@pytest.mark.parametrize("code", ["credentials", "http-500"])
+def test_errors_with_one_code_are_one_issue(sentry: Capturing, code: str) -> None:
+    report(BadCredentials(code, "one"), code=code)
+    report(caught(lambda: fail_with(BadCredentials(code, "another"))), code=code, attempt=3)
+    report(caught(fail))
+
+    first, second, other = sentry.events()
+    assert first["fingerprint"] == second["fingerprint"] == ["BadCredentials", code]
+    assert "fingerprint" not in other
+
+
+def test_wrong_credentials_are_told_once(sentry: Capturing) -> None:
+    clock = [0.0]
+    gate = Gate(lambda: clock[0])
+    for second in range(0, 100, 10):
+        clock[0] = second
+        with pytest.raises(BadCredentials), gate.passing():
+            raise BadCredentials("credentials", "XONE gives no token (401)", 401)
+
+    (event,) = sentry.events()
+    assert event["fingerprint"] == ["BadCredentials", "credentials"]
+
+
+def test_no_task_is_a_transaction_by_default(sentry: Capturing) -> None:
+    with at_work(), transaction("confirm_offer"):
+        pass
+
+    assert sentry.sent == []
+
+
+@pytest.fixture
+def sampling(sentry: Capturing) -> Capturing:
+    """As ``sentry``, with each task sampled."""
+    configure_sentry(SentrySettings(SENTRY_DSN="https://key@sentry.example/1", SENTRY_TRACES_SAMPLE_RATE=1))
+    sentry_sdk.get_client().transport = sentry
+    return sentry
+
+
+def at_work() -> AbstractContextManager[None]:
+    return context.of_task("confirm_offer", "a-queue", None, None, None)
+
+
+def plant_everywhere() -> None:
+    """Marks in all that Sentry's libraries may send."""
+    scope = sentry_sdk.get_current_scope()
+    scope.set_extra("body", MARK)
+    scope.set_context("job", {"email": MARK})
+    scope.set_user({"email": MARK})
+    scope.set_tag("email", MARK)
+    scope.add_attachment(bytes=MARK.encode(), filename=MARK, add_to_transactions=True)
+    sentry_sdk.add_breadcrumb(message=MARK)
+
+
+def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> None:
+    with at_work(), transaction("confirm_offer"):
+        context.bind(partner_id="P-100", offer_id="offer-1", attempt=1, outcome="refused", code="http-422")
+
+    (sent,) = sampling.events()
+    assert (sent["type"], sent["transaction"]) == ("transaction", "confirm_offer")
+    assert sent["contexts"].keys() == {"trace"}
+    assert (sent["contexts"]["trace"]["op"], sent["contexts"]["trace"]["status"]) == (
+        "queue.process",
+        "ok",
+    )
+    assert sent["tags"] == {
+        "task": "confirm_offer",
+        "partner_id": "P-100",
+        "offer_id": "offer-1",
+        "attempt": "1",
+        "outcome": "refused",
+        "code": "http-422",
+    }
+
+
+def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -> None:
+    with (
+        suppress(ValueError),
+        context.of_task("confirm_offer", "a-queue", None, None, None),
+        transaction("confirm_offer"),
+    ):
+        plant_everywhere()
+        with sentry_sdk.start_span(op="http.client", name=MARK) as span:
+            span.set_data("url", MARK)
+            CheckIns("scheduler").well()
+            report(caught(fail))
+            fail()
+
+    kinds = [json.loads(sent.split(b"\n")[1])["type"] for sent in sampling.sent]
+    assert kinds == ["check_in", "event", "transaction"]
+    assert all(MARK.encode() not in sent for sent in sampling.sent)
+
+
+def test_a_duty_checks_in_once_a_minute_and_says_no_more(sentry: Capturing) -> None:
+    clock = [0.0]
+    check_ins = CheckIns("confirm-offer-scheduler", lambda: clock[0])
+    for second in range(0, 121, 10):
+        clock[0] = float(second)
+        check_ins.well()
+
+    first, second_one, third = sentry.events()
+    assert first.keys() == {
+        "type", "event_id", "timestamp", "platform", "release", "environment", "sdk",
+        "monitor_slug", "check_in_id", "status", "duration", "monitor_config",
+    }  # fmt: skip
+    assert first["check_in_id"] != second_one["check_in_id"] != third["check_in_id"]
+    assert {one["monitor_slug"] for one in (first, second_one, third)} == {"confirm-offer-scheduler"}
+
+
+def test_without_a_monitor_nobody_checks_in(sentry: Capturing) -> None:
+    CheckIns(None).well()
+
+    assert sentry.sent == []
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -152,7 +294,7 @@ def test_an_event_that_something_else_sends_is_emptied(sentry: Capturing) -> Non
 @pytest.mark.usefixtures("_sentry_off_afterwards")
 @pytest.mark.parametrize("dsn", [None, ""])
 def test_without_a_dsn_nothing_is_sent(dsn: str | None) -> None:
-    configure_sentry(dsn)
+    configure_sentry(SentrySettings(SENTRY_DSN=dsn))
 
     assert not sentry_sdk.get_client().is_active()
 
@@ -170,6 +312,7 @@ def test_an_event_is_rebuilt_from_an_allow_list() -> None:
         "contexts": {"a": {"b": MARK}},
         "breadcrumbs": {"values": [{"message": MARK}]},
         "server_name": MARK,
+        "tags": {"email": MARK, "attempt": "3"},
         "modules": {"a": "1"},
         "something_new": MARK,
         "exception": {
@@ -187,10 +330,17 @@ def test_an_event_is_rebuilt_from_an_allow_list() -> None:
         },
     }
 
-    kept = allowed_only(event, {"exc_info": (ValueError, ValueError(MARK), None)})
+    hint: Any = {"exc_info": (ValueError, ValueError(MARK), None), "attachments": [MARK]}
+    kept = allowed_only(event, hint)
 
     exception = {"type": "ValueError", "module": None, "value": "ValueError", "stacktrace": {"frames": [frame]}}
-    assert kept == {"event_id": "1", "level": "error", "exception": {"values": [exception]}}
+    assert kept == {
+        "event_id": "1",
+        "level": "error",
+        "tags": {"attempt": "3"},
+        "exception": {"values": [exception]},
+    }
+    assert hint["attachments"] == []
 
 
 # --- Logs ---
@@ -199,14 +349,14 @@ def test_an_event_is_rebuilt_from_an_allow_list() -> None:
 @pytest.fixture(params=["json", "console"])
 def output(request: pytest.FixtureRequest, logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG", SENTRY_DSN=None), stream)
+    logs.configure(LogSettings(LOG_FORMAT=request.param, LOG_LEVEL="DEBUG"), stream)
     return stream
 
 
 @pytest.fixture
 def json_output(logging_restored: None) -> io.StringIO:
     stream = io.StringIO()
-    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO", SENTRY_DSN=None), stream)
+    logs.configure(LogSettings(LOG_FORMAT="json", LOG_LEVEL="INFO"), stream)
     return stream
 
 

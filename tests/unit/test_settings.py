@@ -17,6 +17,8 @@ from worker.settings import (
     RetentionSettings,
     RetrySettings,
     Section,
+    SentrySettings,
+    TracingSettings,
     VaultSettings,
     WorkerSettings,
     XoneSettings,
@@ -32,6 +34,8 @@ SECTIONS: list[type[Section]] = [
     EventSettings,
     RetentionSettings,
     LogSettings,
+    SentrySettings,
+    TracingSettings,
     WorkerSettings,
 ]
 NAMES = [name for section in SECTIONS for name in section.model_fields]
@@ -86,9 +90,14 @@ def plain(value: Any) -> Any:
         (WorkerSettings, "METRICS_PORT", None),
         (EventSettings, "EVENT_LINKS", "off"),
         (RetentionSettings, "RETENTION_DAYS", None),
-        (LogSettings, "SENTRY_DSN", None),
+        (SentrySettings, "SENTRY_DSN", None),
         (LogSettings, "LOG_LEVEL", "INFO"),
         (LogSettings, "LOG_FORMAT", "json"),
+        (SentrySettings, "SENTRY_ENVIRONMENT", "production"),
+        (SentrySettings, "SENTRY_RELEASE", None),
+        (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", 0),
+        (SentrySettings, "SENTRY_CRON_MONITOR", None),
+        (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", None),
     ],
 )
 def test_defaults(section: type[Section], name: str, default: Any) -> None:
@@ -169,7 +178,7 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
         (XoneSettings, "XONE_BASE_URL", "http://127.7.7.7", "http://127.7.7.7"),
         (XoneSettings, "XONE_BASE_URL", "http://LOCALHOST:8080", "http://LOCALHOST:8080"),
         (XoneSettings, "XONE_BASE_URL", "http://[::1]:8080", "http://[::1]:8080"),
-        (LogSettings, "SENTRY_DSN", "https://key@sentry.example/1", "https://key@sentry.example/1"),
+        (SentrySettings, "SENTRY_DSN", "https://key@sentry.example/1", "https://key@sentry.example/1"),
         (
             XoneSettings,
             "XONE_CONFIRM_PATH",
@@ -177,7 +186,12 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
             "/v2/{offer_id}/{partner_id}/confirm",
         ),
         (XoneSettings, "XONE_AFTER_UNKNOWN", "review", "review"),
-        (LogSettings, "SENTRY_DSN", "", None),
+        (SentrySettings, "SENTRY_DSN", "", None),
+        (SentrySettings, "SENTRY_RELEASE", "confirm-offer@1.2.3+abc", "confirm-offer@1.2.3+abc"),
+        (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", "0.05", 0.05),
+        (SentrySettings, "SENTRY_CRON_MONITOR", "confirm-offer-scheduler", "confirm-offer-scheduler"),
+        (SentrySettings, "SENTRY_CRON_MONITOR", "", None),
+        (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", "", None),
         (LogSettings, "LOG_FORMAT", "console", "console"),
         (WorkerSettings, "METRICS_PORT", "", None),
         (WorkerSettings, "METRICS_PORT", "9100", 9100),
@@ -280,8 +294,34 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (RetentionSettings, "RETENTION_DAYS", [MARK, "0", "-1", "nan", "36501"]),
     (LogSettings, "LOG_LEVEL", ["", MARK, "TRACE"]),
     (LogSettings, "LOG_FORMAT", ["", MARK]),
-    (LogSettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
+    (SentrySettings, "SENTRY_DSN", [MARK, f"https://{MARK}/1", f"https://{MARK}@host/", f"{MARK}://key@host/1"]),
+    (SentrySettings, "SENTRY_ENVIRONMENT", ["", f"{MARK} a", f"{MARK}/a"]),
+    (SentrySettings, "SENTRY_RELEASE", [f"{MARK} a", f"{MARK}/a", MARK * 100]),
+    (SentrySettings, "SENTRY_TRACES_SAMPLE_RATE", ["", MARK, "-0.1", "1.1", "nan"]),
+    (SentrySettings, "SENTRY_CRON_MONITOR", [MARK, "a b"]),
+    (TracingSettings, "OTEL_EXPORTER_OTLP_ENDPOINT", [MARK, f"grpc://{MARK}", "http://"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoint"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "http://collector:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/base/"}, "http://collector:4318/base/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector/spans"}, "http://collector/spans"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "True"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"}, None),
+    ],
+    ids=["nothing", "base", "base with a path", "of traces", "disabled", "no exporter"],
+)
+def test_traces_go_where_the_variables_of_opentelemetry_say(
+    given: dict[str, str], endpoint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    assert read(TracingSettings).endpoint == endpoint
 
 
 @pytest.mark.usefixtures("_required")

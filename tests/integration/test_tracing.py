@@ -1,0 +1,354 @@
+"""Traces, from a checkout's publish to its event: one trace, whatever becomes of the job, and no personal data."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Queue
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from sqlalchemy import select, update
+
+from models.tables import Confirmation, OutboxEvent
+from tasks import celery_tasks
+from tests.inbox import Inbox
+from tests.system import job, until
+from worker import broker, logs, tracing
+from worker.consumer import celery_headers
+from worker.database import now_plus
+from worker.process import Process
+from worker.relay import Relay
+from worker.sandbox import Sandbox
+from worker.scheduler import Scheduler
+from worker.settings import LogSettings, TracingSettings
+
+MARK = "Quxomat"
+PERSON = {"first_name": MARK, "last_name": MARK, "country": "GB", "email": f"{MARK}@mail.example"}
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
+CONFIRM = "POST /api/partners/{partner_id}/offers/{offer_id}"
+TOKEN = "POST /api/oauth/token"
+
+
+class Way:
+    """The way of a job, a step at a time, on a real broker and database, and the spans that were made on it."""
+
+    def __init__(self, process: Process, connection: Connection, exporter: InMemorySpanExporter) -> None:
+        self._process = process
+        self._channel = connection.channel()
+        self._exporter = exporter
+
+    def take_job(self, offer_id: str, traceparent: str | None = TRACEPARENT, **changes: Any) -> None:
+        """A checkout publishes a job, and a worker's task takes it."""
+        quote = {"id": "quote-1", "insured": [PERSON]}
+        body = json.dumps(job(offer_id, **{"policyholder": PERSON, "quotes": [quote], **changes})).encode()
+        headers = {"traceparent": traceparent} if traceparent else {}
+        properties = {"message_id": "M-1", "correlation_id": "C-1"}
+        message = broker.Message("job", body, broker.confirm_offer.name, broker.JOBS, headers=headers)
+        prepared = self._channel.prepare_message(message.body, headers=message.headers, properties=properties)
+        self._channel.basic_publish(prepared, exchange=message.exchange, routing_key=message.routing_key)
+        self._run(celery_tasks.confirm_offer, broker.JOBS)
+
+    def resume(self) -> None:
+        """The time of the next attempt has come."""
+        with self._process.engine.begin() as connection:
+            connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
+        scheduler = Scheduler(self._process)
+        scheduler.turn()
+        scheduler.close()
+        self._run(celery_tasks.resume, broker.RESUME)
+
+    def event(self) -> Any:
+        """The message that a consumer of events gets."""
+        relay = Relay(self._process)
+        relay.turn()
+        relay.close()
+        return self.message("test.events")
+
+    def message(self, queue: str) -> Any:
+        got: list[Any] = []
+        until(lambda: got.append(self._channel.basic_get(queue, no_ack=True)) or got[-1])
+        return got[-1]
+
+    def _run(self, task: Any, queue: str) -> None:
+        message = self.message(queue)
+        task.push_request(
+            **celery_headers(task.name, message),
+            properties=message.properties,
+            correlation_id=message.properties.get("correlation_id"),
+        )
+        try:
+            task.run(message.body if isinstance(message.body, bytes) else message.body.encode())
+        finally:
+            task.pop_request()
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """In the order of their start."""
+        return sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+
+    def the(self, name: str) -> ReadableSpan:
+        (span,) = [span for span in self.spans if span.name == name]
+        return span
+
+
+@pytest.fixture
+def database_url(postgresql_url: str) -> str:
+    return postgresql_url
+
+
+@pytest.fixture
+def exporter() -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.switch_on(lambda: provider)
+    yield exporter
+    tracing.switch_on(None)
+
+
+@pytest.fixture
+def way(
+    broker_url: str, process: Process, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Way]:
+    monkeypatch.setenv("BROKER_URL", broker_url)
+    monkeypatch.setattr("worker.process._current", process)
+    with broker.connect(broker_url) as connection:
+        Queue("test.events", broker.booking_events, "#", durable=True)(connection.channel()).declare()
+        yield Way(process, connection, exporter)
+
+
+def parent_of(span: ReadableSpan) -> str | None:
+    return f"{span.parent.span_id:016x}" if span.parent else None
+
+
+def id_of(span: ReadableSpan) -> str:
+    return f"{span.context.span_id:016x}"
+
+
+def traceparent_of(span: ReadableSpan) -> str:
+    return f"00-{span.context.trace_id:032x}-{id_of(span)}-01"
+
+
+def assert_one_trace(way: Way, trace_id: str = TRACE) -> None:
+    assert {f"{span.context.trace_id:032x}" for span in way.spans} == {trace_id}
+
+
+def assert_nothing_personal(way: Way, sandbox: Sandbox) -> None:
+    told = " ".join(span.to_json() for span in way.spans)
+    secrets = {MARK, sandbox.client_secret, *sandbox._tokens}
+    for booking in sandbox.bookings.values():
+        secrets |= {booking["security_token"], booking["coi"]["url"], booking["account_url"]}
+    assert [secret for secret in secrets if secret in told] == []
+    assert all(not span.events for span in way.spans), "an event of a span would hold the text of an exception"
+
+
+def test_publish_to_event_is_one_trace(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1")
+    event = way.event()
+
+    names = [span.name for span in way.spans]
+    assert names == [
+        "process confirm-offer.jobs",
+        "accept job",
+        TOKEN,
+        CONFIRM,
+        "record attempt",
+        "send booking.confirmed",
+    ]
+    assert_one_trace(way)
+    process = way.the("process confirm-offer.jobs")
+    assert parent_of(process) == PARENT
+    assert {parent_of(span) for span in way.spans[1:]} == {id_of(process)}
+    assert event.headers["traceparent"] == traceparent_of(way.the("send booking.confirmed"))
+    assert event.properties["correlation_id"] == "C-1"
+    assert_nothing_personal(way, sandbox)
+
+
+def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1")
+    event = way.event()
+
+    process, confirm, send = way.the("process confirm-offer.jobs"), way.the(CONFIRM), way.the("send booking.confirmed")
+    assert (process.kind, confirm.kind, send.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT, SpanKind.PRODUCER)
+    with way._process.engine.connect() as connection:
+        confirmation = connection.execute(select(Confirmation.id)).scalar_one()
+    assert process.attributes == {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "confirm-offer.jobs",
+        "messaging.rabbitmq.destination.routing_key": "confirm-offer.jobs",
+        "messaging.message.id": "M-1",
+        "messaging.message.conversation_id": "C-1",
+        "confirm_offer.confirmation": str(confirmation),
+        "confirm_offer.partner_id": "P-100",
+        "confirm_offer.offer_id": "offer-1",
+        "confirm_offer.attempt": 1,
+        "confirm_offer.outcome": "booked",
+        "confirm_offer.state": "confirmed",
+    }
+    assert confirm.attributes == {
+        "http.request.method": "POST",
+        "url.template": "/api/partners/{partner_id}/offers/{offer_id}",
+        "server.address": "127.0.0.1",
+        "server.port": int(sandbox.url.rpartition(":")[2]),
+        "http.response.status_code": 201,
+    }
+    assert way.the("accept job").attributes == {"db.system.name": "postgresql"}
+    assert send.attributes == {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "booking-events:booking.confirmed",
+        "messaging.rabbitmq.destination.routing_key": "booking.confirmed",
+        "messaging.message.id": event.properties["message_id"],
+        "messaging.message.conversation_id": "C-1",
+    }
+    assert all(span.status.is_unset for span in way.spans)
+
+
+def test_a_retry_goes_on_in_the_same_trace(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1~http-503~1")
+    way.resume()
+    event = way.event()
+
+    first, sent, second = map(
+        way.the, ("process confirm-offer.jobs", "send confirm-offer.resume", "process confirm-offer.resume")
+    )
+    assert_one_trace(way)
+    assert (parent_of(sent), parent_of(second)) == (id_of(first), id_of(sent))
+    assert (first.attributes or {})["error.type"] == "http-503"
+    assert (second.attributes or {})["confirm_offer.attempt"] == 2
+    assert "error.type" not in (second.attributes or {})
+    answers = [(span.attributes or {})["http.response.status_code"] for span in way.spans if span.name == CONFIRM]
+    assert answers == [503, 201]
+    assert event.headers["traceparent"].split("-")[1] == TRACE
+    assert_nothing_personal(way, sandbox)
+
+
+def test_a_refusal_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1~http-422")
+    event = way.event()
+
+    process, call = way.the("process confirm-offer.jobs"), way.the(CONFIRM)
+    assert ((process.attributes or {})["error.type"], process.status.is_ok) == ("http-422", False)
+    assert (call.attributes or {})["error.type"] == "422"
+    assert event.headers["traceparent"] == traceparent_of(way.the("send confirmation.failed"))
+    assert_one_trace(way)
+    assert_nothing_personal(way, sandbox)
+
+
+def test_no_answer_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1~drop-after~1")
+    way.resume()
+
+    (confirm,) = [span for span in way.spans if span.name == CONFIRM]
+    assert (confirm.attributes or {})["error.type"] == "connection-lost"
+    assert "http.response.status_code" not in (confirm.attributes or {})
+    (read_back,) = [span for span in way.spans if span.name == "GET /api/partners/{partner_id}/bookings"]
+    assert (read_back.attributes or {})["http.response.status_code"] == 200
+    assert_one_trace(way)
+    assert_nothing_personal(way, sandbox)
+
+
+def test_a_dead_letter_bears_the_trace(way: Way, sandbox: Sandbox) -> None:
+    way.take_job("offer-1", policyholder={"first_name": MARK})
+
+    letter = way.message(broker.DEAD_LETTERS)
+    process, send = way.the("process confirm-offer.jobs"), way.the("send confirm-offer.dead-letters")
+    assert (process.attributes or {})["error.type"] == "invalid-job"
+    assert (letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(process))
+    assert_one_trace(way)
+    assert_nothing_personal(way, sandbox)
+
+
+@pytest.mark.parametrize("traceparent", [None, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "no traceparent"])
+def test_without_a_traceparent_a_trace_begins_and_goes_on(way: Way, traceparent: str | None) -> None:
+    way.take_job("offer-1~http-503~1", traceparent)
+    way.resume()
+    event = way.event()
+
+    process = way.the("process confirm-offer.jobs")
+    assert process.parent is None
+    assert_one_trace(way, f"{process.context.trace_id:032x}")
+    assert event.headers["traceparent"].split("-")[1] == f"{process.context.trace_id:032x}"
+
+
+def test_a_checkout_that_does_not_sample_is_followed(way: Way) -> None:
+    way.take_job("offer-1", f"00-{TRACE}-{PARENT}-00")
+    event = way.event()
+
+    assert way.spans == []
+    assert event.headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert event.headers["traceparent"].endswith("-00")
+
+
+def test_what_the_broker_refuses_is_an_error(way: Way, broker_url: str) -> None:
+    with broker.Publisher(broker_url) as publisher:
+        nowhere = broker.Message("a", b"{}", broker.confirm_offer.name, "nowhere")
+        assert publisher.publish([nowhere]) == set()
+
+    assert (way.the("send nowhere").attributes or {})["error.type"] == "refused"
+
+
+def test_xone_gets_no_traceparent(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    http, sent = way._process.xone._http, []
+    send = http.send
+    monkeypatch.setattr(http, "send", lambda *request: sent.append(request) or send(*request))
+
+    way.take_job("offer-1")
+
+    assert len(sent) == 2
+    assert "traceparent" not in str(sent).lower()
+
+
+def test_switched_off_the_job_s_traceparent_goes_unchanged_to_its_event(way: Way) -> None:
+    tracing.switch_on(None)
+    way.take_job("offer-1~http-503~1")
+    way.resume()
+    event = way.event()
+
+    assert event.headers["traceparent"] == TRACEPARENT
+    assert way.spans == []
+    with way._process.engine.connect() as connection:
+        assert connection.execute(select(OutboxEvent.traceparent)).scalar_one() == TRACEPARENT
+
+
+def test_a_collector_that_takes_no_spans_is_told_of_once(
+    logging_restored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
+    output, inbox = io.StringIO(), Inbox()
+    logs.configure(LogSettings(LOG_FORMAT="json"), output)
+    tracing.configure(TracingSettings(OTEL_EXPORTER_OTLP_ENDPOINT=inbox.url))
+
+    def more_came() -> bool:
+        with tracing.process("a-queue", None, None, None):
+            pass
+        return len(inbox.bodies) >= 3
+
+    inbox.status = 400
+    until(more_came)
+    inbox.status = 200
+    inbox.bodies.clear()
+    until(more_came)
+    tracing.flush()
+    tracing.switch_on(None)
+    inbox.close()
+
+    assert [json.loads(line)["event"] for line in output.getvalue().splitlines()] == ["spans_lost", "spans_arrive"]
+    assert {span.name for span in inbox.spans()} == {"process a-queue"}
+
+
+def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
+    script = "import sys, tasks.celery_tasks, worker.relay, worker.scheduler; print('opentelemetry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,50 @@
+"""Real messages against the published and the official schemas."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
+from jsonschema.protocols import Validator
+
+from models.event import EventType
+from models.schemas import envelope_schema
+from worker.asyncapi import dead_letter_headers
+
+_CLOUD_EVENT = Draft7Validator(json.loads((Path(__file__).parent / "schemas" / "cloudevents.json").read_text()))
+_DEAD_LETTER = Draft202012Validator(
+    {**dead_letter_headers(), "additionalProperties": False}, format_checker=FormatChecker()
+)
+
+
+def problems_of_event(body: str | bytes) -> list[str]:
+    """Where a published event is not as promised. A key that no schema tells of is a problem too."""
+    event = json.loads(body)
+    if event.get("type") not in list(EventType):
+        return [f"an event of type {event.get('type')!r}"]
+    errors = [*_CLOUD_EVENT.iter_errors(event), *_event(event["type"]).iter_errors(event)]
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+def problems_of_dead_letter(headers: dict[str, Any]) -> list[str]:
+    """Where the headers that this program gave to a dead letter are not as promised."""
+    headers = {name: value for name, value in headers.items() if name != "x-delivery-count"}  # of quorum queues
+    lacking = {name for name in _DEAD_LETTER.schema["properties"] if name.startswith("x-")} - headers.keys()
+    errors = [f"{error.json_path}: {error.message}" for error in _DEAD_LETTER.iter_errors(headers)]
+    return errors + [f"no {name}" for name in sorted(lacking)]
+
+
+@cache
+def _event(event_type: str) -> Validator:
+    return Draft202012Validator(_closed(envelope_schema(EventType(event_type))), format_checker=FormatChecker())
+
+
+def _closed(schema: Any) -> Any:
+    """The same without unknown keys."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if "properties" in schema and "type" in schema else {}
+    return closed | {keyword: _closed(value) for keyword, value in schema.items()}

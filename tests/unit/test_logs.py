@@ -1,0 +1,223 @@
+"""The lines of docs/logs.md are those of the code; all that a process says comes in their form, without any text."""
+
+import ast
+import io
+import json
+import logging
+import re
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.conftest import Capturing
+from worker import context, logs
+from worker.settings import LogSettings
+
+ROOT = Path(__file__).parents[2]
+MARK = "Geheimnis"
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def output(logging_restored: None) -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT="json"), stream)
+    return stream
+
+
+def lines(output: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+# --- The document ---
+
+
+def in_the_code() -> dict[str, tuple[set[str], set[str]]]:
+    """Levels and fields of each event that a call of ``log`` names."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for path in [*ROOT.glob("tasks/**/*.py"), *ROOT.glob("worker/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr="log"), args=[level, event, *_]):
+                    levels = {name.lower() for name in re.findall(r"logging\.([A-Z]+)", ast.unparse(level))}
+                case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=level), args=[event, *_]):
+                    levels = {str(level)}
+                case _:
+                    continue
+            assert isinstance(event, ast.Constant), ast.unparse(node)
+            told = found.setdefault(str(event.value), (set(), set()))
+            told[0].update(levels)
+            told[1].update(keyword.arg for keyword in node.keywords if keyword.arg)
+    return found
+
+
+def in_the_document() -> dict[str, tuple[set[str], set[str]]]:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([a-z, ]+) \| (.*?) \|", (ROOT / "docs/logs.md").read_text("utf-8"), re.MULTILINE
+    )
+    return {event: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for event, levels, fields in rows}
+
+
+def test_the_document_names_each_line_with_its_level_and_fields() -> None:
+    told = in_the_document()
+    assert told.pop("task_raised") == ({"error"}, {"task", "error", "where"})  # Celery's own
+
+    assert told == in_the_code()
+    assert len(told) > 20
+
+
+# --- What a thread is at work on ---
+
+
+def test_each_line_of_a_task_bears_what_it_is_at_work_on(output: io.StringIO) -> None:
+    log = structlog.get_logger("tasks.test")
+    log.info("before")
+    with context.of_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
+        context.bind(partner_id="P-100", offer_id="offer-1")
+        log.info("within")
+        logging.getLogger("celery.test").warning("a library's")
+    log.info("after")
+
+    before, within, foreign, after = lines(output)
+    assert before.keys() == after.keys() == {"timestamp", "level", "event", "logger"}
+    bound = {name: within[name] for name in within.keys() - before.keys()}
+    assert bound == {
+        "task": "confirm_offer",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+        "partner_id": "P-100",
+        "offer_id": "offer-1",
+    }
+    assert bound.items() <= foreign.items()
+
+
+def test_threads_do_not_mix_their_facts_and_a_task_leaves_none(output: io.StringIO) -> None:
+    log = structlog.get_logger("tasks.test")
+    both = threading.Barrier(2)
+
+    def work(name: str) -> None:
+        for number in range(2):
+            both.wait()
+            with suppress(RuntimeError), context.of_task("confirm_offer", "a-queue", None, None, None):
+                log.info("begun", expected=name)
+                context.bind(offer_id=f"{name}-{number}", **({"code": "first"} if number == 0 else {}))
+                both.wait()
+                log.info("within", expected=f"{name}-{number}", has_code=number == 0)
+                raise RuntimeError
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    within = [line for line in lines(output) if line["event"] == "within"]
+    assert len(within) == 4
+    assert all(line["offer_id"] == line["expected"] and ("code" in line) == line["has_code"] for line in within)
+    assert all("offer_id" not in line for line in lines(output) if line["event"] == "begun")
+
+
+# --- All that a process says ---
+
+
+def test_a_line_begins_with_time_level_and_event(output: io.StringIO) -> None:
+    structlog.get_logger("tasks.test").info("attempt_ended", attempt=3)
+    logging.getLogger("celery.test").warning("a library's")
+
+    for line in output.getvalue().splitlines():
+        assert list(json.loads(line))[:3] == ["timestamp", "level", "event"]
+
+
+def test_a_line_for_people_is_short(logging_restored: None) -> None:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT="console"), stream)
+    with context.of_task("confirm_offer", "a-queue", TRACEPARENT, None, None):
+        context.bind(confirmation="01a20cd9", partner_id="P-100", offer_id="offer-1", attempt=1, code=None)
+        structlog.get_logger("tasks.test").info("attempt_ended", took_ms=64)
+
+    time, rest = stream.getvalue().strip().split(" ", 1)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", time)
+    assert rest == "[info     ] attempt_ended offer_id=offer-1 partner_id=P-100 attempt=1 took_ms=64"
+
+
+def test_a_warning_of_python_is_a_line_without_its_text(output: io.StringIO) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = logs._tell_warning
+        warnings.warn(f"value {MARK}", UserWarning, stacklevel=1)
+
+    (line,) = lines(output)
+    assert (line["event"], line["kind"]) == ("python_warning", "UserWarning")
+    assert line["where"][0].startswith("unit/test_logs.py:")
+    assert MARK not in output.getvalue()
+
+
+def fail() -> None:
+    raise ValueError(MARK)
+
+
+def test_an_exception_that_no_thread_catches_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
+    thread = threading.Thread(target=fail, name="a-thread")
+    thread.start()
+    thread.join(10)
+
+    (line,) = lines(output)
+    assert (line["event"], line["error"], line["thread"]) == ("defect", "ValueError", "a-thread")
+    assert line["where"][-1].endswith(" fail")
+    (event,) = sentry.events()
+    assert (event["tags"], event["transaction"]) == ({"thread": "a-thread"}, "a-thread")
+    assert MARK not in output.getvalue()
+    assert MARK.encode() not in sentry.sent[0]
+
+
+def test_one_that_nobody_catches_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
+    try:
+        fail()
+    except ValueError as error:
+        sys.excepthook(ValueError, error, error.__traceback__)
+
+    (line,) = lines(output)
+    assert (line["event"], line["level"], line["thread"]) == ("defect", "error", "MainThread")
+    assert len(sentry.sent) == 1
+
+
+def test_one_that_python_can_t_raise_is_a_defect(output: io.StringIO) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            fail()
+
+    Dying()
+
+    (line,) = lines(output)
+    assert (line["event"], line["error"]) == ("defect", "ValueError")
+    assert MARK not in output.getvalue()
+
+
+def celery_says(description: str) -> None:
+    """As celery.app.trace does of a task that raised."""
+    try:
+        fail()
+    except ValueError as error:
+        data = {"name": "confirm_offer", "id": "1", "exc": repr(error), "traceback": MARK, "description": description}
+        logging.getLogger("celery.app.trace").error(
+            "Task %(name)s[%(id)s] %(description)s: %(exc)s", data, exc_info=True, extra={"data": data}
+        )
+
+
+def test_celery_s_line_on_a_task_is_rebuilt(output: io.StringIO) -> None:
+    celery_says("raised unexpected")
+
+    (line,) = lines(output)
+    assert (line["event"], line["task"], line["error"]) == ("task_raised", "confirm_offer", "ValueError")
+    assert MARK not in output.getvalue()
+
+
+def test_a_message_that_goes_back_to_its_queue_is_no_line(output: io.StringIO) -> None:
+    celery_says("rejected")
+
+    assert output.getvalue() == ""

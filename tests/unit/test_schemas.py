@@ -1,0 +1,295 @@
+"""The published schemas: what the official ones say of them, and what they say of real messages."""
+
+import copy
+import json
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
+
+from models.booking import Booking
+from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, error_data
+from models.job import JobRejected, read_job
+from models.schemas import JOB_EXAMPLE, data_schema, envelope_schema, event_example, event_schema, job_schema
+from tests.messages import problems_of_event
+from tests.servers import lacking
+from tests.system import PROJECT
+from tests.unit.test_job import ACCEPTED, ANY_JSON, FULL, MINIMAL, NOT_A_JOB, PASSED_ON, changed, to_bytes
+from worker.asyncapi import document
+from worker.cli import cli
+
+OFFICIAL = PROJECT / "tests" / "schemas"
+JOB = Draft202012Validator(job_schema())
+
+
+# --- The documents themselves ---
+
+
+@pytest.mark.parametrize("name", ["job", "event", "asyncapi"])
+@pytest.mark.parametrize("option", [[], ["--json"]], ids=["plain", "json"])
+def test_what_is_committed_is_what_the_command_prints(name: str, option: list[str]) -> None:
+    printed = CliRunner().invoke(cli, ["schema", name, *option])
+
+    assert printed.exit_code == 0
+    assert printed.output == (PROJECT / "docs" / "schemas" / f"{name}.json").read_text(), "run 'make schemas'"
+
+
+@pytest.mark.parametrize("schema", [job_schema(), event_schema()], ids=["job", "event"])
+def test_schemas_are_json_schema(schema: dict[str, Any]) -> None:
+    assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+    Draft202012Validator.check_schema(schema)
+
+
+def official_asyncapi() -> Draft7Validator:
+    found = OFFICIAL / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
+    if not found.exists():
+        lacking("the official schema of AsyncAPI is not installed: 'make node' does it, with npm")
+    return Draft7Validator(json.loads(found.read_text()))
+
+
+def test_the_asyncapi_document_is_one() -> None:
+    official = official_asyncapi()
+
+    assert [error.message for error in official.iter_errors(document())] == []
+    for way in (
+        ("channels", "jobs", "bindings", "amqp"),
+        ("operations", "sendEvent"),
+        ("components", "messages", "job"),
+    ):
+        broken = copy.deepcopy(document())
+        node: Any = broken
+        for step in way:
+            node = node[step]
+        node["no such key"] = 1
+        assert not official.is_valid(broken)
+
+
+def test_references_of_the_asyncapi_document_lead_somewhere() -> None:
+    def references(node: Any) -> list[str]:
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        own = [node["$ref"]] if isinstance(node, dict) and "$ref" in node else []
+        return own + [found for child in children for found in references(child)]
+
+    assert len(references(document())) > 20
+    for reference in references(document()):
+        node = document()
+        for step in reference.removeprefix("#/").split("/"):
+            node = node[step]
+
+
+def test_payloads_in_the_asyncapi_document_mean_the_same() -> None:
+    """AsyncAPI's dialect is of draft 07."""
+    parts = document()["components"]["schemas"]
+    job = Draft7Validator({"$ref": "#/components/schemas/Job", "components": {"schemas": parts}})
+
+    for content, accepted in [(MINIMAL, True), (FULL, True), *((content, False) for content, _ in NOT_A_JOB.values())]:
+        assert job.is_valid(content) is accepted
+    for name, message in document()["components"]["messages"].items():
+        for example in message.get("examples", []):
+            schema = {**message["payload"], "components": {"schemas": parts}}
+            assert [error.message for error in Draft7Validator(schema).iter_errors(example["payload"])] == [], name
+
+
+# --- Jobs ---
+
+
+def accepted_by_read_job(body: bytes) -> bool | None:
+    """None where it is no JSON as it has to be, of which a schema knows nothing."""
+    try:
+        read_job(body)
+    except JobRejected as rejected:
+        return False if rejected.code == "invalid-job" else None
+    return True
+
+
+@pytest.mark.parametrize("body", [*ACCEPTED.values(), to_bytes(FULL)], ids=[*ACCEPTED.keys(), "full"])
+def test_what_read_job_accepts_the_schema_accepts(body: bytes) -> None:
+    assert [error.message for error in JOB.iter_errors(json.loads(body))] == []
+
+
+@pytest.mark.parametrize("content", [content for content, _ in NOT_A_JOB.values()], ids=NOT_A_JOB.keys())
+def test_what_read_job_refuses_the_schema_refuses(content: Any) -> None:
+    assert not JOB.is_valid(content)
+
+
+LETTERS = st.sampled_from(
+    [*"aZ09._~-@/% \n\r\t", "\x00", "\x1c", "\x1f", "\x7f", "\x85", "\xa0", "\u2028", "\ufeff", "ä", "🎟"]
+)
+LENGTHS = st.sampled_from([0, 1, 2, 3, 127, 128, 129, 319, 320, 321, 511, 512, 513, 1024, 1025, 2048, 2049])
+TEXTS = (
+    st.text(LETTERS, max_size=6)
+    | st.builds(lambda letter, length: letter * length, LETTERS, LENGTHS)
+    | st.builds(lambda before, after: f"{before}@{after}", st.text(LETTERS, max_size=3), st.text(LETTERS, max_size=3))
+)
+STRUCTURES = (
+    ANY_JSON
+    | st.builds(lambda count: [{"id": "q"}] * count, st.sampled_from([0, 1, 100, 101]))
+    | st.builds(lambda count: [{}] * count, st.sampled_from([0, 1, 100, 101]))
+    | st.builds(lambda count: {str(number): "" for number in range(count)}, st.sampled_from([0, 20, 21]))
+)
+OF_TEXTS = ["partner_id", "offer_id", "order_reference", "metadata.x", "quotes.0.id", "quotes.0.insured.0.email"]
+OF_TEXTS += [f"policyholder.{name}" for name in ("first_name", "country", "email", "phone", "other")]
+OF_STRUCTURES = [
+    "other",
+    "quotes",
+    "quotes.0",
+    "quotes.0.insured",
+    "quotes.0.insured.0",
+    "quotes.0.brightwrite_details",
+]
+OF_STRUCTURES += ["quotes.0.other", "policyholder", "metadata", "metadata.x", "order_reference"]
+
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+def assert_agreement(content: Any) -> None:
+    body = json.dumps(content).encode()
+    assert accepted_by_read_job(body) in (JOB.is_valid(json.loads(body)), None)
+
+
+@FUZZ
+@given(st.sampled_from(OF_TEXTS), TEXTS)
+def test_schema_and_read_job_agree_on_texts(place: str, text: str) -> None:
+    assert_agreement(changed(place, text, FULL))
+
+
+@FUZZ
+@given(TEXTS, TEXTS)
+def test_schema_and_read_job_agree_on_keys(one: str, other: str) -> None:
+    assert_agreement(changed("metadata", {one: "", other: ""}))
+    assert_agreement({**FULL, one: ""})
+
+
+@FUZZ
+@given(st.sampled_from(OF_STRUCTURES), STRUCTURES)
+def test_schema_and_read_job_agree_on_structures(place: str, value: Any) -> None:
+    assert_agreement(changed(place, value, FULL))
+
+
+def patterns(node: Any) -> set[str]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = {node["pattern"]} if isinstance(node, dict) and isinstance(node.get("pattern"), str) else set()
+    return own.union(*(patterns(child) for child in children))
+
+
+def test_patterns_mean_the_same_in_javascript() -> None:
+    """Where most validators are written. Their own \\s, $ and \\x differ from Python's."""
+    if shutil.which("node") is None:
+        lacking("node is not installed")
+    texts = [
+        around.replace("X", letter)
+        for letter in map(chr, [*range(256), 0x1680, 0x180E, 0x2028, 0x3000, 0xFEFF])
+        for around in ("X", "aX", "X@b", "a@bX", "a@Xb", "GX", "a/X", "1.X")
+    ]
+    texts += ["GB", "..", ".", "...", "a" * 128, "a" * 129, "a/b", "1.50", "-1", "🎟️", "http-422"]
+    asked = sorted(patterns(job_schema()) | patterns(event_schema()))
+    program = """
+        const [patterns, texts] = JSON.parse(fs.readFileSync(0));
+        console.log(JSON.stringify(patterns.map(pattern => texts.map(text => new RegExp(pattern, "u").test(text)))));
+    """
+
+    told = subprocess.run(
+        ["node", "-e", program], input=json.dumps([asked, texts]), capture_output=True, text=True, check=True
+    )
+
+    for pattern, in_javascript in zip(asked, json.loads(told.stdout), strict=True):
+        validator = Draft202012Validator({"pattern": pattern})
+        assert [text for text, is_valid in zip(texts, in_javascript, strict=True) if is_valid] == [
+            text for text in texts if validator.is_valid(text)
+        ], pattern
+
+
+# --- Events ---
+
+BOOKINGS: dict[str, Any] = {
+    "full": {
+        "status": "CONFIRMED",
+        "currency": "EUR",
+        "price": Decimal("19.90"),
+        "provider_reference": "PR-1",
+        "is_instant_booking": True,
+        "created_at": "0900-01-01T00:00:00.5+01:00",
+        "coi": {"url": "https://x/coi", "pdf": None},
+        "account_url": "https://x/account",
+        "fnol_link": "",
+        "sign_up_url": "x",
+        "policies": [{"id": 7, "price": Decimal("0E-7"), "tax": Decimal("-1E+2"), "policy_end_date": "2026-01-01"}, {}],
+    },
+    "of misfits": {"price": "much", "created_at": "soon", "coi": 5, "policies": [{"tax": []}], "currency": 1},
+    "bare": {},
+}
+ERRORS = {"of an answer": ("http-422", 422, "XONE answered 422", 1), "of none": ("connect", None, None, 0)}
+
+
+def common(**changes: Any) -> dict[str, Any]:
+    return {
+        "partner_id": "P.1",
+        "offer_id": "o~1",
+        "order_reference": None,
+        "metadata": {"k": ""},
+        "sequence": 1,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("with_links", [False, True], ids=["no links", "links"])
+@pytest.mark.parametrize("event_type", BOOKING_EVENTS)
+@pytest.mark.parametrize("fields", BOOKINGS.values(), ids=BOOKINGS.keys())
+def test_a_booking_event_is_as_its_schema_says(fields: Any, event_type: EventType, with_links: bool) -> None:
+    booking = Booking.model_validate({"id": "INS-1", "offer_id": "o~1", **fields})
+    data = common(order_reference="SO 1", **booking_data(booking, with_links))
+
+    assert problems_of_event(cloud_event(UUID(int=1), event_type, "P.1", "o~1", datetime.now(UTC), data)) == []
+
+
+@pytest.mark.parametrize("event_type", [EventType.CONFIRMATION_FAILED, EventType.CONFIRMATION_NEEDS_REVIEW])
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+def test_an_error_event_is_as_its_schema_says(error: Any, event_type: EventType) -> None:
+    data = common(**error_data(*error))
+
+    assert problems_of_event(cloud_event(UUID(int=1), event_type, "P.1", "o~1", datetime.now(UTC), data)) == []
+
+
+@pytest.mark.parametrize("event_type", EventType)
+def test_the_check_of_events_sees_what_is_wrong(event_type: EventType) -> None:
+    """The tests above, and those that check what a worker publishes, would pass if it saw nothing."""
+    good = event_example(event_type)
+    assert problems_of_event(json.dumps(good)) == []
+    inner = "booking" if event_type in BOOKING_EVENTS else "error"
+    for part, key, value in [
+        *[(None, "id", "1"), (None, "time", "2026-01-01"), (None, "type", "booking.other"), (None, "more", 1)],
+        *[(None, "subject", "P-100"), (None, "source", ""), ("data", "sequence", 0), ("data", "metadata", {"a": 1})],
+        *[("data", "more", 1), ("data", "order_reference", 1), (inner, "more", 1), (inner, "status", 1)],
+    ]:
+        bad = copy.deepcopy(good)
+        place = {None: bad, "data": bad["data"], inner: bad["data"][inner]}[part]
+        place[key] = value
+        assert problems_of_event(json.dumps(bad)) != [], f"{part} {key}"
+
+
+def test_an_event_names_the_schema_of_its_data() -> None:
+    for event_type in EventType:
+        assert data_schema(event_type)["$id"] == event_example(event_type)["dataschema"]
+        assert envelope_schema(event_type)["properties"]["data"] == data_schema(event_type)
+
+
+def test_examples_are_what_they_are_examples_of() -> None:
+    assert accepted_by_read_job(to_bytes(JOB_EXAMPLE))
+    assert JOB.is_valid(JOB_EXAMPLE)
+    any_event = Draft202012Validator(event_schema(), format_checker=FormatChecker())
+    for event_type in EventType:
+        assert any_event.is_valid(event_example(event_type))
+        assert problems_of_event(json.dumps(event_example(event_type))) == []
+
+
+def test_unknown_keys_are_passed_on_as_the_schema_says() -> None:
+    assert JOB.is_valid(changed("policyholder.more", PASSED_ON))
+    assert not JOB.is_valid(changed("more", PASSED_ON))
