@@ -27,22 +27,24 @@ insert into confirmations (id, partner_id, offer_id, order_reference, echo, idem
   attempts, attempts_used, crashes, read_backs, answer_unknown, error_code, error_detail, sequence, queued_at, created_at, updated_at)
 select {ID}, 'P-' || n % {PARTNERS}, 'seeded-' || n, 'SO-' || n, '{{}}', gen_random_uuid(), {SEALED.format(20)},
   sha256(n::text::bytea), {STATE}, 1, 1, 0, 0, false, {CODE}, {CODE}, 1, {AGE}, {AGE}, {AGE}
-from generate_series(:first, :last) n;
+from generate_series(cast(:first as int), cast(:last as int)) n;
+insert into further_emails (confirmation_id, email_hash)
+select {ID}, sha256((n || ' ')::bytea) from generate_series(cast(:first as int), cast(:last as int)) n where n % 4 = 0;
 insert into attempts (confirmation_id, number, lease_token, started_at, duration_ms, outcome, code)
 select {ID}, 1, gen_random_uuid(), {AGE}, 200, case when {BAD} then 'not_booked' else 'booked' end, {CODE}
-from generate_series(:first, :last) n;
+from generate_series(cast(:first as int), cast(:last as int)) n;
 insert into bookings (confirmation_id, id, offer_id, status, currency, price, sealed_security_token, sealed_coi_url, recorded_at)
 select {ID}, 'INS-' || n, 'seeded-' || n, 'CONFIRMED', 'EUR', 19.99, {SEALED.format(6)}, {SEALED.format(8)}, {AGE}
-from generate_series(:first, :last) n where not {BAD};
+from generate_series(cast(:first as int), cast(:last as int)) n where not {BAD};
 insert into policyholders (confirmation_id, id, sealed_person)
-select {ID}, n::text, {SEALED.format(12)} from generate_series(:first, :last) n where not {BAD};
+select {ID}, n::text, {SEALED.format(12)} from generate_series(cast(:first as int), cast(:last as int)) n where not {BAD};
 insert into policies (confirmation_id, position, id, status, policy_type, price)
-select {ID}, 0, n::text, 'CONFIRMED', 'event_ticket_protection', 19.99 from generate_series(:first, :last) n where not {BAD};
+select {ID}, 0, n::text, 'CONFIRMED', 'event_ticket_protection', 19.99 from generate_series(cast(:first as int), cast(:last as int)) n where not {BAD};
 insert into outbox (id, aggregatetype, aggregateid, type, payload, confirmation_id, sequence, created_at, published_at)
 select {ID}, 'confirmation', 'P-' || n % {PARTNERS} || '/seeded-' || n,
-  case when {BAD} then 'confirmation.failed' else 'booking.confirmed' end, repeat(md5(n::text), 20), {ID}, 1, {AGE}, {AGE}
-from generate_series(:first, :last) n;
-"""  # noqa: E501, S608 - all of it is written here
+  case when {BAD} then 'confirmation.failed' else 'booking.confirmed' end, '{{"data": {{"booking": {{"id": "' || repeat(md5(n::text), 20) || '"}}}}}}', {ID}, 1, {AGE}, {AGE}
+from generate_series(cast(:first as int), cast(:last as int)) n;
+"""  # noqa: E501 - all of it is written here
 
 
 def seed(engine: Engine, rows: int) -> None:

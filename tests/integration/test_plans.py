@@ -101,7 +101,7 @@ def test_what_operators_ask(process: Process) -> None:
     with seen(process) as statements, process.engine.begin() as connection:
         failures.groups(connection, failures.Selection())
         failures.groups(connection, chosen)
-        ids = failures.ids(connection, chosen)
+        ids = [row.id for row in failures.match(connection, chosen).rows]
         assert len(ids) == 50
         batch = batches.create(connection, ids, chosen, "test", "me", None)
         fed = batches.feed(connection, batch, 20, [], 30.0)
