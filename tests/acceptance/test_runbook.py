@@ -276,6 +276,7 @@ def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: Syst
 
 def test_no_worker_answers(recipe: list[Block], operator: Operator, system: System) -> None:
     (look,), (start,), (check,) = recipe
+    operator.environment["TMPDIR"] = system.environment["TMPDIR"]  # as on the worker's machine
 
     assert "no worker of this user runs on this machine" in operator.types(look, exit_code=1)
     operator.in_background(start, system)
