@@ -114,9 +114,11 @@ def begin(several_in: Path | None = None) -> Instruments:
     global _instruments
     folder = None
     if several_in is not None:
-        several_in.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (several_in.parent, several_in):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in several_in.glob("worker-*"):
-            if not is_alive(int(left.name.removeprefix("worker-"))):
+            pid = left.name.removeprefix("worker-")
+            if pid.isdecimal() and not is_alive(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
         folder = several_in / f"worker-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
