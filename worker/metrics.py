@@ -32,6 +32,7 @@ DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-jo
 
 CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 300)  # seconds
 JOB_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
+GROUP_BUCKETS = (1, 2, 5, 10, 20, 50)
 
 
 class Instruments:
@@ -71,6 +72,9 @@ class Instruments:
             ["type"],
             buckets=JOB_BUCKETS,
             registry=registry,
+        )
+        self.group_size = Histogram(
+            "confirm_offer_group_size", "What was stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
         )
         self._begin_at_zero()
 
@@ -161,6 +165,12 @@ def attempt_ended(outcome: Outcome, code: str | None, state: State | None) -> No
         _instruments.attempts.labels(outcome, NO_ERROR if code is None else _known(code)).inc()
         if state in ENDED:
             _instruments.jobs.labels(state).inc()
+
+
+def stored_together(count: int) -> None:
+    """Jobs, claims or outcomes that went into one transaction."""
+    if _instruments is not None:
+        _instruments.group_size.observe(count)
 
 
 @contextmanager

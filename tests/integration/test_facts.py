@@ -170,8 +170,6 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last reading is shown until it is stale."""
-    monkeypatch.setattr(facts, "PATIENCE", 0.3)
-    monkeypatch.setattr(facts, "FRESH", 0.0)
     engine = database.connect(postgresql_url)
     collector = DatabaseFacts(engine)
 
@@ -179,7 +177,9 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
         return wanted(samples(collector.collect()))
 
     with engine.connect() as other:
-        assert shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0)
+        until(lambda: shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
+        monkeypatch.setattr(facts, "PATIENCE", 0.3)
+        monkeypatch.setattr(facts, "FRESH", 0.0)
         other.execute(text("lock table outbox in access exclusive mode"))
         until(lambda: shown(lambda now: now["database_scrape_failed"] == 1))
         assert shown(lambda now: now["outbox_events"] == 0)

@@ -79,6 +79,7 @@ def test_facts_are_counted(instruments: Instruments) -> None:
     metrics.dead_lettered("poison")
     metrics.event_published(EventType.BOOKING_CONFIRMED, None)
     metrics.events_refused(2)
+    metrics.stored_together(7)
 
     assert shown(instruments) == {
         'jobs_total{outcome="confirmed"}': 1,
@@ -91,6 +92,12 @@ def test_facts_are_counted(instruments: Instruments) -> None:
         'dead_letters_total{code="poison"}': 1,
         'events_published_total{type="booking.confirmed"}': 1,
         "events_refused_total": 2,
+        'group_size_bucket{le="10.0"}': 1,
+        'group_size_bucket{le="20.0"}': 1,
+        'group_size_bucket{le="50.0"}': 1,
+        'group_size_bucket{le="+Inf"}': 1,
+        "group_size_count": 1,
+        "group_size_sum": 7,
     }
     metrics.gate_closed()
     assert "gate_open" not in shown(instruments)
