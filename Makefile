@@ -17,7 +17,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-servers:  ## RabbitMQ, PostgreSQL, Node.js and PHP for the tests, where they are missing
+servers:  ## RabbitMQ, PostgreSQL, Prometheus, Node.js and PHP for the tests, where missing
 	@.ci/install-servers
 
 tools: $(TOOLS)  ## docker-compose, hadolint, kubectl and schemas, for compose-check

@@ -67,6 +67,7 @@ class Confirmation(Base):
     echo: Mapped[dict[str, Any]] = mapped_column(doc="the job's metadata, echoed in every event")
     correlation_id: Mapped[str | None] = mapped_column(String(255))
     traceparent: Mapped[str | None] = mapped_column(String(255))
+    job_published_at: Mapped[datetime | None] = mapped_column(doc="when the checkout published the job, or it came")
 
     idempotency_key: Mapped[UUID] = mapped_column(doc="the same on every call with this body")
     sealed_body: Mapped[bytes | None] = mapped_column(doc="the exact request body, made before the first call")

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,6 +26,7 @@ class Delivery:
 
     correlation_id: str | None = None
     traceparent: str | None = None
+    published_at: datetime | None = None  # when the checkout published it, or it came
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _content(new: NewJob) -> dict[str, Any]:
         "echo": new.job.metadata,
         "correlation_id": new.delivery.correlation_id,
         "traceparent": new.delivery.traceparent,
+        "job_published_at": new.delivery.published_at,
         "idempotency_key": new.idempotency_key,
         "sealed_body": new.sealed_body,
         "email_hash": new.email_hashes[0],

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any
 from uuid import UUID
@@ -15,12 +15,13 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import broker, context, process, tracing
+from worker import broker, context, metrics, process, tracing
 from worker.patience import Stopping, patiently
 from worker.report import report, transaction
 
 log = structlog.get_logger(__name__)
 
+LONGEST_WAIT = timedelta(days=30)  # of a job in the queue: who says more has another idea of a timestamp
 MAX_DELIVERIES = 50  # of one message, none of which came to an end: more than restarts in an outage can make
 
 OPTIONS: dict[str, Any] = {
@@ -54,7 +55,11 @@ def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
     here = process.current()
     request = self.request
-    delivery = Delivery(_text(request.correlation_id), tracing.traceparent(_traceparent(request.traceparent)))
+    delivery = Delivery(
+        _text(request.correlation_id),
+        tracing.traceparent(_traceparent(request.traceparent)),
+        _published_at(request.properties.get("timestamp")),
+    )
     if here.stopping.is_set():
         raise Reject("the worker stops", requeue=True)
     try:
@@ -130,6 +135,7 @@ def dead_letter(
         patiently(publish, here.stopping)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
+    metrics.dead_lettered(rejection.code)
     context.bind(code=rejection.code)
     log.warning("job_rejected", detail=rejection.detail)
 
@@ -140,3 +146,16 @@ def _text(value: Any) -> str | None:
 
 def _traceparent(value: Any) -> str | None:
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}(-[0-9a-f]+){3}", value[:256]) else None
+
+
+def _published_at(timestamp: Any) -> datetime:
+    """When the job was published, by its AMQP ``timestamp`` (seconds since 1970); now where that can't be."""
+    now = datetime.now(UTC)
+    if isinstance(timestamp, int):
+        try:
+            given = datetime.fromtimestamp(timestamp, UTC)
+        except (ValueError, OverflowError, OSError):
+            return now
+        if now - LONGEST_WAIT < given < now:
+            return given
+    return now

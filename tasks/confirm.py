@@ -24,7 +24,7 @@ from tasks.decide import (
     must_look_first,
 )
 from tasks.record import Made, record
-from worker import context, tracing
+from worker import context, metrics, tracing
 from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
@@ -118,6 +118,7 @@ def attempt(held: Claim, process: Process) -> None:
     with tracing.transaction("record attempt", process.engine):
         state = process.together(record_all, Made(held, decision, duration))
     process.events_waiting.set()
+    metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _tell(decision, state, duration)
 
 

@@ -1,4 +1,4 @@
-"""Private, throw-away RabbitMQ and PostgreSQL servers for tests.
+"""Private, throw-away RabbitMQ, PostgreSQL and Prometheus servers for tests.
 
 Both keep their data between `start()`s, listen on 127.0.0.1 only, on free ports, and share nothing with a
 server that may already run on the machine: no port, no cookie, no epmd, no configuration file. They end with
@@ -6,6 +6,7 @@ the Python process that started them, even if that is killed with SIGKILL.
 """
 
 import atexit
+import json
 import os
 import pwd
 import secrets
@@ -17,7 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NoReturn, TypedDict
+from typing import Any, ClassVar, NoReturn, TypedDict
+from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
 
 import amqp
 import psycopg
@@ -46,7 +49,7 @@ def free_port() -> int:
             return port
 
 
-def require(server: "type[RabbitMQ] | type[PostgreSQL]") -> None:
+def require(server: "type[RabbitMQ] | type[PostgreSQL] | type[Prometheus]") -> None:
     """Skip the test if the server is not installed; where CI is set, fail instead."""
     if sentence := server.missing():
         lacking(sentence)
@@ -380,6 +383,57 @@ class PostgreSQL(_Server):
     def _kill_and_remove(self) -> None:
         self.kill()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Prometheus(_Server):
+    """Scrapes each of `jobs` every second, and knows the alerts in `rules`."""
+
+    end_at_once = signal.SIGKILL
+
+    def __init__(self, folder: Path, jobs: Mapping[str, str], rules: Path) -> None:
+        """jobs: the URLs to scrape, by the name of the job."""
+        super().__init__(folder)
+        self.url = f"http://127.0.0.1:{self.port}"
+        lines = ["global: {scrape_interval: 1s, evaluation_interval: 1s}", f"rule_files: ['{rules}']"]
+        lines.append("scrape_configs:")
+        for job, url in jobs.items():
+            target = urlsplit(url)
+            lines += [f"- job_name: {job}", f"  metrics_path: {target.path}"]
+            lines += [f"  static_configs: [{{targets: ['{target.netloc}']}}]"]
+        (folder / "prometheus.yml").write_text("\n".join(lines))
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why there can be no server here, or None."""
+        if not (shutil.which("prometheus") and shutil.which("promtool")):
+            return "Prometheus is not installed: there is no prometheus or no promtool."
+        return None
+
+    def start(self) -> None:
+        """Return when it answers queries."""
+        options = {
+            "config.file": self.folder / "prometheus.yml",
+            "storage.tsdb.path": self.folder / "data",
+            "web.listen-address": f"127.0.0.1:{self.port}",
+        }
+        self._launch(["prometheus", *(f"--{name}={value}" for name, value in options.items())], os.environ, {})
+        self._wait_for_start(lambda: self._get("/-/ready") and None, (OSError,))
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series that an expression has now. Raises urllib's HTTPError where it is wrong."""
+        answer = self._get("/api/v1/query?" + urlencode({"query": expression}))
+        found: list[dict[str, Any]] = json.loads(answer)["data"]["result"]
+        return found
+
+    def alerts(self) -> dict[str, dict[str, Any]]:
+        """The rules that are alerts, by name."""
+        groups = json.loads(self._get("/api/v1/rules?type=alert"))["data"]["groups"]
+        return {rule["name"]: rule for group in groups for rule in group["rules"]}
+
+    def _get(self, path: str) -> bytes:
+        with urlopen(self.url + path, timeout=5) as answer:
+            body: bytes = answer.read()
+        return body
 
 
 def _is_free(port: int) -> bool:

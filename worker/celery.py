@@ -9,15 +9,17 @@ from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from worker import broker, logs, report, tracing
+from worker import broker, database, health, logs, metrics, report, tracing
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.process import Process, current
 from worker.relay import Relay
 from worker.retention import Retention
 from worker.scheduler import Scheduler
-from worker.settings import LogSettings, TracingSettings, read
+from worker.scrape import Exposed, Scrapes
+from worker.settings import DatabaseSettings, LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +84,21 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.relay = self._relay
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
         self._health = parent.health = Health(duties, consumes="tasks" in parts)
+        self._scrapes = parent.scrapes = self._counting(parent)
+
+    def _counting(self, parent: Any) -> Scrapes | None:
+        """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
+        port = self._process.worker.METRICS_PORT
+        if port is None:
+            return None
+        folder = self._process.worker.PROMETHEUS_MULTIPROC_DIR or health.folder() / "metrics"
+        forks = issubclass(parent.pool_cls, PreforkPool)
+        try:
+            instruments = metrics.begin(several_in=folder if forks else None)
+        except OSError as error:
+            raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
+        engine = database.connect(read(DatabaseSettings).url, connections=1)
+        return Scrapes(port, Exposed(instruments, engine, self._health.notes))
 
     def start(self, parent: Any) -> None:
         worker = self._process.worker
@@ -94,7 +111,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
             tracing=tracing.is_on(),
             sentry=self._process.sentry.dsn is not None,
         )
-        for duty in (self._scheduler, self._retention, self._relay, self._health):
+        for duty in (self._scheduler, self._retention, self._relay, self._health, self._scrapes):
             if duty is not None:
                 duty.start()
 
@@ -113,6 +130,10 @@ def _flush(sender: Any, **_: Any) -> None:
     relay = getattr(sender, "relay", None)
     if relay is not None:
         relay.flush()
+    scrapes = getattr(sender, "scrapes", None)
+    if scrapes is not None:
+        scrapes.stop()
+        metrics.end()
     current().close()
     log.info("worker_stopped")
     _send_what_is_told()

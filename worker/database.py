@@ -112,6 +112,12 @@ def one_at_a_time(connection: Connection, lock: int) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
+def give_up_after(connection: Connection, seconds: float) -> None:
+    """Lets no statement of this transaction take longer. SQLite has no such limit."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))
+
+
 def connect(url: str, connections: int = 16) -> Engine:
     """An engine for this process, to be used after a fork only in the process that made it.
 

@@ -121,6 +121,7 @@ def configure(demo: Run, sandbox: Sandbox) -> None:
         WORKER_CONCURRENCY="16",
         WORKER_POOL="threads",
         WORKER_PARTS="tasks,scheduler,relay",
+        METRICS_PORT="",
         EVENT_LINKS="off",
         SENTRY_DSN="",
         OTEL_SDK_DISABLED="true",

@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import stat
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -290,7 +291,10 @@ def publish(
     result = Enqueued(0, [])
     for batch in in_batches(good_records(source, checked, after)):
         source.make_sure_it_is_the_same()
-        taken = publisher.publish(Message(record.number, record.body, confirm_offer.name, JOBS) for record in batch)
+        properties = {"timestamp": int(time.time())}
+        taken = publisher.publish(
+            Message(record.number, record.body, confirm_offer.name, JOBS, properties=properties) for record in batch
+        )
         result.published += len(taken)
         result.refused = [record.number for record in batch if record.number not in taken]
         if result.refused:

@@ -15,6 +15,7 @@ from threading import Lock
 
 import structlog
 
+from worker import metrics
 from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
 from worker.report import report
 
@@ -110,6 +111,7 @@ class Gate:
                 self._answered()
 
     def _slow_down(self, error: Busy) -> None:
+        metrics.slowed_down()
         self._slow_until = max(self._slow_until, self._clock() + (error.retry_after or self._slowdown))
         self._slowdown = min(self._slowdown * 2, LONGEST_SLOWDOWN)
 
@@ -123,12 +125,14 @@ class Gate:
             self._open_for = error.code
             self._pause = FIRST_PAUSE
             self._probe_at = self._clock() + self._pause
+            metrics.gate_opened(error.code)
             log.warning("calls_pause", code=error.code, detail=error.detail)
             if isinstance(error, BadCredentials):
                 report(error, code=error.code)
 
     def _answered(self) -> None:
         if self._open_for is not None:
+            metrics.gate_closed()
             log.info("calls_go_on", after_code=self._open_for, failures=self._failures)
         self._failures = 0
         self._open_for = None

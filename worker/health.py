@@ -37,11 +37,14 @@ class Health(Loop):
     def consumer_well(self) -> None:
         self._consumer[CONSUMER] = time.time()
 
+    def notes(self) -> dict[str, float]:
+        """When each part was last well (time.time()); 0 where it never was."""
+        return {duty.name: duty.well_at for duty in self._duties} | self._consumer
+
     def turn(self) -> bool:
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        notes = {duty.name: duty.well_at for duty in self._duties} | self._consumer
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(notes))
+        new.write_text(json.dumps(self.notes()))
         new.replace(self._path)
         return False
 

@@ -10,13 +10,14 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, bindparam, or_, select, update
+from sqlalchemy import Row, bindparam, case, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
-from models.tables import OutboxEvent
+from models.tables import Confirmation, OutboxEvent
+from worker import metrics
 from worker.broker import CONFIRM_TIMEOUT, Message, Publisher, booking_events
-from worker.database import locked, now, now_plus
+from worker.database import locked, now, now_plus, seconds_since
 from worker.loop import Loop
 from worker.process import Process
 
@@ -54,6 +55,7 @@ class Relay(Loop):
         _tell(events, published)
         refused = [event.id for event in events if event.id not in published]
         if refused:
+            metrics.events_refused(len(refused))
             log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_PAUSE)
             self._give_back(refused, REFUSED_PAUSE)
         return True
@@ -78,7 +80,9 @@ class Relay(Loop):
 
     def _mark(self, published: Collection[UUID]) -> None:
         with self._process.engine.begin() as connection:
-            connection.execute(_MARK, {"these": list(published)})
+            marked = connection.execute(_MARK, {"these": list(published)}).all()
+        for event in marked:
+            metrics.event_published(event.type, event.seconds)
 
     def _give_back(self, events: Sequence[UUID], pause: float) -> None:
         with self._process.engine.begin() as connection:
@@ -138,5 +142,9 @@ _TAKE = (
     .values(claimed_until=now_plus(CLAIM))
     .returning(OutboxEvent.__table__)
 )
-_MARK = _these.values(published_at=now(), claimed_until=None)
+_job_published_at = select(Confirmation.job_published_at).where(Confirmation.id == OutboxEvent.confirmation_id)
+_MARK = _these.values(published_at=now(), claimed_until=None).returning(
+    OutboxEvent.type,
+    case((OutboxEvent.sequence == 1, seconds_since(_job_published_at.scalar_subquery()))).label("seconds"),
+)
 _GIVE_BACK = _these.values(claimed_until=now_plus(bindparam("pause")))

@@ -8,6 +8,7 @@ import ssl
 from functools import cached_property
 from importlib.metadata import version
 from ipaddress import ip_address
+from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -281,6 +282,7 @@ class WorkerSettings(Section):
     WORKER_POOL: Literal["threads", "prefork"] = "threads"
     WORKER_PARTS: str = "tasks,scheduler,relay"
     METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = None
+    PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
 
     @cached_property
     def parts(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Generic, TypeVar
 
+from worker import metrics
 from worker.patience import Stopping
 
 Item = TypeVar("Item")
@@ -65,6 +66,7 @@ class GroupCommit(Generic[Item, Result]):
         with self._lock:
             group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
         try:
+            metrics.stored_together(len(group))
             self._store_group(group)
         finally:
             with self._lock:

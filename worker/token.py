@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
+from worker import metrics
+
 DEFAULT_LIFETIME = 300.0  # seconds, where the answer has no expires_in
 
 
@@ -64,9 +66,11 @@ class TokenCache:
             token = self._request()
         except Exception as error:
             self._failure = error
+            metrics.token_refreshed("failed")
             raise
         else:
             self._token, self._failure = token, None
+            metrics.token_refreshed("ok")
             return token
         finally:
             self._renewals += 1

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from urllib3.exceptions import ConnectTimeoutError
 
 from models.booking import Booking, read_exact
-from worker import tracing
+from worker import metrics, tracing
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.gate import Gate
 from worker.http import AnswerTooLarge, Http, NoTls
@@ -92,7 +92,7 @@ class Xone:
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
         with self.gate.passing():
-            answer = self._authorized("POST", template, self._url(path), headers, body, before_call)
+            answer = self._authorized("confirm", "POST", template, self._url(path), headers, body, before_call)
             return read_confirm_answer(answer, offer_id)
 
     def find_booking(
@@ -124,7 +124,7 @@ class Xone:
         template = self._settings.XONE_BOOKINGS_PATH
         url = self._url(template.format(partner_id=quote(partner_id, safe="")))
         for _ in range(MAX_PAGES):
-            answer = self._authorized("GET", template, url, {}, None, before_call)
+            answer = self._authorized("bookings", "GET", template, url, {}, None, before_call)
             if answer.status != 200:
                 raise _failure(answer)
             content = answer.json()
@@ -146,6 +146,7 @@ class Xone:
 
     def _authorized(
         self,
+        call: str,
         method: str,
         template: str,
         url: str,
@@ -158,7 +159,7 @@ class Xone:
         for _ in range(2):
             token = self.tokens.get()
             before_call()
-            answer = self._send(method, template, url, {**headers, "Authorization": f"Bearer {token}"}, body)
+            answer = self._send(call, method, template, url, {**headers, "Authorization": f"Bearer {token}"}, body)
             if answer.status != 401:
                 return answer
             self.tokens.drop(token)
@@ -173,6 +174,7 @@ class Xone:
         asked_at = time.monotonic()
         try:
             answer = self._send(
+                "token",
                 "POST",
                 self._settings.XONE_TOKEN_PATH,
                 self._url(self._settings.XONE_TOKEN_PATH),
@@ -191,9 +193,11 @@ class Xone:
             raise NotSent("bad-answer", "token: the answer holds no access_token", answer.status)
         return issued(token, _lifetime(content.get("expires_in")), asked_at)
 
-    def _send(self, method: str, template: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
+    def _send(
+        self, call: str, method: str, template: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> Answer:
         headers = {"Accept": "application/json", "User-Agent": "confirm-offer", **headers}
-        with tracing.call(method, template, self._server):
+        with metrics.calling(call), tracing.call(method, template, self._server):
             try:
                 answer = Answer(*self._http.send(method, url, headers, body))
             except AnswerTooLarge:

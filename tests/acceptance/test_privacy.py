@@ -5,13 +5,14 @@ import json
 import subprocess
 from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from models.states import State
 from tests.inbox import Inbox
 from tests.servers import postgresql_program
-from tests.system import System, job, until
+from tests.system import System, WorkerProcess, job, until
 from worker import broker
 from worker.sandbox.faults import FAULTS
 
@@ -93,6 +94,13 @@ def pg_dump(url: str) -> str:
     ).stdout
 
 
+def metrics_of(worker: WorkerProcess) -> str:
+    (port,) = [line["port"] for line in worker.logged() if line["event"] == "metrics_served"]
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, collector: Inbox) -> None:
     sandbox = system.sandbox
     sandbox.client_secret = f"{MARK}-of-the-client"
@@ -104,6 +112,7 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
         "XONE_TIMEOUT": "1",
         "RETRY_MAX_ATTEMPTS": "2",
         "LOG_LEVEL": "DEBUG",
+        "METRICS_PORT": "0",
         "SENTRY_DSN": sentry.dsn(MARK.lower()),
         "SENTRY_TRACES_SAMPLE_RATE": "1",
         "SENTRY_CRON_MONITOR": "scheduler",
@@ -122,12 +131,14 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
     system.publish([job("ok-1", **{**MARKED, "quotes": [{"id": f"{MARK}-other"}]})])  # conflicting
     until(lambda: system.queue_length(broker.DEAD_LETTERS) == len(MALFORMED) + 1)
     system.until_events(len(offers))
+    metrics = metrics_of(worker)
     worker.stop()
 
     marks = marks_of(system)
     letters = system.drain(broker.DEAD_LETTERS)
     places = {
         "logs": worker.log.read_text(),
+        "metrics": metrics,
         "sentry": b"".join(sentry.bodies).decode(),
         "traces": b"".join(collector.bodies).decode("utf-8", "replace"),
         "events": "".join(
@@ -140,6 +151,7 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
     assert {place: found(marks, text) for place, text in places.items() if found(marks, text)} == {}
     assert all(offer in places["database"] for offer in offers), "the dump is one of these confirmations"
     assert MARK in "".join(str(letter.body) for letter in letters), "the search finds what is there"
+    assert 'jobs_total{outcome="confirmed"}' in metrics
     assert set(system.states()) == ended
     assert worker.logged()
     assert kinds_of(sentry) >= {"event", "transaction", "check_in"}

@@ -13,7 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from models.states import State
-from tests.servers import RabbitMQ
+from tests.servers import PostgreSQL, RabbitMQ
 from tests.system import PROJECT, System, job, terminal, until
 from worker.broker import DEAD_LETTERS, unrouted_queue
 from worker.sandbox.answers import to_json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 Block = list[str]  # the lines of one block of the document
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-TO_BE_COPIED = "  confirm-offer "  # such a line stays whole
+STAYS_WHOLE = ("  confirm-offer ", "confirm-offer: ")  # a line to be copied, and one that says what is wrong
 
 
 def recipes() -> dict[str, list[Block]]:
@@ -56,9 +56,19 @@ class Operator:
         code, shown = terminal(["sh", "-c", line], self.environment, self.folder, "y\n")
         shown = CONTROLS.sub("", shown)
         assert code == exit_code, f"{line}\n{shown}"
-        wide = [part for part in re.split(r"[\r\n]+", shown) if len(part) > 80 and not part.startswith(TO_BE_COPIED)]
+        wide = [part for part in re.split(r"[\r\n]+", shown) if len(part) > 80 and not part.startswith(STAYS_WHOLE)]
         assert not wide, line
         return shown
+
+    def exit_code(self, line: str) -> int:
+        return terminal(["sh", "-c", line], self.environment, self.folder, "")[0]
+
+    def in_background(self, line: str, system: System) -> None:
+        """A line that starts a worker: it runs until the test ends."""
+        settings = dict(part.split("=", 1) for part in line.split() if "=" in part)
+        program, *arguments = [part for part in line.split() if "=" not in part]
+        assert program == "confirm-offer"
+        system.start_worker(("-m", "worker", *arguments), **settings)
 
 
 @pytest.fixture
@@ -262,3 +272,57 @@ def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: Syst
 
     until_states(system, failed=10)
     assert len(system.sandbox.calls) < 20, "not all were tried"
+
+
+def test_no_worker_answers(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look,), (start,), (check,) = recipe
+    operator.environment["TMPDIR"] = system.environment["TMPDIR"]  # as on the worker's machine
+
+    assert "no worker of this user runs on this machine" in operator.types(look, exit_code=1)
+    operator.in_background(start, system)
+
+    until(lambda: operator.exit_code(check) == 0, every=0.5)
+    assert " is well: scheduler, relay, consumer" in operator.types(check)
+
+
+def test_the_database_is_away(recipe: list[Block], operator: Operator, system: System, postgresql: PostgreSQL) -> None:
+    (look,), (upgrade,), (check,) = recipe
+    name = system.database_url.rsplit("/", 1)[1]
+    postgresql.drop_database(name)
+    assert "database" in operator.types(look, exit_code=1)
+    postgresql.create_database(name)
+
+    assert "database is at revision none" in operator.types(look, exit_code=1)
+    operator.types(upgrade)
+
+    assert "as it should be" in operator.types(check)
+
+
+def test_jobs_wait_too_long(recipe: list[Block], operator: Operator, system: System) -> None:
+    (queues, failed, batches), (start,), (check_queues, check_failed) = recipe
+    system.publish(job(f"offer-{number}") for number in range(10))
+
+    def waits(number: int, consumers: int, line: str) -> bool:  # RabbitMQ counts a quorum queue every 5 s
+        return re.search(rf"confirm-offer.jobs\s+{number}\s+{consumers}\b", operator.types(line)) is not None
+
+    until(lambda: waits(10, 0, queues))
+    assert "Nothing has failed." in operator.types(failed)
+    assert "There are no batches" in operator.types(batches)
+    operator.in_background(start, system)
+
+    until_states(system, confirmed=10)
+    until(lambda: waits(0, 1, check_queues))
+    assert "wait" not in operator.types(check_failed)
+
+
+def test_events_are_not_published(recipe: list[Block], operator: Operator, system: System) -> None:
+    (look,), (start,), (check,) = recipe
+    system.start_worker(WORKER_PARTS="tasks,scheduler")
+    system.publish([job("offer-1", order_reference="SO-1001")])
+    until_states(system, confirmed=1)
+
+    assert "not yet" in operator.types(look)
+    operator.in_background(start, system)
+
+    assert len(system.until_events(1)) == 1
+    until(lambda: "not yet" not in operator.types(check))

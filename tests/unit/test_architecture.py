@@ -28,8 +28,10 @@ LEAVES = {
     "worker.together",
     "worker.tracing",
     "worker.context",
+    "worker.metrics",
 }
-READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo"}  # the demo sets what settings then reads
+# The demo sets what settings then reads, and metrics sets where prometheus-client keeps its files.
+READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.metrics"}
 
 
 def name_of(path: Path) -> str:

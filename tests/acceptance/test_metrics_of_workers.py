@@ -1,0 +1,251 @@
+"""Metrics from outside: scraped from real workers, by the test and by a real Prometheus."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from models.states import State
+from tests.acceptance.test_commands import run
+from tests.servers import Prometheus, RabbitMQ, free_port, require
+from tests.system import PROJECT, System, WorkerProcess, job, until
+from worker.broker import DEAD_LETTERS
+
+DEPLOY = PROJECT / "deploy"
+Samples = dict[str, float]
+
+
+def port_of(worker: WorkerProcess) -> int:
+    def served() -> int | None:
+        return next((line["port"] for line in worker.logged() if line["event"] == "metrics_served"), None)
+
+    return int(until(served))
+
+
+def scraped(port: int, path: str = "/metrics") -> Samples:
+    """Values by name with labels, without the prefix."""
+    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name.removeprefix("confirm_offer_"): float(value) for name, value in pairs}
+
+
+def of(name: str, samples: Samples) -> Samples:
+    """What is not 0 of one name, by its labels."""
+    return {
+        ", ".join(re.findall(r'"(.*?)"', key)): value
+        for key, value in samples.items()
+        if re.split("{", key)[0] == name and value
+    }
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_tells_what_became_of_its_jobs(system: System, pool: str) -> None:
+    worker = system.start_worker(METRICS_PORT="0", WORKER_POOL=pool, WORKER_CONCURRENCY="4", RETRY_MAX_ATTEMPTS="3")
+    port = port_of(worker)
+    jobs = [
+        job("ok"),
+        job("pending~pending"),
+        job("refused~http-422"),
+        job("busy~http-503~1"),
+        job("lost~drop-after~1"),
+    ]
+    system.publish([*jobs, b"no job"], timestamp=int(time.time()) - 600)
+    system.publish([job("without-timestamp"), job("future~pending")], timestamp=2**40)
+    system.until_events(7)
+
+    def all_told() -> Samples | None:
+        now = scraped(port)
+        done = of("dead_letters_total", now) and sum(of("events_published_total", now).values()) == 7
+        return now if done else None
+
+    now = until(all_told)
+    assert of("jobs_total", now) == {"confirmed": 4, "pending": 2, "failed": 1}
+    assert of("attempts_total", now) == {
+        "none, booked": 6,
+        "http-422, refused": 1,
+        "http-503, not_booked": 1,
+        "connection-lost, unknown": 1,
+    }
+    assert of("dead_letters_total", now) == {"invalid-json": 1}
+    assert of("events_published_total", now) == {
+        "booking.confirmed": 4,
+        "booking.pending": 2,
+        "confirmation.failed": 1,
+    }
+    calls = of("call_duration_seconds_count", now)
+    assert calls["confirm"] == 9 - 1, "the lost answer was found by the list, and not asked for again"
+    assert calls["bookings"] >= 1
+    assert calls["token"] == sum(of("token_refreshes_total", now).values()) >= 1
+    assert of("job_to_event_seconds_count", now) == of("events_published_total", now)
+    took = of("job_to_event_seconds_bucket", now)
+    assert took["300.0, booking.confirmed"] == 1, "where no timestamp fits, it counts from when the job came"
+    assert took["900.0, booking.confirmed"] == 4
+    assert of("calls_in_flight", now) == {}
+    assert now['last_well_timestamp_seconds{part="relay"}'] > time.time() - 600
+    assert worker.stop() == 0
+    assert list(system.folder.glob("confirm-offer-*/metrics/*")) == []
+
+
+def test_what_a_killed_process_had_in_flight_is_told_no_more(system: System) -> None:
+    system.sandbox.latency = 60.0
+    worker = system.start_worker(METRICS_PORT="0", WORKER_POOL="prefork", WORKER_CONCURRENCY="2", XONE_TIMEOUT="100")
+    port = port_of(worker)
+    system.publish([job("ok"), b"no job", b"no job either"])
+    until(lambda: of("calls_in_flight", scraped(port)).get("confirm") == 1)
+    until(lambda: of("dead_letters_total", scraped(port)).get("invalid-json") == 2)
+
+    for child in children(worker.process.pid):
+        os.kill(child, signal.SIGKILL)
+
+    until(lambda: "confirm" not in of("calls_in_flight", scraped(port)))
+    assert of("dead_letters_total", scraped(port)) == {"invalid-json": 2}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_port_that_is_taken_is_told_and_taken_later(system: System) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        worker = system.start_worker(METRICS_PORT=str(port))
+        system.publish([job("ok")])
+        system.until_events(1)
+        until(lambda: [line for line in worker.logged() if line["event"] == "metrics_not_served"])
+
+    told = [line for line in worker.logged() if line["event"] == "metrics_not_served"]
+    assert [(line["port"], line["level"]) for line in told] == [(port, "error")]
+    assert "METRICS_PORT is taken" in told[0]["error"]
+    assert port_of(worker) == port
+    assert of("jobs_total", scraped(port)) == {"confirmed": 1}
+
+
+def test_a_worker_serves_nothing_but_metrics(system: System) -> None:
+    worker = system.start_worker(METRICS_PORT="0")
+    without = system.start_worker()
+    port = port_of(worker)
+
+    for path in ("/", "/metrics/", "/../metrics", "/favicon.ico"):
+        with pytest.raises(HTTPError, match="404"):
+            scraped(port, path)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        assert b" 501 " in connection.recv(1000)
+    assert scraped(port, "/metrics?name[]=x")["build_info" + '{version="0.1.0"}'] == 1
+    assert not any(line["event"] == "metrics_served" for line in without.logged())
+
+
+def promtool(*arguments: str) -> str:
+    require(Prometheus)
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
+    assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
+
+
+def test_every_alert_is_seen_firing_and_names_its_place_in_the_runbook() -> None:
+    rules = (DEPLOY / "prometheus/alerts.yml").read_text()
+    alerts = re.findall(r"alert: (\w+)", rules)
+    tested = (DEPLOY / "prometheus/alerts_test.yml").read_text()
+    runbook = re.findall(r"^## (.+)$", (PROJECT / "docs/runbook.md").read_text(), re.MULTILINE)
+    anchors = {re.sub(r"\W+", "-", title.lower()) for title in runbook}
+
+    assert [alert for alert in alerts if not re.search(rf"alertname: {alert}\n *exp_alerts:\n", tested)] == []
+    assert set(re.findall(r"runbook_url: docs/runbook.md#(.+)", rules)) <= anchors
+    assert rules.count("runbook_url: docs/runbook.md#") == len(alerts) == len(set(alerts))
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """With the plugin that tells of its queues."""
+    require(RabbitMQ)
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_prometheus"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prometheus(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Prometheus]:
+    """Scrapes RabbitMQ, and a worker that has done jobs of all fates."""
+    require(Prometheus)
+    worker = system.start_worker(METRICS_PORT="0", RETRY_MAX_ATTEMPTS="3")
+    port = port_of(worker)
+    server = Prometheus(
+        tmp_path / "prometheus",
+        {
+            "confirm-offer": f"http://127.0.0.1:{port}/metrics",
+            "rabbitmq": f"http://127.0.0.1:{rabbitmq.http_ports['rabbitmq_prometheus']}/metrics/per-object",
+        },
+        DEPLOY / "prometheus/alerts.yml",
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+def dashboard_queries() -> dict[str, str]:
+    """Of every panel, and of the annotations, by panel and legend."""
+    dashboard = json.loads((DEPLOY / "grafana/dashboards/confirm-offer.json").read_text())
+    return {
+        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$__rate_interval", "20s")
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    } | {note["name"]: note["expr"] for note in dashboard["annotations"]["list"]}
+
+
+def selectors(expression: str) -> set[str]:
+    """The series that an expression reads."""
+    return set(re.findall(r"\b(?:confirm_offer|rabbitmq|process)_\w+(?:\{.*?\})?|\bup\{.*?\}", expression))
+
+
+@pytest.mark.slow
+def test_every_query_of_dashboard_and_alerts_has_data(prometheus: Prometheus, system: System) -> None:
+    def work() -> None:
+        number = time.monotonic_ns()
+        fates = ("ok", "pending~pending", "refused~http-422", "busy~http-503~1", "lost~drop-after~1")
+        system.publish(job(f"{number}-{fate}") for fate in fates)
+        system.publish([b"no job"])
+
+    system.sandbox.revoke_tokens()
+    work()
+    until(lambda: system.states()[State.FAILED] and system.queue_length(DEAD_LETTERS))
+    assert run("reprocess", "--rate", "0.01", "--yes", **system.environment).returncode == 0
+    missing = dashboard_queries()
+    rules = prometheus.alerts()
+    read = {series for rule in rules.values() for series in selectors(rule["query"])}
+    assert len(missing) > 35
+    assert len(rules) == 17
+    assert len(read) >= 17
+
+    def all_have_data() -> bool:
+        work()  # rates need something to rise
+        for where in [where for where, query in missing.items() if prometheus.query(query)]:
+            del missing[where]
+        read.difference_update([series for series in read if prometheus.query(series)])
+        return not missing and not read
+
+    try:
+        until(all_have_data, 90, every=1.0)
+    except AssertionError:
+        pytest.fail(f"no data for {missing} {read}")
+    assert {name: rule["lastError"] for name, rule in prometheus.alerts().items() if rule.get("lastError")} == {}
+    assert all(rule["health"] == "ok" for rule in prometheus.alerts().values())
+    for query in dashboard_queries().values():
+        assert all(series["value"][1] != "NaN" for series in prometheus.query(query) if "histogram" not in query), query

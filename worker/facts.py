@@ -1,0 +1,184 @@
+"""What the database knows of the work that is open, read when Prometheus asks.
+
+The queries go by indexes of what is open and count a bounded number of rows, in a thread and over a connection of their
+own: neither a scrape nor a database that is away holds up the worker, nor the one the other.
+"""
+
+import time
+from collections.abc import Iterator
+from threading import Lock, Thread
+from typing import Any, NamedTuple
+
+import structlog
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Connection, Engine, func, literal, select
+
+from models.states import BatchState, State
+from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
+from worker.database import give_up_after, seconds_since
+from worker.pauses import ALL
+
+log = structlog.get_logger(__name__)
+
+MOST = 100_000  # rows of a kind are counted at most
+MOST_BATCHES = 20
+PATIENCE = 2.0  # seconds that a scrape waits for the database
+FRESH, STALE = 2.0, 30.0  # seconds: a reading is not repeated so soon; it is shown no longer
+
+GAUGES = {
+    "confirmations": (f"Confirmations that are open or wait for a review (at most {MOST})", ["state"]),
+    "oldest_confirmation_seconds": ("For how long the oldest of them has been so", ["state"]),
+    "overdue_seconds": ("How late the Scheduler is with what has been due for longest", []),
+    "outbox_events": (f"Events that are not published yet (at most {MOST})", []),
+    "outbox_lag_seconds": ("How long the oldest of them has waited", []),
+    "batch_items": (f"Items of batches that have not ended (the oldest {MOST_BATCHES})", ["batch", "progress"]),
+    "pauses": ("Pauses that a person has set: for all partners, for single ones", ["scope"]),
+}
+Facts = dict[str, dict[tuple[str, ...], float | None]]  # by gauge, then by the values of its labels; None: nothing yet
+
+
+def read_facts(connection: Connection) -> Facts:
+    """The values of GAUGES now."""
+    open_ones: dict[str, Any] = {row.state: row for row in connection.execute(_OPEN)}
+    states = {state.value: open_ones.get(state, _NOTHING) for state in (State.QUEUED, State.CONFIRMING, State.RETRYING)}
+    states[State.NEEDS_REVIEW.value] = connection.execute(_IN_REVIEW).one()
+    outbox = connection.execute(_UNPUBLISHED).one()
+    paused = connection.execute(select(Pause.partner_id)).scalars().all()
+    of_all = paused.count(ALL)
+    return {
+        "confirmations": {(state,): row.number for state, row in states.items()},
+        "oldest_confirmation_seconds": {(state,): row.oldest for state, row in states.items()},
+        "overdue_seconds": {(): max((row.overdue for row in open_ones.values()), default=None)},
+        "outbox_events": {(): outbox.number},
+        "outbox_lag_seconds": {(): outbox.oldest},
+        "batch_items": _progress(connection),
+        "pauses": {("all",): of_all, ("partner",): len(paused) - of_all},
+    }
+
+
+def _progress(connection: Connection) -> dict[tuple[str, ...], float | None]:
+    found: dict[tuple[str, ...], float | None] = {}
+    for batch in connection.execute(_OPEN_BATCHES):
+        of_batch = _ITEMS.where(BatchItem.batch_id == batch.id)
+        waiting = connection.execute(of_batch.where(BatchItem.fed_at.is_(None))).scalar_one()
+        is_running = BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None)
+        running = connection.execute(of_batch.where(*is_running)).scalar_one()
+        ended = batch.total - waiting - running
+        found |= {(str(batch.id), "waiting"): waiting, (str(batch.id), "running"): running}
+        found |= {(str(batch.id), "ended"): ended}
+    return found
+
+
+class _Nothing(NamedTuple):
+    number: int = 0
+    oldest: float | None = None
+    overdue: float | None = None
+
+
+def _as_text(state: State | BatchState) -> object:
+    """A state as it must stand in a query for PostgreSQL to see that a partial index fits."""
+    return literal(state.value, literal_execute=True)
+
+
+_NOTHING = _Nothing()
+_due_first = (
+    select(Confirmation.state, Confirmation.queued_at, Confirmation.due_at)
+    .where(Confirmation.due_at.is_not(None))
+    .order_by(Confirmation.due_at)
+    .limit(MOST)
+    .subquery()
+)
+_OPEN = select(
+    _due_first.c.state,
+    func.count().label("number"),
+    seconds_since(func.min(_due_first.c.queued_at)).label("oldest"),
+    seconds_since(func.min(_due_first.c.due_at)).label("overdue"),
+).group_by(_due_first.c.state)
+_IN_REVIEW = select(
+    func.count().label("number"), seconds_since(func.min(Confirmation.updated_at)).label("oldest")
+).where(Confirmation.state == _as_text(State.NEEDS_REVIEW))
+_oldest_events = (
+    select(OutboxEvent.created_at)
+    .where(OutboxEvent.published_at.is_(None))
+    .order_by(OutboxEvent.created_at)
+    .limit(MOST)
+    .subquery()
+)
+_UNPUBLISHED = select(
+    func.count().label("number"), seconds_since(func.min(_oldest_events.c.created_at)).label("oldest")
+).select_from(_oldest_events)
+_OPEN_BATCHES = (
+    select(Batch.id, Batch.total)
+    .where(Batch.state.in_([_as_text(BatchState.RUNNING), _as_text(BatchState.PAUSED)]))
+    .order_by(Batch.id)
+    .limit(MOST_BATCHES)
+)
+_ITEMS = select(func.count()).select_from(BatchItem)
+
+
+class Reading(NamedTuple):
+    """What was read. at: monotonic seconds; took: seconds."""
+
+    at: float
+    took: float
+    facts: Facts
+
+
+class DatabaseFacts(Collector):
+    """Reads where the last reading is not fresh, and shows that until it is stale; then its gauges are absent."""
+
+    def __init__(self, engine: Engine) -> None:
+        """engine: for this alone."""
+        self._engine = engine
+        self._lock = Lock()
+        self._thread: Thread | None = None
+        self._reading: Reading | None = None
+        self._failed = False
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        reading = self._latest()
+        failed = self._failed or not self._is_younger(reading, FRESH + PATIENCE)
+        yield GaugeMetricFamily(
+            "confirm_offer_database_scrape_failed", "1 where the database could not be read now", value=int(failed)
+        )
+        if reading is None:
+            return
+        yield GaugeMetricFamily(
+            "confirm_offer_database_scrape_duration_seconds", "How long the last reading took", value=reading.took
+        )
+        for name, (meaning, labels) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"confirm_offer_{name}", meaning, labels=labels)
+            for values, value in reading.facts[name].items():
+                gauge.add_metric(values, max(value or 0.0, 0.0))
+            yield gauge
+
+    def _latest(self) -> Reading | None:
+        """After a wait for the thread that reads; it may go on after that, and hold up only the next reading."""
+        with self._lock:
+            is_reading = self._thread is not None and self._thread.is_alive()
+            if not is_reading and not self._is_younger(self._reading, FRESH):
+                self._thread = Thread(target=self._read, name="scrape", daemon=True)
+                self._thread.start()
+            thread = self._thread
+        if thread is not None:
+            thread.join(PATIENCE)
+        return self._reading if self._is_younger(self._reading, STALE) else None
+
+    @staticmethod
+    def _is_younger(reading: Reading | None, seconds: float) -> bool:
+        return reading is not None and time.monotonic() - reading.at < seconds
+
+    def _read(self) -> None:
+        started = time.monotonic()
+        try:
+            with self._engine.begin() as connection:
+                give_up_after(connection, PATIENCE)
+                facts = read_facts(connection)
+        except Exception as error:
+            if not self._failed:
+                log.warning("scrape_without_database", error=type(error).__name__)
+            self._failed = True
+        else:
+            self._reading = Reading(time.monotonic(), time.monotonic() - started, facts)
+            self._failed = False

@@ -1,0 +1,238 @@
+"""What a worker counts for Prometheus. Each fact is told by one function, which is called at one place.
+
+Nothing is counted before ``begin``, which a worker with METRICS_PORT calls: elsewhere a fact costs a comparison. Labels
+come from fixed lists; no partner, offer or text is ever one. What the database knows is not counted but read:
+see worker/facts.py. All metrics stand in docs/metrics.md.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from models.event import EventType
+from models.states import Outcome, State
+
+ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
+CALLS = ("confirm", "bookings", "token")
+NO_ERROR = "none"
+CODES = frozenset(
+    {"connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked"}
+    | {"credentials", "poison"}
+    | {f"http-{status.value}" for status in HTTPStatus}
+)
+OTHER = "other"  # a status that nobody has registered
+DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
+
+CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 300)  # seconds
+JOB_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
+GROUP_BUCKETS = (1, 2, 5, 10, 20, 50)
+
+
+class Instruments:
+    """The counters of one process. In the mode for several processes their values stand in files in ``folder``."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # where prometheus-client looks for it
+        # Chosen when prometheus-client is imported, which is too early. Fresh, for its lock may be held as we fork.
+        values.ValueClass = values.MultiProcessValue() if folder is not None else values.MutexValue
+        disable_created_metrics()
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"confirm_offer_{name}", meaning, labels, registry=registry)
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:  # the sum over processes that live
+            return Gauge(f"confirm_offer_{name}", meaning, labels, registry=registry, multiprocess_mode="livesum")
+
+        self.jobs = counter("jobs", "Confirmations that ended, by the state they ended in", "outcome")
+        self.attempts = counter("attempts", "Attempts that ended", "outcome", "code")
+        self.dead_letters = counter("dead_letters", "Jobs put with the dead letters by workers", "code")
+        self.token_refreshes = counter("token_refreshes", "Tokens asked for", "result")
+        self.gate_openings = counter("gate_openings", "Times that calls to XONE were stopped, by the error", "code")
+        self.slowdowns = counter("slowdowns", "Answers of XONE that made the calls pause for a while (429)")
+        self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
+        self.events_refused = counter("events_refused", "Publishings of an event that the broker refused")
+        self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
+        self.gate_open = gauge("gate_open", "Processes whose calls to XONE are stopped by their gate")
+        self.call_duration = Histogram(
+            "confirm_offer_call_duration_seconds", "Calls to XONE", ["call"], buckets=CALL_BUCKETS, registry=registry
+        )
+        self.job_to_event = Histogram(
+            "confirm_offer_job_to_event_seconds",
+            "From the publishing of a job to the broker's confirm of the first event of its confirmation",
+            ["type"],
+            buckets=JOB_BUCKETS,
+            registry=registry,
+        )
+        self.group_size = Histogram(
+            "confirm_offer_group_size", "What was stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
+        )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """A rate of what has not been there before can't be told: the first of its kind would be missed."""
+        for state in ENDED:
+            self.jobs.labels(state)
+        self.attempts.labels(Outcome.BOOKED, NO_ERROR)
+        for code in DEAD_LETTER_CODES:
+            self.dead_letters.labels(code)
+        for result in ("ok", "failed"):
+            self.token_refreshes.labels(result)
+        self.gate_openings.labels("credentials")
+        for event_type in EventType:
+            self.events_published.labels(event_type)
+            self.job_to_event.labels(event_type)
+        for call in CALLS:
+            self.calls_in_flight.labels(call)
+            self.call_duration.labels(call)
+
+    def exposed(self) -> CollectorRegistry | MultiProcessCollector:
+        """What collects them; in the mode for several processes, the sum of all, and no gauge of a dead one."""
+        if self.folder is None:
+            return self.registry
+        for path in self.folder.glob("gauge_live*_*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            if not is_alive(pid):
+                mark_process_dead(pid, str(self.folder))
+        return MultiProcessCollector(None, str(self.folder))
+
+
+_instruments: Instruments | None = None
+
+
+def begin(several_in: Path | None = None) -> Instruments:
+    """Counts from now on, in this process and those that it forks.
+
+    several_in: where the pool is one of processes, the folder in which a folder for their files is made. What workers
+    left there that were killed is removed. Raises OSError where nothing can be written there.
+    """
+    global _instruments
+    folder = None
+    if several_in is not None:
+        for path in (several_in.parent, several_in):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in several_in.glob("worker-*"):
+            pid = left.name.removeprefix("worker-")
+            if pid.isdecimal() and not is_alive(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = several_in / f"worker-{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    _instruments = Instruments(folder)
+    return _instruments
+
+
+def end() -> None:
+    """Counts no more."""
+    global _instruments
+    if _instruments is not None and _instruments.folder is not None:
+        shutil.rmtree(_instruments.folder, ignore_errors=True)
+    _instruments = None
+
+
+def _begin_in_child() -> None:
+    global _instruments
+    if _instruments is not None:
+        _instruments = Instruments(_instruments.folder)
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def attempt_ended(outcome: Outcome, code: str | None, state: State | None) -> None:
+    """state: in which the confirmation is now; None where the attempt came too late to matter."""
+    if _instruments is not None:
+        _instruments.attempts.labels(outcome, NO_ERROR if code is None else _known(code)).inc()
+        if state in ENDED:
+            _instruments.jobs.labels(state).inc()
+
+
+def stored_together(count: int) -> None:
+    """Jobs, claims or outcomes that went into one transaction."""
+    if _instruments is not None:
+        _instruments.group_size.observe(count)
+
+
+@contextmanager
+def calling(call: str) -> Iterator[None]:
+    """Around each call to XONE. call: of CALLS."""
+    if _instruments is None:
+        yield
+        return
+    in_flight, duration = _instruments.calls_in_flight.labels(call), _instruments.call_duration.labels(call)
+    in_flight.inc()
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        duration.observe(time.monotonic() - started)
+        in_flight.dec()
+
+
+def token_refreshed(result: str) -> None:
+    """result: ok or failed."""
+    if _instruments is not None:
+        _instruments.token_refreshes.labels(result).inc()
+
+
+def gate_opened(code: str) -> None:
+    """Calls to XONE stop. code: of the error that stopped them."""
+    if _instruments is not None:
+        _instruments.gate_openings.labels(_known(code)).inc()
+        _instruments.gate_open.set(1)
+
+
+def gate_closed() -> None:
+    """Calls to XONE go on."""
+    if _instruments is not None:
+        _instruments.gate_open.set(0)
+
+
+def slowed_down() -> None:
+    """XONE asked for a pause (429)."""
+    if _instruments is not None:
+        _instruments.slowdowns.inc()
+
+
+def dead_lettered(code: str) -> None:
+    """A job stands with the dead letters. code: x-dead-letter-code."""
+    if _instruments is not None:
+        _instruments.dead_letters.labels(code).inc()
+
+
+def event_published(event_type: str, seconds: float | None) -> None:
+    """The broker has an event. seconds: since its job was published, where it is the first event of a confirmation."""
+    if _instruments is not None:
+        _instruments.events_published.labels(event_type).inc()
+        if seconds is not None:
+            _instruments.job_to_event.labels(event_type).observe(max(seconds, 0.0))
+
+
+def events_refused(count: int) -> None:
+    """The broker did not take events; they are tried again."""
+    if _instruments is not None:
+        _instruments.events_refused.inc(count)
+
+
+def _known(code: str) -> str:
+    return code if code in CODES else OTHER

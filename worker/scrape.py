@@ -1,0 +1,136 @@
+"""What Prometheus gets on METRICS_PORT: what the worker has counted, what the database knows, when parts were well."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from prometheus_client import Metric, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine
+
+from worker.facts import DatabaseFacts
+from worker.loop import Loop
+from worker.metrics import Instruments
+from worker.report import report
+
+log = structlog.get_logger(__name__)
+
+PATH = "/metrics"
+TAKEN = "METRICS_PORT is taken: give each worker of a machine its own"
+
+
+class WorkerFacts(Collector):
+    """Which version this is, and when its parts were last well."""
+
+    def __init__(self, notes: Callable[[], Mapping[str, float]]) -> None:
+        """notes: of worker/health.py."""
+        self._notes = notes
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        build = GaugeMetricFamily("confirm_offer_build_info", "The version that runs", labels=["version"])
+        build.add_metric([version("confirm-offer")], 1)
+        yield build
+        well = GaugeMetricFamily(
+            "confirm_offer_last_well_timestamp_seconds", "When a part of this worker was last well", labels=["part"]
+        )
+        for part, at in self._notes().items():
+            well.add_metric([part], at)
+        yield well
+
+
+class Exposed(Collector):
+    """All that is shown."""
+
+    def __init__(self, instruments: Instruments, engine: Engine, notes: Callable[[], Mapping[str, float]]) -> None:
+        """engine: for this alone; notes: of worker/health.py."""
+        self._instruments = instruments
+        self._others = (WorkerFacts(notes), DatabaseFacts(engine), ProcessCollector(registry=None))
+
+    def collect(self) -> Iterator[Metric]:
+        for collector in (self._instruments.exposed(), *self._others):
+            yield from collector.collect()
+
+
+class Scrapes(Loop):
+    """Answers Prometheus. A port that is taken is tried again and again: jobs matter more than being seen."""
+
+    name = "metrics"
+
+    def __init__(self, port: int, exposed: Collector) -> None:
+        super().__init__()
+        self._port = port
+        self._exposed = exposed
+        self._server: Server | None = None
+
+    def turn(self) -> bool:
+        """Takes the port, then a request, which is answered in a thread of its own."""
+        if self._server is None:
+            self._server = Server(self._port, self._exposed)
+            log.info("metrics_served", port=self._server.server_address[1])
+        self._server.handle_request()
+        return True
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.server_close()
+
+    def _tell(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = TAKEN if error.errno == errno.EADDRINUSE else os.strerror(error.errno)
+            log.error("metrics_not_served", port=self._port, error=reason)
+        else:
+            super()._tell(error)
+
+
+class Server(ThreadingHTTPServer):
+    """All addresses of the machine, IPv4 and IPv6."""
+
+    timeout = 0.5  # seconds that handle_request waits, so that the Loop sees when it is to end
+
+    def __init__(self, port: int, exposed: Collector) -> None:
+        self.exposed = exposed
+        if socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
+        super().__init__(("", port), _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who asked has gone, or was too slow."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 10  # seconds for one request
+    server_version, sys_version = "confirm-offer", ""
+
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path != PATH:
+            self.send_error(404)
+            return
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            body = encode(self.server.exposed)
+        except Exception as error:
+            report(error, task="scrape")
+            self.send_error(500)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
