@@ -46,7 +46,7 @@ def rounds_of(rig: Rig, cases: tuple[Case, ...], contenders: tuple[Contender, ..
 
 
 def side_by_side(found: Rounds) -> Iterator[str]:
-    yield "| XONE, calls, processes | program | a second | CPU ms | PostgreSQL ms | MiB | CPU over ours | our rate over it |"
+    yield "| XONE, calls, processes | program | a second | CPU ms | PostgreSQL ms | MiB | CPU / ours | our rate / it |"
     yield "|---|---|---|---|---|---|---|---|"
     for (case, contender), drained in found.items():
         ours = found[case, OURS]
@@ -216,7 +216,7 @@ def main(rounds: int, jobs: int, waiting: int, grown: int, write: bool) -> None:
         sections = [
             f"{measured}; {rounds} rounds of {jobs} jobs each; the middle (least to most).\n",
             "### Side by side\n", *side_by_side(found), "\n![rate and CPU](performance.svg)\n",
-            f"### At ease: {RATE:.0f} jobs a second, from publish to event, less XONE's 50 ms\n", *at_ease(rig, ALL, 30),
+            f"### At ease: {RATE:.0f} jobs a second, publish to event less XONE's 50 ms\n", *at_ease(rig, ALL, 30),
             *(["\n### Backlog\n", *long_backlog(rig, waiting)] if waiting else []),
             "\n### Spike\n", *sudden(rig, 2000, rate),
             *(["\n### Growth\n", *growth(rig, grown, rounds, jobs)] if grown else []),

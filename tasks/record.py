@@ -100,8 +100,8 @@ def _record(
 def to_be_settled() -> Select[Any]:
     """Confirmations, locked, as ``settle`` needs them."""
     names = (
-        "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash", "state",
-        "lease_token", "attempts", "batch_id", "sequence", "purged_at",
+        "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
+        "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
     )  # fmt: skip
     return locked(select(*(Confirmation.__table__.c[name] for name in names), now().label("now")))
 
