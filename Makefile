@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers tools node demo test test-slow compose-check chaos lint audit schemas lock clean
+.PHONY: help setup servers tools node demo test test-slow compose-check chaos bench lint audit schemas lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ compose-check: setup tools  ## docker-compose.yml, Dockerfile and Kubernetes man
 chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+bench: setup servers  ## renew docs/performance.md; ARGS="--grown 2000000" measures full tables too
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 lint: setup audit  ## style and types, and whether a dependency has a known hole
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -73,6 +77,7 @@ lock:  ## renew the lock files from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) --extra tracing -c requirements.lock pyproject.toml -o requirements-tracing.lock
 	$(LOCK) --extra dev --extra tracing -c requirements-tracing.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra bench -c requirements-dev.lock pyproject.toml -o requirements-bench.lock
 	echo "setuptools>=77" | $(LOCK) -c requirements-dev.lock - -o requirements-build.lock
 	$(LOCK) --no-deps -c requirements-dev.lock requirements-tools.in -o requirements-tools.lock
 

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
-
-import amqp
 
 from benchmarks.rig import Rig
 from tests.system import PROJECT, WorkerProcess, job, until
 from worker import broker
+from worker.broker import Message, Publisher
+
+CHUNK = 1000  # messages that are published before the broker's confirms are waited for
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,25 @@ class Contender:
     queue: str
     command: tuple[str, ...]  # arguments of Python; {in_flight} stands for the calls in flight
 
-    def message(self, offer: str) -> amqp.Message:
+    def message(self, offer: str) -> Message:
         """The job as a checkout publishes it to this program."""
-        content, headers = job(offer), {}
-        if self.name == "afternoon, Celery":
+        content: Any = job(offer)
+        headers: dict[str, Any] = {}
+        if self is CELERY:
             task_id = str(uuid4())
             content = [[content], {}, {}]
             headers = {"lang": "py", "task": "confirm_offer", "id": task_id, "root_id": task_id}
-        elif self.name == "afternoon, dramatiq":
+        elif self is DRAMATIQ:
             content = {
-                "queue_name": self.queue, "actor_name": "confirm_offer", "args": [content], "kwargs": {},
-                "options": {}, "message_id": str(uuid4()), "message_timestamp": 0,
-            }  # fmt: skip
-        return amqp.Message(
-            json.dumps(content), content_type="application/json", content_encoding="utf-8", delivery_mode=2,
-            application_headers=headers,
-        )  # fmt: skip
+                "queue_name": self.queue,
+                "actor_name": "confirm_offer",
+                "args": [content],
+                "kwargs": {},
+                "options": {},
+                "message_id": str(uuid4()),
+                "message_timestamp": 0,
+            }
+        return Message(offer, json.dumps(content).encode(), self.exchange, self.queue, headers=headers)
 
     def start(self, rig: Rig, latency: float, in_flight: int) -> WorkerProcess:
         """A worker process of it. latency: of XONE's answers, in seconds."""
@@ -72,6 +77,6 @@ def prepare(rig: Rig) -> None:
         worker.stop()
 
 
-def publish(channel: amqp.Channel, contender: Contender, offers: Iterable[str]) -> None:
-    for offer in offers:
-        channel.basic_publish(contender.message(offer), contender.exchange, contender.queue)
+def publish(publisher: Publisher, contender: Contender, offers: Sequence[str]) -> None:
+    for at in range(0, len(offers), CHUNK):
+        publisher.publish(contender.message(offer) for offer in offers[at : at + CHUNK])

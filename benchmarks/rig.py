@@ -170,16 +170,24 @@ class Checkout:
         self._connection.close()
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, as far as they run."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    ]
+    return [pid, *(member for child in children for member in family(child))]
+
+
 def cpu_of(pid: int) -> float:
-    """Seconds of CPU that a process has used, its children's with it."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / TICKS
+    """Seconds of CPU that a process and its children have used."""
+    fields = [Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split() for member in family(pid)]
+    return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICKS
 
 
 def memory_of(pid: int) -> float:
-    """MiB of memory that a process holds."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    """MiB of memory that a process and its children hold."""
+    held = [Path(f"/proc/{member}/status").read_text().partition("VmRSS:")[2].split()[0] for member in family(pid)]
+    return sum(map(int, held)) / 1024
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -1,10 +1,7 @@
-"""Rate, CPU and latency of confirm-offer beside its afternoon versions, each in turn on the same machine.
-
-python -m benchmarks.throughput --quick
-"""
+"""What is measured: a backlog worked off, single jobs at ease, a spike."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,23 +9,30 @@ from typing import NamedTuple
 from sqlalchemy import text
 
 from benchmarks.contenders import Contender, publish
-from benchmarks.rig import Rig, cpu_of, memory_of
+from benchmarks.rig import Consumer, Rig, cpu_of, memory_of
 from tests.system import WorkerProcess, until
+from worker.broker import Publisher
 
-FROM, TO = 0.2, 0.9  # of the jobs of a run: what is measured, without the start and the end
+FROM, TO = 0.2, 0.9  # of the jobs of a backlog: what is measured, without the start and the end
+PATIENCE = 1200  # seconds
 
 
 class Case(NamedTuple):
-    """latency: of XONE, in seconds; in_flight: of each process."""
+    """latency: of XONE, in seconds; in_flight: calls of each process."""
 
     latency: float
     in_flight: int
-    processes: int
+    processes: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.latency * 1000:.0f} ms, {self.in_flight} in flight, {self.processes} process" + "es" * (
+            self.processes > 1
+        )
 
 
 @dataclass(frozen=True)
 class Drained:
-    """A backlog worked off: confirmations a second, ms of a worker's CPU for one, ms of the database's time, MiB."""
+    """A backlog worked off: confirmations a second; ms of workers' CPU and of PostgreSQL's time for one; MiB."""
 
     rate: float
     cpu: float
@@ -46,24 +50,76 @@ def running(rig: Rig, contender: Contender, case: Case) -> Iterator[list[WorkerP
             worker.stop()
 
 
+def fill(rig: Rig, contender: Contender, name: str, jobs: int) -> list[str]:
+    """Publishes jobs; their offers."""
+    offers = [f"{name}-{number}" for number in range(jobs)]
+    with Publisher(rig.rabbitmq.url) as publisher:
+        publish(publisher, contender, offers)
+    return offers
+
+
 def drain(rig: Rig, contender: Contender, case: Case, jobs: int, name: str) -> Drained:
     """Publishes jobs, then starts the workers and measures while they work on them."""
-    offers = [f"{name}-{number}" for number in range(jobs)]
-    with rig.connect() as connection:
-        publish(connection.channel(), contender, offers)
+    fill(rig, contender, name, jobs)
     with rig.consumer() as consumer, running(rig, contender, case) as workers:
 
         def at(share: float) -> tuple[float, float, float]:
-            until(lambda: len(consumer.arrived) >= share * jobs, 300, every=0.01)
+            wait_for(consumer, int(share * jobs))
             cpu = sum(cpu_of(worker.process.pid) for worker in workers)
             return time.monotonic(), cpu, database_time(rig)
 
         began, ended = at(FROM), at(TO)
         memory = max(memory_of(worker.process.pid) for worker in workers)
-        until(lambda: len(consumer.arrived) >= jobs, 300)
-    done = (TO - FROM) * jobs
+        wait_for(consumer, jobs)
+    done = int(TO * jobs) - int(FROM * jobs)
     took, cpu, database = (after - before for before, after in zip(began, ended, strict=True))
     return Drained(done / took, cpu / done * 1000, database / done, memory)
+
+
+def backlog(rig: Rig, contender: Contender, case: Case, jobs: int, parts: int) -> list[tuple[float, float]]:
+    """A long one: the rate, and MiB of a worker at the end, of each tenth or other part."""
+    fill(rig, contender, "backlog", jobs)
+    found = []
+    with rig.consumer() as consumer, running(rig, contender, case) as (worker, *_):
+        wait_for(consumer, 1)
+        for part in range(1, parts + 1):
+            began, before = time.monotonic(), len(consumer.arrived)
+            wait_for(consumer, part * jobs // parts)
+            rate = (len(consumer.arrived) - before) / (time.monotonic() - began)
+            found.append((rate, memory_of(worker.process.pid)))
+    return found
+
+
+def one_by_one(rig: Rig, contender: Contender, case: Case, rate: float, seconds: float, name: str) -> list[float]:
+    """Seconds from publish to event, less XONE's, of jobs that come ``rate`` a second."""
+    published: dict[str, float] = {}
+    with Publisher(rig.rabbitmq.url) as publisher, rig.consumer() as consumer, running(rig, contender, case):
+        publish(publisher, contender, [f"{name}-warm-{number}" for number in range(50)])
+        wait_for(consumer, 50)
+        started = time.monotonic()
+        for number in range(int(seconds * rate)):
+            offer = f"{name}-{number}"
+            time.sleep(max(started + number / rate - time.monotonic(), 0.0))
+            published[offer] = time.time()
+            publish(publisher, contender, [offer])
+        wait_for(consumer, 50 + len(published))
+    return [consumer.arrived[offer] - at - case.latency for offer, at in published.items()]
+
+
+def spike(rig: Rig, contender: Contender, case: Case, jobs: int) -> tuple[float, float]:
+    """Jobs that all come at once: seconds until they were published, and until the last of them had its event."""
+    with rig.consumer() as consumer, running(rig, contender, case):
+        fill(rig, contender, "before", 20)
+        wait_for(consumer, 20)
+        began = time.monotonic()
+        fill(rig, contender, "spike", jobs)
+        published = time.monotonic() - began
+        wait_for(consumer, 20 + jobs)
+        return published, time.monotonic() - began
+
+
+def wait_for(consumer: Consumer, events: int) -> None:
+    until(lambda: len(consumer.arrived) >= events, PATIENCE, every=0.005)
 
 
 def database_time(rig: Rig) -> float:
@@ -72,23 +128,5 @@ def database_time(rig: Rig) -> float:
         return float(connection.execute(text("select sum(active_time) from pg_stat_database")).scalar_one())
 
 
-def at_ease(rig: Rig, contender: Contender, seconds: float, rate: float, name: str) -> list[float]:
-    """Seconds from publish to event, less XONE's, of jobs that come one by one."""
-    case = Case(0.05, 64, 1)
-    published: dict[str, float] = {}
-    with (
-        rig.connect() as connection,
-        rig.consumer() as consumer,
-        running(rig, contender, case),
-    ):
-        channel = connection.channel()
-        publish(channel, contender, [f"{name}-warm-{number}" for number in range(50)])
-        until(lambda: len(consumer.arrived) >= 50)
-        started = time.monotonic()
-        for number in range(int(seconds * rate)):
-            offer = f"{name}-{number}"
-            time.sleep(max(started + number / rate - time.monotonic(), 0.0))
-            published[offer] = time.time()
-            publish(channel, contender, [offer])
-        until(lambda: published.keys() <= consumer.arrived.keys())
-    return [consumer.arrived[offer] - at - case.latency for offer, at in published.items()]
+def middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

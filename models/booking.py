@@ -163,8 +163,9 @@ def _leftovers(node: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(node, Received):
         prefix = f"{path}." if path else ""
         found += [(prefix + name, value) for name, value in (node.model_extra or {}).items()]
-        for name in type(node).model_fields:
-            found += _leftovers(getattr(node, name), prefix + name)
+        for name, value in node.__dict__.items():  # the fields, without what is extra
+            if isinstance(value, Received | list):
+                found += _leftovers(value, prefix + name)
     elif isinstance(node, list):
         for index, item in enumerate(node):
             found += _leftovers(item, f"{path}[{index}]")

@@ -76,8 +76,7 @@ def move(connection: Connection, batch_id: int, to: BatchState, by: str, reason:
 
 def running(connection: Connection) -> list[int]:
     """The batches to be fed in, the oldest first."""
-    query = select(Batch.id).where(Batch.state == BatchState.RUNNING).order_by(Batch.id)
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_RUNNING).scalars())
 
 
 class UnderWay(NamedTuple):
@@ -89,14 +88,17 @@ class UnderWay(NamedTuple):
 
 def under_way(connection: Connection) -> UnderWay:
     """What the batches have under way now."""
-    is_at_work = or_(Confirmation.state == State.CONFIRMING, Confirmation.dispatched_until > now())
-    query = (
-        select(func.count(), func.coalesce(func.sum(case((is_at_work, 1), else_=0)), 0))
-        .select_from(BatchItem)
-        .join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
-        .where(BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None))
-    )
-    return UnderWay(*connection.execute(query).one())
+    return UnderWay(*connection.execute(_UNDER_WAY).one())
+
+
+_RUNNING = select(Batch.id).where(Batch.state == BatchState.RUNNING).order_by(Batch.id)
+_is_at_work = or_(Confirmation.state == State.CONFIRMING, Confirmation.dispatched_until > now())
+_UNDER_WAY = (
+    select(func.count(), func.coalesce(func.sum(case((_is_at_work, 1), else_=0)), 0))
+    .select_from(BatchItem)
+    .join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
+    .where(BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None))
+)
 
 
 def feed(connection: Connection, batch_id: int, most: int, paused: Sequence[str], dispatch_lease: float) -> list[UUID]:

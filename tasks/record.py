@@ -99,7 +99,11 @@ def _record(
 
 def to_be_settled() -> Select[Any]:
     """Confirmations, locked, as ``settle`` needs them."""
-    return locked(select(Confirmation.__table__, now().label("now")))
+    names = (
+        "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
+        "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
+    )  # fmt: skip
+    return locked(select(*(Confirmation.__table__.c[name] for name in names), now().label("now")))
 
 
 def settle(connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:

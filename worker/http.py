@@ -12,6 +12,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
@@ -87,6 +88,12 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """Status, headers and what is still to be read: no cookies, and no history."""
+        response = requests.Response()
+        response.status_code, response.headers, response.raw = resp.status, CaseInsensitiveDict(resp.headers), resp
+        return response
+
 
 class Http:
     """A pool of connections that threads share. Follows no redirect, keeps no cookie, reads no .netrc."""
@@ -99,12 +106,16 @@ class Http:
 
     def send(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None = None
-    ) -> tuple[int, requests.structures.CaseInsensitiveDict[str], bytes]:
+    ) -> tuple[int, CaseInsensitiveDict[str], bytes]:
         """Status, headers and whole body of the answer.
 
         Raises requests' exceptions, and AnswerTooLarge. A body that breaks off or drips past the deadline raises too.
         """
-        request = requests.Request(method, url, headers=headers, data=body).prepare()
+        request = requests.PreparedRequest()
+        request.method, request.body = method, body
+        request.prepare_url(url, None)
+        length = {"Content-Length": str(len(body))} if body is not None else {}
+        request.headers = CaseInsensitiveDict({**headers, **length})
         timeout = Timeout(connect=min(self._connect_timeout, self._timeout), total=self._timeout)
         response = self._adapter.send(request, stream=True, timeout=timeout, verify=True)  # type: ignore[arg-type]
         with response:

@@ -19,6 +19,7 @@ class Loop:
 
     name = "loop"
     interval = 1.0  # seconds between turns that found nothing to do
+    rest = 0.0  # seconds from the beginning of a turn to that of the next, at least: more gathers for it meanwhile
 
     def __init__(self) -> None:
         self.wake = Event()
@@ -51,14 +52,15 @@ class Loop:
         """Gives back what the turns held open."""
 
     def _run(self) -> None:
-        pause = 0.0
+        pause, began = 0.0, float("-inf")
         while not self._stopping.is_set():
             ends_at = time.monotonic() + pause
             self.wake.wait(pause)
             self.lag = time.monotonic() - ends_at
-            self.wake.clear()
-            if self._stopping.is_set():
+            if self._stopping.wait(max(began + self.rest - time.monotonic(), 0.0)):
                 return
+            self.wake.clear()
+            began = time.monotonic()
             pause = self._guarded_turn()
 
     def _guarded_turn(self) -> float:

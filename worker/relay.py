@@ -33,6 +33,7 @@ class Relay(Loop):
 
     name = "relay"
     interval = 0.5
+    rest = 0.02
 
     def __init__(self, process: Process) -> None:
         super().__init__()

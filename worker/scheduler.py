@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, or_, select, update
 
 from models.tables import Confirmation
 from tasks import batches
@@ -52,10 +52,10 @@ class Scheduler(Loop):
             if ALL in paused:
                 return False
             free = (1 if gate.is_probing else self._most_in_flight) - _dispatched(connection)
-            due = _take_due(connection, Confirmation.batch_id.is_(None), free, paused)
+            due = _take_due(connection, _TAKE_LIVE, free, paused)
             of_batches = batches.under_way(connection)
             room = self._room() - of_batches.at_work
-            retries = _take_due(connection, Confirmation.batch_id.is_not(None), min(free - len(due), room), paused)
+            retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
             to_feed = [] if gate.is_probing else batches.running(connection)
         fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
         if due or retries or fed:
@@ -114,30 +114,32 @@ class Scheduler(Loop):
 
 def _dispatched(connection: Connection) -> int:
     """How many resume messages are on their way."""
-    query = select(func.count()).select_from(Confirmation).where(Confirmation.dispatched_until > now())
-    return connection.execute(query).scalar_one()
+    return connection.execute(_DISPATCHED).scalar_one()
 
 
-def _take_due(connection: Connection, which: ColumnElement[bool], most: int, paused: Sequence[str]) -> list[UUID]:
-    """Marks what is due as dispatched, in turn over the partners: none waits for another's many. paused: partners."""
+def _take_due(connection: Connection, statement: Any, most: int, paused: Sequence[str]) -> list[UUID]:
+    """Marks what is due as dispatched. statement: by _take, of which confirmations; paused: partners."""
     if most <= 0:
         return []
+    return list(connection.execute(statement, {"most": most, "paused": paused}).scalars())
+
+
+def _take(which: ColumnElement[bool]) -> Any:
+    """Marks what has been due for longest, in turn over the partners: none waits for another's many."""
     is_due = (
         which,
         Confirmation.due_at <= now(),
         or_(Confirmation.dispatched_until.is_(None), Confirmation.dispatched_until <= now()),
-        Confirmation.partner_id.not_in(paused),
+        Confirmation.partner_id.not_in(bindparam("paused")),
     )
-    free = locked(
-        select(Confirmation.id).where(Confirmation.id.in_(_in_turn(is_due).limit(most)), *is_due), skip_locked=True
-    )
-    taken = connection.execute(
-        update(Confirmation)
+    chosen = Confirmation.id.in_(_in_turn(is_due).limit(bindparam("most")))
+    free = locked(select(Confirmation.id).where(chosen, *is_due), skip_locked=True)
+    return (
+        update(Confirmation.__table__)
         .where(Confirmation.id.in_(select(free.cte("free").c.id)))
         .values(dispatched_until=now_plus(DISPATCH_LEASE))
         .returning(Confirmation.id)
     )
-    return list(taken.scalars())
 
 
 def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
@@ -152,3 +154,8 @@ def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
     turn = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
     ranked = select(oldest.c.id, oldest.c.due_at, turn.label("turn")).subquery()
     return select(ranked.c.id).order_by(ranked.c.turn, ranked.c.due_at)
+
+
+# Built once: to build a statement costs more than to execute it.
+_DISPATCHED = select(func.count()).select_from(Confirmation).where(Confirmation.dispatched_until > now())
+_TAKE_LIVE, _TAKE_OF_BATCHES = _take(Confirmation.batch_id.is_(None)), _take(Confirmation.batch_id.is_not(None))

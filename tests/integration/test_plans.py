@@ -1,0 +1,118 @@
+"""The plans of all statements that a worker and its operators make: none reads a table through that grows for ever."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, update
+
+from benchmarks.seed import seed
+from models.tables import Confirmation
+from tasks import batches, confirm, failures, purge
+from tasks.accept import Delivery
+from tests.system import job
+from worker import events, show
+from worker.database import now_plus
+from worker.process import Process
+from worker.relay import Relay
+from worker.scheduler import Scheduler
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+SEEDED = 20_000
+GROW = {"confirmations", "attempts", "bookings", "policyholders", "policies", "outbox", "further_emails"}
+Statements = dict[str, Any]
+
+
+@pytest.fixture
+def process(process: Process) -> Process:
+    seed(process.engine, SEEDED)
+    return process
+
+
+@contextmanager
+def seen(process: Process) -> Iterator[Statements]:
+    """Each statement with parameters that it was executed with."""
+    found: Statements = {}
+
+    def keep(_connection: Any, _cursor: Any, text: str, parameters: Any, _context: Any, executemany: bool) -> None:
+        found[text] = parameters[0] if executemany else parameters
+
+    event.listen(process.engine, "before_cursor_execute", keep)
+    yield found
+    event.remove(process.engine, "before_cursor_execute", keep)
+
+
+def read_through(process: Process, statements: Statements) -> set[tuple[str, str]]:
+    """The tables that grow and are read from end to end, each with the statement that does it."""
+
+    def tables(node: dict[str, Any]) -> Iterator[str]:
+        if node["Node Type"] == "Seq Scan":
+            yield node["Relation Name"]
+        for child in node.get("Plans", []):
+            yield from tables(child)
+
+    found = set()
+    with process.engine.connect() as connection:
+        for text, parameters in statements.items():
+            (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", parameters).one()
+            root = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+            found |= {(table, " ".join(text.split())[:300]) for table in tables(root) if table in GROW}
+        connection.rollback()
+    return found
+
+
+def confirm_one(process: Process, offer: str) -> None:
+    held = confirm.accept_job(json.dumps(job(offer, partner_id="P-1")).encode(), Delivery(), process)
+    assert held is not None
+    confirm.attempt(held, process)
+
+
+def test_the_way_of_a_job(process: Process) -> None:
+    with seen(process) as statements:
+        confirm_one(process, "new-1")
+        confirm_one(process, "new-2~http-500~1")
+        with process.engine.begin() as connection:
+            connection.execute(update(Confirmation).where(Confirmation.state == "retrying").values(due_at=now_plus(-1)))
+            waiting = connection.execute(update(Confirmation).where(Confirmation.offer_id == "new-2~http-500~1").values(
+                crashes=0).returning(Confirmation.id)).scalar_one()  # fmt: skip
+        for text in list(statements):
+            if text.startswith("UPDATE confirmations SET due_at") or "SET crashes" in text:
+                del statements[text]  # this test's own
+        Scheduler(process).turn()
+        held = confirm.claim_due(waiting, process)
+        assert held is not None
+        confirm.attempt(held, process)
+        confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), process)  # the same again
+        relay = Relay(process)
+        while relay.turn():
+            pass
+
+    assert len(statements) > 15
+    assert not read_through(process, statements)
+
+
+def test_what_operators_ask(process: Process) -> None:
+    since = datetime.now(UTC) - timedelta(days=1)
+    chosen = failures.Selection(code="http-503", since=since - timedelta(days=400), limit=50)
+    with seen(process) as statements, process.engine.begin() as connection:
+        failures.groups(connection, failures.Selection())
+        failures.groups(connection, chosen)
+        ids = [row.id for row in failures.match(connection, chosen).rows]
+        assert len(ids) == 50
+        batch = batches.create(connection, ids, chosen, "test", "me", None)
+        fed = batches.feed(connection, batch, 20, [], 30.0)
+        assert len(fed) == 20
+        batches.under_way(connection)
+        batches.overview(connection, batch)
+        assert show.find(process.engine, "seeded-7")
+        assert show.find(process.engine, "SO-8")
+        assert list(events.pages(process.engine, events.Which(since, datetime.now(UTC), offer_id="seeded-9"))) == []
+        purge.of_person(connection, process.vault, "ada@example.com")
+        assert purge.purge(connection, since - timedelta(days=3), 10) == 10
+
+    assert len(statements) > 15
+    assert not read_through(process, statements)
