@@ -274,8 +274,3 @@ def test_workers_purge_by_themselves(system: System) -> None:
     until(lambda: purged() == ["offer-1", "offer-2"])
     counts = [line["count"] for worker in system.workers for line in worker.logged() if line["event"] == "purged"]
     assert sum(counts) == 2
-
-
-@pytest.mark.parametrize("command", ["rekey", "purge", "erase"])
-def test_help_has_an_example(command: str) -> None:
-    assert "Example: confirm-offer" in run(command, "--help").stdout

@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 import click
 
 from worker.broker import Publisher
-from worker.commands.console import Failed, WrongUse, err, json_option, plainly, print_json, progress
+from worker.commands.console import Failed, WrongUse, json_option, out, plainly, print_json, progress, remark, write
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.enqueue import BadLine, Checked, Enqueued, Progress, Rejected, Source, check, publish
 from worker.settings import BrokerSettings, read
 
 
-@click.command()
+@click.command(short_help="Publishes jobs from a file, JSON Lines or CSV.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="What FILE is, if not by its name's end.")
 @click.option(
@@ -78,7 +78,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -
         )
     else:
         where = f"; the bad lines are in {rejected}" if number_of_bad and rejected is not None else ""
-        click.echo(f"{result.published} published, {number_of_bad + len(result.refused)} not{where}")
+        write(out, f"{result.published:,} published, {number_of_bad + len(result.refused):,} not{where}")
     if result.refused:
         again = "" if kept is None else "; run the same command again to go on from there"
         raise Failed(
@@ -110,7 +110,7 @@ def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) 
         if bad is not None:
             bad.append({"line": line.number, "code": line.code, "detail": line.detail})
         else:
-            err.print(f"line {line.number}: {line.code}: {line.detail}", markup=False, soft_wrap=True)
+            remark(f"line {line.number}: {line.code}: {line.detail}")
 
     with progress() as bar:
         task = bar.add_task("checking (bytes)", total=source.size)
@@ -148,7 +148,7 @@ def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
     try:
         kept.try_it()
     except OSError as error:
-        _say(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
+        remark(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
         return None
     return kept
 
@@ -159,11 +159,7 @@ def _where_to_begin(kept: Progress | None, checked: Checked) -> tuple[int, int]:
         return 0, 0
     begin = kept.begin()
     if begin is None:
-        _say(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
+        remark(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
     elif begin[0]:
-        _say(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
+        remark(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
     return begin or (0, 0)
-
-
-def _say(text: str) -> None:
-    err.print(text, markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from models.job import JobRejected, read_job
 from tasks.audit import Tally
 from worker import broker, database
 from worker.broker import Publisher
-from worker.commands.console import Failed, ask, json_option, out, plainly, print_json, progress, tell
+from worker.commands.console import Failed, ask, json_option, out, plainly, print_json, progress, remark, tell
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.letters import (
@@ -190,7 +190,7 @@ def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(text, out.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-@dead_letters.command("replay")
+@dead_letters.command("replay", short_help="Puts dead letters back on the jobs queue.")
 @code_option
 @limit_option
 @click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first, {EDITED} in one go unless --limit says else.")
@@ -321,7 +321,7 @@ def _edited(letter: Letter, name: str, file: Path, may_ask: bool) -> bytes | Non
             try:
                 read_job(body)
             except JobRejected as rejected:
-                click.echo(f"  not a valid job yet: {rejected.code}: {rejected.detail}", err=True)
+                remark(f"  not a valid job yet: {rejected.code}: {rejected.detail}")
                 if not may_ask or not click.confirm("  Edit it again?", default=True, err=True):
                     click.echo("  left as it is", err=True)
                     return None

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from tasks.audit import Tally
 from worker import database
+from worker.commands.console import complain
 from worker.settings import DatabaseSettings, read
 
 
@@ -26,7 +25,7 @@ def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Cal
                 raise
             tally = None
             why = "has not its tables" if database.lacks_tables(error) else "can't be reached"
-            click.echo(f"confirm-offer: no audit row is written, for the database {why}", err=True)
+            complain(f"no audit row is written, for the database {why}")
             return None
 
     def count(number: int) -> None:
