@@ -20,7 +20,7 @@ from tests.acceptance.test_dead_letters import as_bytes
 from tests.system import PROJECT, System, job, until
 from worker import broker
 from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher
-from worker.letters import for_editor, masked
+from worker.letters import Letters, for_editor, masked
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +121,17 @@ def test_thousands_are_listed_in_place_and_only_some_shown(broker_url: str) -> N
     assert length(broker_url, DEAD_LETTERS) == 3000
     order = [json.loads(message.body)["offer_id"] for message in drain(broker_url, DEAD_LETTERS)]
     assert order == [f"offer-{n}" for n in range(3000)]
+
+
+def test_who_comes_next_finds_all_letters_again(broker_url: str) -> None:
+    put(broker_url, [letter(n, b"%d" % n) for n in range(4)])
+
+    standing = []
+    for _ in range(40):
+        with Letters(broker_url) as letters:
+            standing.append(letters.standing)
+
+    assert standing == [4] * 40
 
 
 def test_revealed_bodies_are_on_record(system: System) -> None:
