@@ -7,6 +7,7 @@ from typing import Any
 import click
 from cryptography.fernet import Fernet
 
+from tasks.audit import audit, who
 from worker import broker, database, schema
 from worker.commands import (
     batches,
@@ -103,7 +104,11 @@ def db_upgrade(as_json: bool) -> None:
 
     Example: confirm-offer db upgrade
     """
-    before, after = schema.upgrade(database.connect(read(DatabaseSettings).url))
+    engine = database.connect(read(DatabaseSettings).url)
+    before, after = schema.upgrade(engine)
+    if before != after:
+        with engine.begin() as connection:
+            audit(connection, "db upgrade", who(), None, 1, before=before, after=after)
     text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
     tell(as_json, text, revision=after, before=before)
 

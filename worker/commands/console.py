@@ -23,6 +23,7 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", help="Why, for the record.")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -13,7 +13,18 @@ from typing import Any, BinaryIO
 import click
 
 from worker.broker import Publisher
-from worker.commands.console import Failed, WrongUse, json_option, out, plainly, print_json, progress, remark, write
+from worker.commands.console import (
+    Failed,
+    WrongUse,
+    json_option,
+    out,
+    plainly,
+    print_json,
+    progress,
+    reason_option,
+    remark,
+    write,
+)
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.enqueue import BadLine, Checked, Enqueued, Progress, Rejected, Source, check, publish
@@ -28,9 +39,10 @@ from worker.settings import BrokerSettings, read
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where bad lines go; FILE.rejected if not given, nowhere for standard input.",
 )
+@reason_option
 @json_option
 @plainly
-def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -> None:
+def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | None, as_json: bool) -> None:
     """Publishes jobs from FILE ("-" for standard input), JSON Lines or CSV. All are checked first.
 
     Bad lines are named, kept in FILE.rejected as they came, and not published; exit code 1 if there are any.
@@ -63,7 +75,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -
         with Rejected(rejected, lambda: source.header) as rejects:
             checked = _check(source, rejects, bad if as_json else None)
         kept = _progress_of(path, checked.digest, url) if path is not None else None
-        with recording("enqueue", bad=len(checked.bad)) as record:
+        with recording("enqueue", reason, bad=len(checked.bad)) as record:
             result, after = _publish(source, checked, kept, url, record)
     number_of_bad = len(checked.bad)
     if as_json:

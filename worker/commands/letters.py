@@ -20,7 +20,18 @@ from models.job import JobRejected, read_job
 from tasks.audit import Tally
 from worker import broker, database
 from worker.broker import Publisher
-from worker.commands.console import Failed, ask, json_option, out, plainly, print_json, progress, remark, tell
+from worker.commands.console import (
+    Failed,
+    ask,
+    json_option,
+    out,
+    plainly,
+    print_json,
+    progress,
+    reason_option,
+    remark,
+    tell,
+)
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.letters import (
@@ -195,9 +206,12 @@ def _wrapped(text: str, indent: str) -> str:
 @limit_option
 @click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first, {EDITED} in one go unless --limit says else.")
 @yes_option
+@reason_option
 @json_option
 @plainly
-def replay_letters(code: str | None, limit: int | None, edit: bool, yes: bool, as_json: bool) -> None:
+def replay_letters(
+    code: str | None, limit: int | None, edit: bool, yes: bool, reason: str | None, as_json: bool
+) -> None:
     """Puts dead letters back on the jobs queue, their bodies unchanged or edited.
 
     A letter is removed when the broker has confirmed its copy: interrupted, nothing is lost. One that fails again
@@ -215,7 +229,7 @@ def replay_letters(code: str | None, limit: int | None, edit: bool, yes: bool, a
     ask(f"Put {counted(count, 'letter')} back on the jobs queue?", yes)
     details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
     with (
-        Tally(engine, "dead-letters replay", **details) as tally,
+        Tally(engine, "dead-letters replay", reason, **details) as tally,
         Letters(url) as letters,
         progress(shown=not edit) as bar,  # it would draw over the editor
         _Moved("replayed", count, tally, bar) as moved,

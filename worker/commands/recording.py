@@ -11,7 +11,9 @@ from worker.settings import DatabaseSettings, read
 
 
 @contextmanager
-def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Callable[[int], None]]:
+def recording(
+    command: str, reason: str | None = None, wanted: bool = True, **details: Any
+) -> Iterator[Callable[[int], None]]:
     """Gives what counts the work into the row. Where DATABASE_URL is not set explicitly, there is none."""
     settings = read(DatabaseSettings)
     tally: Tally | None = None
@@ -33,7 +35,7 @@ def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Cal
             guarded(lambda: tally.add(number) if tally is not None else None)
 
     if wanted and "DATABASE_URL" in settings.model_fields_set:
-        tally = guarded(lambda: Tally(database.connect(settings.url, connections=1), command, **details))
+        tally = guarded(lambda: Tally(database.connect(settings.url, connections=1), command, reason, **details))
     try:
         yield count
     finally:

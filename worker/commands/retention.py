@@ -26,6 +26,7 @@ from worker.commands.console import (
     plainly,
     print_json,
     progress,
+    reason_option,
     remark,
     tell,
     write,
@@ -51,9 +52,10 @@ def with_pauses(steps: Iterator[Step]) -> Iterator[Step]:
 
 
 @click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
+@reason_option
 @json_option
 @plainly
-def rekey(as_json: bool) -> None:
+def rekey(reason: str | None, as_json: bool) -> None:
     """Encrypts all that is stored with the first key of DATA_KEYS again, while workers go on.
 
     Afterwards the other keys can be taken out of DATA_KEYS. Interrupted, it goes on when it is run again. It also lets
@@ -68,7 +70,7 @@ def rekey(as_json: bool) -> None:
     with engine.connect() as connection:
         total = rekeying.count(connection)
     done = Rekeyed()
-    with Tally(engine, "rekey") as tally, progress() as bar:
+    with Tally(engine, "rekey", reason) as tally, progress() as bar:
         task = bar.add_task("encrypting again", total=total)
         try:
             for step in with_pauses(rekeying.rekey(engine, vault)):
@@ -110,7 +112,7 @@ def _tell_unreadable(unreadable: list[Any]) -> None:
 @click.option("--older-than", "before", type=MOMENT, required=True, help="Ended so long ago: 90d, 12w, 36h; or a time.")
 @click.option("--dry-run", is_flag=True, help="Only show how many there are.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", help="Why, for the record.")
+@reason_option
 @json_option
 @plainly
 def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:
