@@ -241,8 +241,12 @@ def waiting_for_review(connection: Connection, selection: Selection) -> int:
 
 def purged(connection: Connection, selection: Selection) -> int:
     """How many of what the filters match were purged."""
-    query = select(func.count()).select_from(Confirmation).where(*replace(selection, purged=True).conditions())
-    return connection.execute(query).scalar_one()
+    return int(connection.execute(purged_query(selection)).scalar_one())
+
+
+def purged_query(selection: Selection) -> Select[Any]:
+    query: Select[Any] = select(func.count()).select_from(Confirmation)
+    return query.where(*replace(selection, purged=True).conditions())
 
 
 def review_query(selection: Selection) -> Select[Any]:

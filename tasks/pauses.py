@@ -19,13 +19,13 @@ def pause(connection: Connection, partner_id: str, reason: str, by: str) -> bool
     return bool(made)
 
 
-def resume_calls(connection: Connection, partner_id: str | None, by: str) -> list[str]:
+def resume_calls(connection: Connection, partner_id: str | None, by: str, reason: str | None = None) -> list[str]:
     """Ends the pause of one partner or ALL, or with None every pause. Returns those that ended."""
     chosen = delete(Pause).returning(Pause.partner_id)
     if partner_id is not None:
         chosen = chosen.where(Pause.partner_id == partner_id)
     ended = list(connection.execute(chosen).scalars())
-    audit(connection, "resume", by, None, len(ended), partners=ended)
+    audit(connection, "resume", by, reason, len(ended), partners=ended)
     return ended
 
 

@@ -1,10 +1,13 @@
 """The command line: ``confirm-offer …``. Exit codes: 0 done, 1 not or not wholly done, 2 wrong use or settings."""
 
+import signal
 import sys
+from typing import Any
 
 import click
 from cryptography.fernet import Fernet
 
+from tasks.audit import audit, who
 from worker import broker, database, schema
 from worker.commands import (
     batches,
@@ -19,7 +22,7 @@ from worker.commands import (
     schemas,
     show,
 )
-from worker.commands.console import Failed, json_option, out, plainly, tell
+from worker.commands.console import Failed, complain, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.process import current
 from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, WorkerSettings, read
@@ -27,11 +30,19 @@ from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, Worke
 
 def main() -> None:
     """Entry of the console script."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(ending, _interrupt)
     try:
         cli.main(prog_name="confirm-offer", standalone_mode=True)
     except SettingsError as error:
-        click.echo(f"confirm-offer: {error}", err=True)
+        complain(str(error))
         sys.exit(2)
+
+
+def _interrupt(*_: Any) -> None:
+    """As Ctrl-C does: a command that is ended, or whose terminal goes, leaves nothing behind. A worker has its own."""
+    raise KeyboardInterrupt
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,7 +54,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Runs the whole system in one process, with nothing installed.")
 @click.option("--jobs", default=20, show_default=True, type=click.IntRange(1, 2000), help="How many offers to confirm.")
 @json_option
 @plainly
@@ -57,7 +68,7 @@ def demo(jobs: int, as_json: bool) -> None:
     sys.exit(run(jobs, as_json, out))
 
 
-@cli.command()
+@cli.command(short_help="Runs a worker: takes jobs, retries, publishes events.")
 @click.option("--concurrency", type=click.IntRange(1, 2000), help="Calls in flight (WORKER_CONCURRENCY).")
 @click.option("--pool", type=click.Choice(["threads", "prefork"]), help="Celery's pool (WORKER_POOL).")
 def worker(concurrency: int | None, pool: str | None) -> None:
@@ -93,7 +104,11 @@ def db_upgrade(as_json: bool) -> None:
 
     Example: confirm-offer db upgrade
     """
-    before, after = schema.upgrade(database.connect(read(DatabaseSettings).url))
+    engine = database.connect(read(DatabaseSettings).url)
+    before, after = schema.upgrade(engine)
+    if before != after:
+        with engine.begin() as connection:
+            audit(connection, "db upgrade", who(), None, 1, before=before, after=after)
     text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
     tell(as_json, text, revision=after, before=before)
 
@@ -132,7 +147,7 @@ def broker_declare(as_json: bool) -> None:
     tell(as_json, "\n".join(f"declared {name}" for name in names), declared=names)
 
 
-@cli.command()
+@cli.command(short_help="Runs the stand-in of XONE by itself.")
 @click.option("--port", default=8900, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a container.")
 @json_option

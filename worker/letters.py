@@ -9,6 +9,7 @@ They are consumed, not fetched one by one with basic.get: letters that were fetc
 
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ BATCH = 500  # letters
 BATCH_BYTES = 8 * 1024 * 1024
 READ_BYTES = 4 * MAX_BYTES  # of longer bodies nothing is read
 STILL_FOR = 2.0  # seconds without a letter after which the queue is asked whether it has more
+BACK_WITHIN = 2.0  # seconds in which RabbitMQ has put back what was held
 
 _label = TypeAdapter(Label, config=ConfigDict(regex_engine="python-re"))
 
@@ -61,6 +63,7 @@ class Letters:
         self._channel: Any = None
         self._consumer: str | None = None
         self._waiting: deque[Letter] = deque()
+        self._settled = 0
 
     def __enter__(self) -> Self:
         try:
@@ -84,8 +87,17 @@ class Letters:
             if error is None:
                 self.take_no_more()
                 self._channel.close()  # the answer tells that all acknowledgements have arrived
+                self._see_the_others_back()
         finally:
             self._connection.collect(socket_timeout=1)
+
+    def _see_the_others_back(self) -> None:
+        """RabbitMQ puts them back after it has answered; who comes next would find the queue empty until then."""
+        channel, ends_at = self._connection.channel(), time.monotonic() + BACK_WITHIN
+        while time.monotonic() < ends_at and (left := self.held - self._settled):
+            if channel.queue_declare(DEAD_LETTERS, passive=True).message_count >= left:
+                return
+            time.sleep(0.01)
 
     def __iter__(self) -> Iterator[Letter]:
         for _ in range(self.held):
@@ -115,6 +127,7 @@ class Letters:
         """Removes letters from the queue for good."""
         for letter in letters:
             self._channel.basic_ack(letter.tag)
+            self._settled += 1
 
     def make_sure_of_them(self) -> None:
         """Raises the connection's error where the broker has taken the letters back (it does so after half an hour)."""

@@ -21,6 +21,9 @@ from worker.settings import LogSettings
 log = structlog.get_logger(__name__)
 
 OURS = ("models", "tasks", "worker")
+# What these say of the worker and its connection, operators need. They quote a message only where Celery decodes it,
+# and none of ours is decoded.
+IN_FULL = ("celery.apps.worker", "celery.worker.consumer.connection", "celery.worker.consumer.consumer")
 
 
 def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
@@ -51,7 +54,7 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_without_values, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -128,6 +131,12 @@ def _task_that_raised(_logger: Any, _method: str, event: EventDict) -> EventDict
         event["event"] = "task_raised"
         event["task"] = record.data.get("name")
     return event
+
+
+def _without_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """What a library says, as it stands in its code: the values in it may be a body, a row, or an exception's text."""
+    record: logging.LogRecord = event["_record"]
+    return event if record.name in IN_FULL else {**event, "event": str(record.msg)}
 
 
 def _exception_without_text(_logger: Any, _method: str, event: EventDict) -> EventDict:

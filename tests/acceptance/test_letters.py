@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from kombu import Connection
 from sqlalchemy import select
@@ -21,10 +20,7 @@ from tests.acceptance.test_dead_letters import as_bytes
 from tests.system import PROJECT, System, job, until
 from worker import broker
 from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher
-from worker.commands.enqueue import enqueue
-from worker.commands.events import events
-from worker.commands.letters import dead_letters
-from worker.letters import for_editor, masked
+from worker.letters import Letters, for_editor, masked
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +121,17 @@ def test_thousands_are_listed_in_place_and_only_some_shown(broker_url: str) -> N
     assert length(broker_url, DEAD_LETTERS) == 3000
     order = [json.loads(message.body)["offer_id"] for message in drain(broker_url, DEAD_LETTERS)]
     assert order == [f"offer-{n}" for n in range(3000)]
+
+
+def test_who_comes_next_finds_all_letters_again(broker_url: str) -> None:
+    put(broker_url, [letter(n, b"%d" % n) for n in range(4)])
+
+    standing = []
+    for _ in range(40):
+        with Letters(broker_url) as letters:
+            standing.append(letters.standing)
+
+    assert standing == [4] * 40
 
 
 def test_revealed_bodies_are_on_record(system: System) -> None:
@@ -296,6 +303,31 @@ def test_an_editor_that_fails_leaves_all(system: System, tmp_path: Path) -> None
     assert (system.queue_length(DEAD_LETTERS), system.queue_length(JOBS)) == (2, 0)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_edit_that_is_broken_off_leaves_the_letter_and_no_file(
+    how: signal.Signals, system: System, tmp_path: Path
+) -> None:
+    put(system.broker_url, [letter(1, body("offer-1"))])
+    opened = tmp_path / "opened"
+    edits = editor(tmp_path, f"open({str(opened)!r}, 'w').write(str(file))\nimport time; time.sleep(60)")
+    program = subprocess.Popen(
+        [sys.executable, "-m", "worker", "dead-letters", "replay", "--edit", "--yes"],
+        env={**os.environ, **edits, **settings(system), "TMPDIR": str(tmp_path)},
+        cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    file = Path(until(lambda: opened.exists() and opened.read_text()))
+    assert file.exists()
+
+    os.killpg(program.pid, how)
+    _, said = program.communicate(timeout=30)
+
+    assert program.returncode == 1
+    assert said.splitlines()[-1] == "confirm-offer: interrupted: 0 replayed, the others stay dead letters"
+    assert not file.parent.exists()
+    until(lambda: system.queue_length(DEAD_LETTERS) == 1)
+    assert [(command, count) for command, _, count, _ in audited(system)] == [("dead-letters replay", 0)]
+
+
 def test_an_undeclared_queue_is_told_plainly(broker_url: str) -> None:
     with Connection(broker_url) as connection:
         connection.channel().queue_delete(DEAD_LETTERS)
@@ -333,9 +365,3 @@ def test_other_bodies_are_indented() -> None:
 )  # fmt: skip
 def test_masked(content: bytes, shown: Any) -> None:
     assert masked(content) == shown
-
-
-@pytest.mark.parametrize("command", [*dead_letters.commands.values(), *events.commands.values(), enqueue])
-def test_help_has_an_example(command: click.Command) -> None:
-    assert "Example: confirm-offer " in (command.help or "")
-    assert "--json" in [option for parameter in command.params for option in parameter.opts]

@@ -130,17 +130,6 @@ def until_ended(system: System, batch_id: int, seconds: float = 40.0) -> dict[st
     return batch_of(system.engine, batch_id)
 
 
-COMMANDS = [
-    ["failed"], ["reprocess"], ["batches"], ["batch", "show"], ["batch", "pause"], ["batch", "resume"],
-    ["batch", "cancel"], ["pause"], ["resume"],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command: list[str]) -> None:
-    assert "Example: confirm-offer" in CliRunner().invoke(cli, [*command, "--help"]).output
-
-
 def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(system: System) -> None:
     url, sandbox = system.database_url, system.sandbox
     system.start_worker()

@@ -50,6 +50,25 @@ MALFORMED: tuple[Any, ...] = (
     f'{{"{MARK}": 1, "{MARK}": 2}}'.encode(),
     f'"{MARK}"'.encode(),
 )
+LIBRARIES = ("amqp", "celery", "kombu", "psycopg", "requests", "sqlalchemy", "urllib3", "vine")
+LOUD = (
+    "-c",
+    f"""
+import logging, sys
+from worker import logs
+as_it_is = logs.configure
+
+def loud(*arguments):
+    as_it_is(*arguments)
+    for name in {[*LIBRARIES, "celery.app.trace", "sqlalchemy.engine", "sqlalchemy.pool"]}:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+logs.configure = loud
+sys.argv = ["confirm-offer", "worker"]
+from worker.cli import main
+main()
+""",
+)  # a worker whose libraries tell all they can
 SLOW = {"slow-headers", "drip"}  # "slow" stands for all
 FOR_GOOD = {"pending", "booked-nowhere", "redirect"}  # the others strike once, lest XONE count as down
 
@@ -120,7 +139,7 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
     }
 
     sandbox.rotate_secret("another")  # so that there is something for Sentry
-    worker = system.start_worker(**settings)
+    worker = system.start_worker(LOUD, **settings)
     system.publish(job(offer, **MARKED) for offer in offers)
     until(lambda: "event" in kinds_of(sentry), 60)
     sandbox.rotate_secret(settings["XONE_CLIENT_SECRET"])
@@ -153,6 +172,7 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
     assert MARK in "".join(str(letter.body) for letter in letters), "the search finds what is there"
     assert 'jobs_total{outcome="confirmed"}' in metrics
     assert set(system.states()) == ended
-    assert worker.logged()
     assert kinds_of(sentry) >= {"event", "transaction", "check_in"}
     assert {span.name for span in collector.spans()} >= {"record attempt", "send confirm-offer.dead-letters"}
+    told = {line["logger"].split(".")[0] for line in worker.logged()}
+    assert {"tasks", "celery", "kombu", "amqp", "sqlalchemy", "urllib3"} <= told

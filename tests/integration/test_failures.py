@@ -1,5 +1,6 @@
 """What has failed and why: filters, groups by cause, and plans that do not read every confirmation."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -142,6 +143,7 @@ def test_offers_by_name_and_what_is_left_out(engine: Engine, confirmation: Calla
     assert len(with_review.rows) == 4
 
 
+QUERIES = [failures.rows_query, failures.groups_query, failures.review_query, failures.purged_query]
 SELECTIONS = [
     Selection(),
     Selection(include_needs_review=True, limit=100),
@@ -150,7 +152,7 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("query", [failures.rows_query, failures.groups_query, failures.review_query])
+@pytest.mark.parametrize("query", QUERIES)
 def test_no_query_reads_every_confirmation(
     engine: Engine, query: Callable[[Selection], Select[Any]], selection: Selection
 ) -> None:
@@ -160,6 +162,24 @@ def test_no_query_reads_every_confirmation(
     assert "ix_confirmations_ended_badly" in plan
     assert "Seq Scan on confirmations" not in plan
     assert "SCAN confirmations\n" not in plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_of_a_million_only_what_has_failed_is_read(engine: Engine) -> None:
+    fill(engine, 1_000_000)
+    plans = {
+        f"{query.__name__} {number}": plan_of(engine, query(selection), "EXPLAIN ANALYZE")
+        for query in QUERIES
+        for number, selection in enumerate(SELECTIONS)
+    }
+    plans["waiting_query"] = plan_of(engine, failures.waiting_query(None), "EXPLAIN ANALYZE")
+
+    for name, plan in plans.items():
+        scans = re.findall(r"(?:Scan|Scan using \S+) on \S+ .*actual time=\S+ rows=(\d+)", plan)
+        assert scans, plan
+        assert max(map(int, scans)) <= FAILED, name
+        assert "Seq Scan" not in plan, plan
 
 
 def test_what_waits_is_counted_by_its_last_answer(engine: Engine, confirmation: Callable[..., None]) -> None:
@@ -179,41 +199,42 @@ def test_what_waits_is_counted_by_its_last_answer(engine: Engine, confirmation: 
     assert "ix_confirmations_due_at" in plan_of(engine, failures.waiting_query(None))
 
 
-def fill(engine: Engine) -> None:
-    """With so many rows that PostgreSQL chooses its plans as it would in earnest."""
+def fill(engine: Engine, number: int = 20_500) -> None:
+    """With so many rows that PostgreSQL chooses its plans as it would in earnest. The last FAILED of them have."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
-            connection.execute(text(MANY))
+            connection.execute(text(MANY), {"number": number, "fine": number - FAILED})
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE confirmations"))
 
 
-def plan_of(engine: Engine, query: Select[Any]) -> str:
+def plan_of(engine: Engine, query: Select[Any], explain: str = "EXPLAIN") -> str:
     """On PostgreSQL a generic plan, which knows no values: what a statement that runs often may come to."""
-    explain = "EXPLAIN" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
     with engine.connect() as connection:
         statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
         if engine.dialect.name == "postgresql":
             names = list(statement.params)
             numbered = {name: f"${number}" for number, name in enumerate(names, start=1)}
             connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
+            connection.exec_driver_sql("DEALLOCATE ALL")
             connection.exec_driver_sql(f"PREPARE asked AS {str(statement) % numbered}")
             values = ", ".join(f"'{statement.params[name]}'" for name in names)
             rows = connection.exec_driver_sql(f"{explain} EXECUTE asked{f'({values})' if names else ''}")
         else:
             values = tuple(statement.params[name] for name in statement.positiontup or ())
-            rows = connection.exec_driver_sql(f"{explain} {statement}", tuple(map(str, values)))
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", tuple(map(str, values)))
         return "".join(f"{row[-1]}\n" for row in rows)
 
 
+FAILED = 500
 MANY = """
     INSERT INTO confirmations (id, partner_id, offer_id, echo, idempotency_key, state, attempts, attempts_used, crashes,
         read_backs, answer_unknown, error_code, error_http_status, error_detail, sequence, queued_at, created_at,
         updated_at)
     SELECT gen_random_uuid(), 'P-' || n % 7, 'offer-' || n, '{}', gen_random_uuid(),
-        CASE WHEN n > 20000 THEN 'failed' ELSE 'confirmed' END, 1, 1, 0, 0, false,
-        CASE WHEN n > 20000 THEN CASE WHEN n % 3 = 0 THEN 'http-404' ELSE 'http-422' END END,
-        CASE WHEN n > 20000 THEN 422 END, CASE WHEN n > 20000 THEN 'XONE answered 422' END, 1,
+        CASE WHEN n > :fine THEN 'failed' ELSE 'confirmed' END, 1, 1, 0, 0, false,
+        CASE WHEN n > :fine THEN CASE WHEN n % 3 = 0 THEN 'http-404' ELSE 'http-422' END END,
+        CASE WHEN n > :fine THEN 422 END, CASE WHEN n > :fine THEN 'XONE answered 422' END, 1,
         now(), now(), now() - n * interval '1 second'
-    FROM generate_series(1, 20500) AS n
+    FROM generate_series(1, :number) AS n
 """

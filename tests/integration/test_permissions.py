@@ -93,7 +93,8 @@ def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) ->
     until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
     assert system.states() == {State.CONFIRMED: 1}
     assert worker.stop() == 0
-    assert not [line for line in worker.logged() if line["level"] != "info" and line["event"] != "job_rejected"]
+    expected = {"job_rejected", "python_warning"}  # the second where tests run as root, which Celery warns of
+    assert not [line for line in worker.logged() if line["level"] != "info" and line["event"] not in expected]
 
 
 def test_a_checkout_that_reaches_the_resume_queue_starts_nothing(system: System, server: RabbitMQ) -> None:

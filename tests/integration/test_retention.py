@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from cryptography.fernet import Fernet
-from sqlalchemy import Engine, delete, select, text, update
+from sqlalchemy import Engine, delete, select, update
 
 from models import booking as xone
 from models.states import State
@@ -33,7 +33,7 @@ from tasks.record import Made, record
 from tasks.rekey import Rekeyed
 from tasks.sealed import SEALED
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
-from tests.integration.test_failures import MANY, plan_of
+from tests.integration.test_failures import fill, plan_of
 from tests.system import until
 from worker.database import locked, now, now_plus
 from worker.errors import SealError, Unknown
@@ -514,11 +514,7 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
 
 
 def test_what_is_to_be_purged_is_found_by_an_index(engine: Engine) -> None:
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            connection.execute(text(MANY))
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE confirmations"))
+    fill(engine)
     plan = plan_of(engine, purge.past_query(datetime(2020, 1, 1, tzinfo=UTC)))
 
     assert "ix_confirmations_to_purge" in plan

@@ -415,6 +415,21 @@ def test_exc_info_without_an_exception_does_no_harm(json_output: io.StringIO) ->
     assert "error" not in line
 
 
+@pytest.mark.parametrize("name", ["kombu", "amqp", "psycopg", "sqlalchemy.pool", "celery.app.trace", "a.new.library"])
+def test_values_in_what_a_library_says_are_not_logged(output: io.StringIO, name: str) -> None:
+    logging.getLogger(name).error("could not take %r: %s", {"email": MARK}, ValueError(MARK))
+
+    assert "could not take %r: %s" in output.getvalue()
+    assert MARK not in output.getvalue()
+
+
+def test_why_there_is_no_connection_is_logged(output: io.StringIO) -> None:
+    error = OSError(111, "Connection refused")
+    logging.getLogger("celery.worker.consumer.consumer").error("consumer: Cannot connect to %s: %s", "amqp://x", error)
+
+    assert "Cannot connect to amqp://x: [Errno 111] Connection refused" in output.getvalue()
+
+
 @pytest.mark.parametrize(
     ("logger", "level", "shows"),
     [

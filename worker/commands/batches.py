@@ -13,7 +13,7 @@ from models.states import BatchState, State
 from tasks import batches as tasks
 from tasks.audit import who
 from worker import database
-from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, tell
+from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
 from worker.commands.follow import follow, outcome
 from worker.commands.layout import add, counted, listing, say, short
 from worker.commands.pauses import standing, tell_paused
@@ -149,7 +149,7 @@ def _add_move(name: str, to: BatchState, does: str) -> None:
 
     @batch.command(name, help=f"{does}\n\nExample: confirm-offer batch {name} 12")
     @click.argument("batch_id", metavar="ID", type=int)
-    @click.option("--reason", help="Why, for the record.")
+    @reason_option
     @json_option
     @plainly
     def move(batch_id: int, reason: str | None, as_json: bool) -> None:

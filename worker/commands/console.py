@@ -1,8 +1,10 @@
 """What all commands share: the consoles, JSON or text, one line for what goes wrong."""
 
 import csv
+import errno
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -11,21 +13,41 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from worker import broker, database
 from worker.errors import ConfirmOfferError, SettingsError
+from worker.report import describe, where
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", help="Why, for the record.")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write(console: Console, text: str) -> None:
+    """Lines wrapped at words on a terminal; whole elsewhere, for who searches them."""
+    console.print(Text(text), soft_wrap=not console.is_terminal)
+
+
+def remark(text: str) -> None:
+    """What is no result, on standard error."""
+    write(err, text)
+
+
+def complain(text: str) -> None:
+    """What went wrong, and what to do."""
+    remark(f"confirm-offer: {text}")
 
 
 class Failed(click.ClickException):
     """Not done: exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"confirm-offer: {self.message}", err=True)
+        complain(self.message)
 
 
 class WrongUse(Failed):
@@ -39,13 +61,16 @@ def told_plainly() -> Iterator[None]:
     """Turns what a command can run into to one line that says what to do, and exit code 1."""
     try:
         yield
-    except SettingsError:
+    except (SettingsError, click.ClickException, click.Abort, click.exceptions.Exit):
         raise
     except ConfirmOfferError as error:
         raise Failed(str(error)) from None
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise Failed(f"{error.filename}: {error.strerror}") from None
+        if isinstance(error, OSError) and error.errno in _FULL:
+            complain(f"what it writes to is full: {error.strerror}")
+            out.on_broken_pipe()  # drops what waits to be written, and ends with exit code 1
         if broker.lacks_queues(error):
             raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
         if why := broker.refuses(error):
@@ -66,7 +91,8 @@ def told_plainly() -> Iterator[None]:
             ) from None
         if database.is_away(error):
             raise Failed(f"the database can't be reached ({type(error).__name__}); check DATABASE_URL") from None
-        raise
+        places = "".join(f"\n  {place}" for place in where(error.__traceback__))
+        raise Failed(f"a defect of this program, please report it: {describe(error)}{places}") from None
 
 
 def plainly(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,16 +118,23 @@ def progress(shown: bool = True) -> Progress:
 
 
 def print_json(content: Any) -> None:
-    click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
+    with _to_who_reads():
+        click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """A header and rows, by the names of the columns."""
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
-    try:
+    with _to_who_reads():
         writer.writeheader()
         writer.writerows(rows)
         sys.stdout.flush()
+
+
+@contextmanager
+def _to_who_reads() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:  # who reads has seen enough
         out.on_broken_pipe()
 
@@ -112,7 +145,8 @@ def ask(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise WrongUse("there is no terminal to ask on, so nothing was changed; add --yes")
-    if not click.confirm(question, err=True):
+    width = err.width - len(" [y/N]: ")
+    if not click.confirm("\n".join(textwrap.fill(line, width) for line in question.splitlines()), err=True):
         raise Failed("nothing was changed")
 
 
@@ -121,4 +155,4 @@ def tell(as_json: bool, text: str, **content: Any) -> None:
     if as_json:
         print_json(content)
     else:
-        click.echo(text)
+        write(out, text)

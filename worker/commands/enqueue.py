@@ -13,14 +13,25 @@ from typing import Any, BinaryIO
 import click
 
 from worker.broker import Publisher
-from worker.commands.console import Failed, WrongUse, err, json_option, plainly, print_json, progress
+from worker.commands.console import (
+    Failed,
+    WrongUse,
+    json_option,
+    out,
+    plainly,
+    print_json,
+    progress,
+    reason_option,
+    remark,
+    write,
+)
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.enqueue import BadLine, Checked, Enqueued, Progress, Rejected, Source, check, publish
 from worker.settings import BrokerSettings, read
 
 
-@click.command()
+@click.command(short_help="Publishes jobs from a file, JSON Lines or CSV.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="What FILE is, if not by its name's end.")
 @click.option(
@@ -28,9 +39,10 @@ from worker.settings import BrokerSettings, read
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where bad lines go; FILE.rejected if not given, nowhere for standard input.",
 )
+@reason_option
 @json_option
 @plainly
-def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -> None:
+def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | None, as_json: bool) -> None:
     """Publishes jobs from FILE ("-" for standard input), JSON Lines or CSV. All are checked first.
 
     Bad lines are named, kept in FILE.rejected as they came, and not published; exit code 1 if there are any.
@@ -63,7 +75,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -
         with Rejected(rejected, lambda: source.header) as rejects:
             checked = _check(source, rejects, bad if as_json else None)
         kept = _progress_of(path, checked.digest, url) if path is not None else None
-        with recording("enqueue", bad=len(checked.bad)) as record:
+        with recording("enqueue", reason, bad=len(checked.bad)) as record:
             result, after = _publish(source, checked, kept, url, record)
     number_of_bad = len(checked.bad)
     if as_json:
@@ -78,7 +90,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, as_json: bool) -
         )
     else:
         where = f"; the bad lines are in {rejected}" if number_of_bad and rejected is not None else ""
-        click.echo(f"{result.published} published, {number_of_bad + len(result.refused)} not{where}")
+        write(out, f"{result.published:,} published, {number_of_bad + len(result.refused):,} not{where}")
     if result.refused:
         again = "" if kept is None else "; run the same command again to go on from there"
         raise Failed(
@@ -110,7 +122,7 @@ def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) 
         if bad is not None:
             bad.append({"line": line.number, "code": line.code, "detail": line.detail})
         else:
-            err.print(f"line {line.number}: {line.code}: {line.detail}", markup=False, soft_wrap=True)
+            remark(f"line {line.number}: {line.code}: {line.detail}")
 
     with progress() as bar:
         task = bar.add_task("checking (bytes)", total=source.size)
@@ -148,7 +160,7 @@ def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
     try:
         kept.try_it()
     except OSError as error:
-        _say(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
+        remark(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
         return None
     return kept
 
@@ -159,11 +171,7 @@ def _where_to_begin(kept: Progress | None, checked: Checked) -> tuple[int, int]:
         return 0, 0
     begin = kept.begin()
     if begin is None:
-        _say(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
+        remark(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
     elif begin[0]:
-        _say(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
+        remark(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
     return begin or (0, 0)
-
-
-def _say(text: str) -> None:
-    err.print(text, markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from models.event import EventType
 from tasks.audit import Tally
 from worker import database
 from worker.broker import Publisher
-from worker.commands.console import Failed, ask, json_option, plainly, progress, tell
+from worker.commands.console import Failed, ask, complain, json_option, plainly, progress, reason_option, tell
 from worker.commands.layout import counted
 from worker.commands.moments import MOMENT
 from worker.events import Which, clock, count, pages
@@ -29,13 +29,20 @@ def events() -> None:
     """The events that consumers get."""
 
 
-@events.command()
+@events.command(short_help="Publishes stored events again, with the ids they had.")
 @click.option("--since", type=MOMENT, required=True, help="Written at or after: 2026-01-31T14:00 (local), or 2h, 7d.")
 @click.option("--until", type=MOMENT, help="Written before; now, if not given.")
-@click.option("--type", "event_type", type=click.Choice([kind.value for kind in EventType]), help="Only this type.")
+@click.option(
+    "--type",
+    "event_type",
+    type=click.Choice([kind.value for kind in EventType]),
+    metavar="TYPE",
+    help="Only this type, such as booking.confirmed.",
+)
 @click.option("--offer", help="Only those of this offer.")
 @click.option("--rate", type=click.FloatRange(min=0.1), help="Events a second, at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@reason_option
 @json_option
 @plainly
 def replay(
@@ -45,6 +52,7 @@ def replay(
     offer: str | None,
     rate: float | None,
     yes: bool,
+    reason: str | None,
     as_json: bool,
 ) -> None:
     """Publishes stored events again, with the ids and bytes they had, those of a confirmation in their order.
@@ -73,7 +81,7 @@ def replay(
         "rate": rate,
     }
     replayed = 0
-    with Tally(engine, "events replay", **facts) as tally, Publisher(url) as publisher, progress() as bar:
+    with Tally(engine, "events replay", reason, **facts) as tally, Publisher(url) as publisher, progress() as bar:
         task = bar.add_task("replaying", total=total)
         try:
             for batch in _paced(pages(engine, which), rate):
@@ -93,7 +101,7 @@ def replay(
         left=left,
     )
     if left:
-        click.echo("confirm-offer: the broker did not take all; replaying them again is harmless", err=True)
+        complain("the broker did not take all; replaying them again is harmless")
         sys.exit(1)
     return None
 

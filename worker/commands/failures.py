@@ -13,7 +13,7 @@ from tasks import batches, failures
 from tasks.audit import who
 from tasks.failures import LeftOut, Matched, Selection, Waiting
 from worker import database
-from worker.commands.console import ask, err, json_option, out, plainly, print_csv, print_json
+from worker.commands.console import ask, err, json_option, out, plainly, print_csv, print_json, reason_option, remark
 from worker.commands.follow import follow
 from worker.commands.layout import add, command, counted, listing, say, short
 from worker.commands.moments import MOMENT
@@ -161,7 +161,7 @@ def _tell_waiting(waiting: list[Waiting]) -> None:
 @click.option("--offers", type=click.File("rb"), help='In place of filters: a file of offers ("-": standard input).')
 @click.option("--dry-run", is_flag=True, help="Only show what would be tried again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", help="Why, for the record.")
+@reason_option
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Confirmations a second, at most.")
 @click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
 @json_option
@@ -243,10 +243,10 @@ def _tell_left_out(left_out: list[LeftOut], purged: int) -> None:
         hint = " (--include-needs-review takes it)" if state is State.NEEDS_REVIEW else ""
         if purged_at is not None:
             hint = f", and its personal data was purged on {local(purged_at)}"
-        click.echo(f"left out: {name}: {state or 'unknown'}{hint}", err=True)
+        remark(f"left out: {name}: {state or 'unknown'}{hint}")
     if purged:
         data = "its personal data was" if purged == 1 else "their personal data was"
-        click.echo(f"left out: {counted(purged, 'confirmation')}: {data} purged, so there is nothing to send", err=True)
+        remark(f"left out: {counted(purged, 'confirmation')}: {data} purged, so there is nothing to send")
 
 
 def _concerns(pause: dict[str, Any], matched: Matched) -> bool:

@@ -14,7 +14,7 @@ WHY = {
 }
 
 
-@click.command("health")
+@click.command("health", short_help="Tells whether the workers of this machine are well.")
 @json_option
 @plainly
 def health(as_json: bool) -> None:

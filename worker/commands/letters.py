@@ -20,7 +20,18 @@ from models.job import JobRejected, read_job
 from tasks.audit import Tally
 from worker import broker, database
 from worker.broker import Publisher
-from worker.commands.console import Failed, ask, json_option, out, plainly, print_json, progress, tell
+from worker.commands.console import (
+    Failed,
+    ask,
+    json_option,
+    out,
+    plainly,
+    print_json,
+    progress,
+    reason_option,
+    remark,
+    tell,
+)
 from worker.commands.layout import counted
 from worker.commands.recording import recording
 from worker.letters import (
@@ -190,14 +201,17 @@ def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(text, out.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-@dead_letters.command("replay")
+@dead_letters.command("replay", short_help="Puts dead letters back on the jobs queue.")
 @code_option
 @limit_option
 @click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first, {EDITED} in one go unless --limit says else.")
 @yes_option
+@reason_option
 @json_option
 @plainly
-def replay_letters(code: str | None, limit: int | None, edit: bool, yes: bool, as_json: bool) -> None:
+def replay_letters(
+    code: str | None, limit: int | None, edit: bool, yes: bool, reason: str | None, as_json: bool
+) -> None:
     """Puts dead letters back on the jobs queue, their bodies unchanged or edited.
 
     A letter is removed when the broker has confirmed its copy: interrupted, nothing is lost. One that fails again
@@ -215,7 +229,7 @@ def replay_letters(code: str | None, limit: int | None, edit: bool, yes: bool, a
     ask(f"Put {counted(count, 'letter')} back on the jobs queue?", yes)
     details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
     with (
-        Tally(engine, "dead-letters replay", **details) as tally,
+        Tally(engine, "dead-letters replay", reason, **details) as tally,
         Letters(url) as letters,
         progress(shown=not edit) as bar,  # it would draw over the editor
         _Moved("replayed", count, tally, bar) as moved,
@@ -321,7 +335,7 @@ def _edited(letter: Letter, name: str, file: Path, may_ask: bool) -> bytes | Non
             try:
                 read_job(body)
             except JobRejected as rejected:
-                click.echo(f"  not a valid job yet: {rejected.code}: {rejected.detail}", err=True)
+                remark(f"  not a valid job yet: {rejected.code}: {rejected.detail}")
                 if not may_ask or not click.confirm("  Edit it again?", default=True, err=True):
                     click.echo("  left as it is", err=True)
                     return None

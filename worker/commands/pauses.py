@@ -13,7 +13,7 @@ from tasks import pauses
 from tasks.audit import who
 from tasks.pauses import ALL
 from worker import database
-from worker.commands.console import json_option, out, plainly, print_json
+from worker.commands.console import json_option, out, plainly, print_json, reason_option
 from worker.commands.layout import command, say, whom
 from worker.settings import DatabaseSettings, read
 from worker.show import as_json as in_utc
@@ -67,9 +67,10 @@ def pause(partner: str, reason: str, as_json: bool) -> None:
 
 @click.command("resume")
 @click.option("--partner", callback=_partner, help="End this partner's pause; without it, the pause for all.")
+@reason_option
 @json_option
 @plainly
-def resume(partner: str, as_json: bool) -> None:
+def resume(partner: str, reason: str | None, as_json: bool) -> None:
     """Ends a pause of calls to XONE.
 
     The one for all ends, or with --partner that partner's.
@@ -77,7 +78,7 @@ def resume(partner: str, as_json: bool) -> None:
     Example: confirm-offer resume --partner P-100
     """
     with database.connect(read(DatabaseSettings).url).begin() as connection:
-        ended = pauses.resume_calls(connection, partner, who())
+        ended = pauses.resume_calls(connection, partner, who(), reason)
         stand = standing(connection)
     if as_json:
         print_json({"changed": bool(ended), "paused": in_utc(stand)})

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from tasks.audit import Tally
 from worker import database
+from worker.commands.console import complain
 from worker.settings import DatabaseSettings, read
 
 
 @contextmanager
-def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Callable[[int], None]]:
+def recording(
+    command: str, reason: str | None = None, wanted: bool = True, **details: Any
+) -> Iterator[Callable[[int], None]]:
     """Gives what counts the work into the row. Where DATABASE_URL is not set explicitly, there is none."""
     settings = read(DatabaseSettings)
     tally: Tally | None = None
@@ -26,7 +27,7 @@ def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Cal
                 raise
             tally = None
             why = "has not its tables" if database.lacks_tables(error) else "can't be reached"
-            click.echo(f"confirm-offer: no audit row is written, for the database {why}", err=True)
+            complain(f"no audit row is written, for the database {why}")
             return None
 
     def count(number: int) -> None:
@@ -34,7 +35,7 @@ def recording(command: str, wanted: bool = True, **details: Any) -> Iterator[Cal
             guarded(lambda: tally.add(number) if tally is not None else None)
 
     if wanted and "DATABASE_URL" in settings.model_fields_set:
-        tally = guarded(lambda: Tally(database.connect(settings.url, connections=1), command, **details))
+        tally = guarded(lambda: Tally(database.connect(settings.url, connections=1), command, reason, **details))
     try:
         yield count
     finally:

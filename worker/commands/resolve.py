@@ -22,7 +22,7 @@ def _why(_context: click.Context, _option: click.Parameter, text: str | None) ->
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+@click.command(short_help="Records a person's answer to needs_review.")
 @click.argument("offer_id")
 @click.option("--partner", required=True, help="The partner of the offer.")
 @click.option(

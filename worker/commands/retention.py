@@ -17,7 +17,20 @@ from tasks import rekey as rekeying
 from tasks.audit import Tally, audit, who
 from tasks.rekey import Rekeyed
 from worker import database
-from worker.commands.console import Failed, ask, json_option, plainly, print_json, progress, tell
+from worker.commands.console import (
+    Failed,
+    ask,
+    complain,
+    json_option,
+    out,
+    plainly,
+    print_json,
+    progress,
+    reason_option,
+    remark,
+    tell,
+    write,
+)
 from worker.commands.layout import counted
 from worker.commands.moments import MOMENT
 from worker.settings import DatabaseSettings, VaultSettings, read
@@ -38,10 +51,11 @@ def with_pauses(steps: Iterator[Step]) -> Iterator[Step]:
         begun = time.monotonic()
 
 
-@click.command()
+@click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
+@reason_option
 @json_option
 @plainly
-def rekey(as_json: bool) -> None:
+def rekey(reason: str | None, as_json: bool) -> None:
     """Encrypts all that is stored with the first key of DATA_KEYS again, while workers go on.
 
     Afterwards the other keys can be taken out of DATA_KEYS. Interrupted, it goes on when it is run again. It also lets
@@ -56,7 +70,7 @@ def rekey(as_json: bool) -> None:
     with engine.connect() as connection:
         total = rekeying.count(connection)
     done = Rekeyed()
-    with Tally(engine, "rekey") as tally, progress() as bar:
+    with Tally(engine, "rekey", reason) as tally, progress() as bar:
         task = bar.add_task("encrypting again", total=total)
         try:
             for step in with_pauses(rekeying.rekey(engine, vault)):
@@ -80,26 +94,25 @@ def rekey(as_json: bool) -> None:
         _tell_unreadable(done.unreadable)
         sys.exit(1)
     if not as_json:
-        click.echo("The other keys can be retired, once no worker runs any more whose first key is another one.")
+        write(out, "The other keys can be retired, once no worker runs any more whose first key is another one.")
 
 
 def _tell_unreadable(unreadable: list[Any]) -> None:
     for confirmation_id, place in unreadable[:NAMED]:
-        click.echo(f"no key opens: {place} of confirmation {confirmation_id}", err=True)
+        remark(f"no key opens: {place} of confirmation {confirmation_id}")
     if len(unreadable) > NAMED:
-        click.echo(f"and {len(unreadable) - NAMED:,} more; --json names all", err=True)
-    click.echo(
-        f"confirm-offer: {counted(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
-        f"{'it was' if len(unreadable) == 1 else 'they were'}; add the key that was in use, then run it again",
-        err=True,
+        remark(f"and {len(unreadable) - NAMED:,} more; --json names all")
+    complain(
+        f"{counted(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
+        f"{'it was' if len(unreadable) == 1 else 'they were'}; add the key that was in use, then run it again"
     )
 
 
-@click.command()
+@click.command(short_help="Blanks the personal data of what ended long ago.")
 @click.option("--older-than", "before", type=MOMENT, required=True, help="Ended so long ago: 90d, 12w, 36h; or a time.")
 @click.option("--dry-run", is_flag=True, help="Only show how many there are.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", help="Why, for the record.")
+@reason_option
 @json_option
 @plainly
 def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:
@@ -134,7 +147,7 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
         left = purging.count(connection, before)
     tell(as_json, f"{counted(purged, 'confirmation')} purged", purged=purged, left=left)
     if left:
-        click.echo(f"confirm-offer: {left:,} were in use and are left; run it again", err=True)
+        complain(f"{left:,} were in use and are left; run it again")
         sys.exit(1)
     return None
 
@@ -148,7 +161,7 @@ def _purge(engine: Engine, before: datetime) -> Iterator[int]:
         yield number
 
 
-@click.command()
+@click.command(short_help="Forgets a person, found by an e-mail.")
 @click.option("--email", required=True, help='The person\'s e-mail; its case does not count ("-": standard input).')
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--reason", help="Why, for the record: write no personal data.")
@@ -206,12 +219,11 @@ def _why(row: Row[Any]) -> str:
 
 def _tell_left(left: list[Row[Any]], unsearched: int) -> None:
     for row in left:
-        click.echo(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})", err=True)
+        remark(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})")
     if left:
-        click.echo("confirm-offer: not all were erased; run it again when those that are left have ended", err=True)
+        complain("not all were erased; run it again when those that are left have ended")
     if unsearched:
-        click.echo(
-            f"confirm-offer: {counted(unsearched, 'confirmation')} of an earlier version could not be searched; "
-            "run 'confirm-offer rekey', then this again",
-            err=True,
+        complain(
+            f"{counted(unsearched, 'confirmation')} of an earlier version could not be searched; "
+            "run 'confirm-offer rekey', then this again"
         )

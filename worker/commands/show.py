@@ -16,7 +16,7 @@ from worker.settings import DatabaseSettings, VaultSettings, read
 from worker.vault import Vault
 
 
-@click.command()
+@click.command(short_help="Shows all that is known of a confirmation.")
 @click.argument("offer", metavar="OFFER_ID")
 @click.option("--partner", help="Where several partners have an offer or order of this name.")
 @click.option("--reveal", "in_clear", is_flag=True, help="Personal data in clear; needs DATA_KEYS, and is audited.")

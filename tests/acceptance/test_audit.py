@@ -1,0 +1,99 @@
+"""Every command that changes something leaves a row: who, when, what, why, how many."""
+
+import getpass
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from cryptography.fernet import Fernet
+from sqlalchemy import select, update
+
+from models.states import State
+from models.tables import AuditEntry, Confirmation, OutboxEvent
+from tests.acceptance.test_letters import letter, put
+from tests.acceptance.test_operations import fail
+from tests.system import job
+from tests.unit.test_command_help import ALL
+from worker import database
+from worker.cli import cli
+from worker.database import now
+
+pytestmark = pytest.mark.slow
+
+WHY = "ticket 7"
+# "demo" has a database of its own, and a worker does what was decided elsewhere.
+CHANGE_NOTHING = {
+    ("batch", "show"), ("batches",), ("broker", "declare"), ("db", "check"), ("dead-letters", "list"), ("demo",),
+    ("doctor",), ("failed",), ("health",), ("keygen",), ("sandbox",), ("schema", "asyncapi"), ("schema", "event"),
+    ("schema", "job"), ("show",), ("worker",),
+}  # fmt: skip
+
+
+def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) -> None:
+    url, keys = f"sqlite:///{tmp_path}/confirm-offer.db", Fernet.generate_key().decode()
+    settings = {"DATABASE_URL": url, "BROKER_URL": broker_url, "DATA_KEYS": keys}
+    engine = database.connect(url)
+    run_so_far: set[tuple[str, ...]] = set()
+
+    def run(*command: str) -> None:
+        done = CliRunner().invoke(cli, command, env=settings)
+        assert done.exit_code == 0, done.output
+        run_so_far.add(next(path for n in (2, 1) if (path := command[:n]) in ALL))
+
+    run("db", "upgrade")
+    fail(url, keys, ["a", "b"])
+    fail(url, keys, ["c", "d"], state=State.NEEDS_REVIEW)
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job(f"offer-{n}")) + "\n" for n in range(3)))
+    put(broker_url, [letter(n, b"{}") for n in range(2)])
+
+    run("enqueue", str(tmp_path / "jobs.jsonl"), "--reason", WHY)
+    run("dead-letters", "replay", "--limit", "1", "--yes", "--reason", WHY)
+    run("dead-letters", "drop", "--yes", "--reason", WHY)
+    run("pause", "--reason", WHY)
+    run("resume", "--reason", WHY)
+    run("reprocess", "--yes", "--reason", WHY)
+    run("batch", "pause", "1", "--reason", WHY)
+    run("batch", "resume", "1", "--reason", WHY)
+    run("batch", "cancel", "1", "--reason", WHY)
+    run("resolve", "c", "--partner", "P-100", "--failed", "not booked", "--reason", WHY)
+    with engine.begin() as connection:
+        connection.execute(update(OutboxEvent).values(published_at=now()))
+    run("events", "replay", "--since", "1h", "--yes", "--reason", WHY)
+    run("rekey", "--reason", WHY)
+    with engine.begin() as connection:
+        connection.execute(update(Confirmation).where(Confirmation.state == State.NEEDS_REVIEW).values(state="failed"))
+    run("purge", "--older-than", "0s", "--yes", "--reason", WHY)
+    run("erase", "--email", "ada@example.com", "--yes", "--reason", WHY)
+
+    assert ALL.keys() - CHANGE_NOTHING - groups() == run_so_far
+    with engine.connect() as connection:
+        rows = connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)).all()
+    engine.dispose()
+    assert [(row.command, row.reason, row.count) for row in rows] == [
+        ("db upgrade", None, 1),
+        ("enqueue", WHY, 3),
+        ("dead-letters replay", WHY, 1),
+        ("dead-letters drop", WHY, 1),
+        ("pause", WHY, 1),
+        ("resume", WHY, 1),
+        ("reprocess", WHY, 2),
+        ("batch paused", WHY, 1),
+        ("batch running", WHY, 1),
+        ("batch cancelled", WHY, 1),
+        ("resolve", WHY, 1),
+        ("events replay", WHY, 1),
+        ("rekey", WHY, 0),
+        ("purge", WHY, 4),
+        ("erase", WHY, 0),
+    ]
+    for row in rows:
+        assert row.by.startswith(f"{getpass.getuser()}@")
+        assert abs(datetime.now(UTC) - row.at) < timedelta(minutes=5)
+        assert "ada" not in json.dumps(row.details)
+
+
+def groups() -> set[tuple[str, ...]]:
+    return {path for path, command in ALL.items() if isinstance(command, click.Group)}

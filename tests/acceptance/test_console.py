@@ -1,0 +1,96 @@
+"""What all commands have in common: how they look on a terminal and elsewhere, and how they fail."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography.fernet import Fernet
+
+from tests.acceptance.test_operations import environment_of, fail
+from tests.system import PROJECT, terminal
+from worker.cli import cli
+
+MARK = "Quxomat"
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture
+def url(sqlite_url: str) -> str:
+    fail(sqlite_url, Fernet.generate_key().decode(), ["offer-1", "offer-2"], error_http_status=422)
+    return sqlite_url
+
+
+def shown(url: str, *arguments: str, answer: str = "", **environment: str) -> str:
+    _, text = terminal([sys.executable, "-m", "worker", *arguments], environment_of(url) | environment, PROJECT, answer)
+    return text
+
+
+def test_colours_are_for_terminals_and_left_out_where_nobody_wants_them(url: str) -> None:
+    assert COLOUR.search(shown(url, "show", "offer-1"))
+    assert not COLOUR.search(shown(url, "show", "offer-1", NO_COLOR="1"))
+    piped = CliRunner().invoke(cli, ["show", "offer-1"], env={"DATABASE_URL": url})
+    assert "\x1b" not in piped.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        (["show", "no-such-offer"], {}),
+        (["resolve", "offer-1", "--partner", "P-100", "--failed", "not booked"], {}),
+        (["purge", "--older-than", "0s"], {}),
+        (["reprocess"], {}),
+        (["rekey"], {"DATA_KEYS": Fernet.generate_key().decode()}),
+        (["erase", "--email", "ada@example.com"], {"DATA_KEYS": Fernet.generate_key().decode()}),
+        (["enqueue", "-"], {"BROKER_URL": "http://nowhere"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_no_line_is_broken_within_a_word(command: list[str], environment: dict[str, str], url: str) -> None:
+    text = CONTROLS.sub("", shown(url, *command, answer="n\n", **environment))
+
+    assert "confirm-offer" in text
+    assert [line for line in re.split(r"[\r\n]+", text) if len(line) > 80] == []
+
+
+def test_who_reads_may_have_seen_enough(url: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "worker", "failed", "--list", "--json"],
+        env=environment_of(url), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stdout is not None
+    program.stdout.close()
+
+    assert program.stderr is not None
+    assert program.stderr.read() == ""
+    program.stderr.close()
+    program.wait(30)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_not_taken_for_a_broker_that_is_away(url: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", "failed", "--json"],
+            env=environment_of(url), cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "confirm-offer: what it writes to is full: No space left on device"
+
+
+def test_a_defect_is_told_by_its_place_and_without_its_text(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError(MARK)
+
+    monkeypatch.setattr("tasks.failures.groups", broken)
+
+    done = CliRunner().invoke(cli, ["failed"], env={"DATABASE_URL": url})
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith("confirm-offer: a defect of this program, please report it: KeyError\n")
+    assert "test_console.py" in done.stderr
+    assert MARK not in done.output
