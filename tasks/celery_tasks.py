@@ -141,7 +141,7 @@ def dead_letter(
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 255 and "\x00" not in value else None
+    return value if isinstance(value, str) and re.fullmatch(r"[^\x00\ud800-\udfff]{1,255}", value) else None
 
 
 def _traceparent(value: Any) -> str | None:
