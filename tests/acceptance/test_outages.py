@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from models.states import State
 from models.tables import Attempt
@@ -60,6 +61,31 @@ def test_the_database_away_at_start_and_in_the_middle(
         assert cpu < 1.0, "no hot loop"
         assert system.queue_length(broker.DEAD_LETTERS) == 0
         assert said(worker.log, "defect") == 0
+
+
+def test_a_database_that_takes_no_writes_for_a_while(system: System) -> None:
+    """As in a failover: the one that is reached is, or has become, a standby."""
+    worker = system.start_worker()
+    system.publish([job("first")])
+    system.until_events(1)
+    takes_no_writes(system, "on")
+    system.publish([job("second")])
+    until(lambda: "waiting" in worker.log.read_text())
+
+    takes_no_writes(system, "off")
+
+    system.until_events(2)
+    assert system.queue_length(broker.DEAD_LETTERS) == 0
+    assert said(worker.log, "defect") == 0
+
+
+def takes_no_writes(system: System, switch: str) -> None:
+    """For connections made from now on; those that stand are closed."""
+    name = system.engine.url.database
+    with system.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f'alter database "{name}" set default_transaction_read_only = {switch}'))
+        others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+        connection.execute(text(f"{others} and datname = current_database()"))
 
 
 def cpu_seconds(pid: int) -> float:
