@@ -22,10 +22,11 @@ from tasks.decide import (
     may_send,
     must_look_after,
     must_look_first,
+    uses_up,
 )
 from tasks.record import Made, record
 from worker import context, metrics, tracing
-from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
+from worker.errors import Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
 from worker.process import Process
@@ -174,10 +175,10 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
         )
     except Refused:
         return Look.IMPOSSIBLE
-    except (Busy, BadCredentials) as error:
+    except XoneError as error:
+        if uses_up(error):
+            return Look.UNAVAILABLE
         raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
-    except XoneError:
-        return Look.UNAVAILABLE
     return Confirmed(booking, 200) if booking is not None else Look.ABSENT
 
 
