@@ -170,6 +170,41 @@ def test_sigterm_while_the_database_is_away_ends_soon(
         system.until_events(1)
 
 
+@pytest.mark.slow
+def test_sigterm_while_the_broker_hangs_ends_in_its_grace_period(
+    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As behind a network that is cut: connections stand, and nobody answers."""
+    with System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path) as system:
+        worker = system.start_worker()
+        system.publish([job("offer-1")])
+        system.until_events(1)
+        own_rabbitmq.pause()
+        try:
+            assert worker.stop(90) == 0
+        finally:
+            own_rabbitmq.resume()
+
+
+@pytest.mark.slow
+def test_the_broker_hangs_and_comes_back(
+    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    sandbox.latency = 0.3
+    with System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path) as system:
+        worker = system.start_worker(WORKER_CONCURRENCY="16")
+        system.publish(job(f"offer-{number}") for number in range(100))
+        until(lambda: len(sandbox.bookings) >= 20)
+        own_rabbitmq.pause()
+        until(lambda: said(worker.log, "duty_waits"))
+        own_rabbitmq.resume()
+
+        until(lambda: system.states() == {State.CONFIRMED: 100})
+        until(lambda: len({event["id"] for event in system.take_events()}) == 100)
+        assert sandbox.overlapping == set()
+        assert said(worker.log, "defect") == 0
+
+
 def test_a_confirmation_that_kills_its_workers_is_parked(system: System) -> None:
     """Workers are killed in the middle of its call; the lease is ended by hand to save time."""
     system.sandbox.slow_seconds = 60
