@@ -85,14 +85,17 @@ def resume(_self: Task, body: bytes) -> None:
     here = process.current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
-        context.bind(confirmation=str(confirmation_id))
-        held = confirm.claim_due(confirmation_id, here)
     except ValueError:
         log.warning("no_confirmation_id", queue=broker.RESUME)
+        return
+    context.bind(confirmation=str(confirmation_id))
+    try:
+        held = confirm.claim_due(confirmation_id, here)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
         report(error)
+        confirm.put_off(confirmation_id, here)
     else:
         _attempt(held, here)
 

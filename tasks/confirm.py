@@ -35,6 +35,7 @@ from worker.xone import Confirmed
 
 log = structlog.get_logger(__name__)
 
+DEFECT_PAUSE = 300.0  # seconds until what could not be claimed is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
@@ -244,6 +245,16 @@ def put_back(held: Claim, wait: float, process: Process) -> None:
     with tracing.transaction("put back", process.engine):
         patiently(give, process.stopping)
     log.debug("call_held", wait_s=round(wait, 1))
+
+
+def put_off(confirmation_id: UUID, process: Process) -> None:
+    """It can't be claimed, such as with DATA_KEYS that do not open it: it waits, and keeps no other one waiting."""
+
+    def wait() -> None:
+        with process.engine.begin() as connection:
+            postpone(connection, confirmation_id, DEFECT_PAUSE)
+
+    patiently(wait, process.stopping)
 
 
 def _tell(decision: Decision, state: State | None, duration: float) -> None:
