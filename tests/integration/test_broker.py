@@ -119,17 +119,18 @@ def test_a_broker_that_is_away_is_told_as_such() -> None:
     assert broker.is_away(error.value)
 
 
+@pytest.mark.slow  # kombu pauses within each try
 def test_trying_again_and_again_leaves_nothing_open() -> None:
     publisher = Publisher("amqp://guest:guest@127.0.0.1:1//")
     engine = database.connect("postgresql+psycopg://127.0.0.1:1/none")
     open_before = len(os.listdir("/proc/self/fd"))
-    for _ in range(50):
+    for _ in range(4):
         with pytest.raises(OSError):  # noqa: PT011
             publisher.ensure_connection()
         with pytest.raises(OperationalError):
             engine.connect()
 
-    assert len(os.listdir("/proc/self/fd")) <= open_before + 5, "a few may be others'"
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_a_broker_that_hangs_does_not_hang_the_publisher(rabbitmq: RabbitMQ, broker_url: str) -> None:
