@@ -85,14 +85,17 @@ def resume(_self: Task, body: bytes) -> None:
     here = process.current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
-        context.bind(confirmation=str(confirmation_id))
-        held = confirm.claim_due(confirmation_id, here)
     except ValueError:
         log.warning("no_confirmation_id", queue=broker.RESUME)
+        return
+    context.bind(confirmation=str(confirmation_id))
+    try:
+        held = confirm.claim_due(confirmation_id, here)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
         report(error)
+        confirm.put_off(confirmation_id, here)
     else:
         _attempt(held, here)
 
@@ -141,7 +144,7 @@ def dead_letter(
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 255 and "\x00" not in value else None
+    return value if isinstance(value, str) and re.fullmatch(r"[^\x00\ud800-\udfff]{1,255}", value) else None
 
 
 def _traceparent(value: Any) -> str | None:

@@ -22,10 +22,11 @@ from tasks.decide import (
     may_send,
     must_look_after,
     must_look_first,
+    uses_up,
 )
 from tasks.record import Made, record
 from worker import context, metrics, tracing
-from worker.errors import BadCredentials, Busy, Poison, Refused, XoneError
+from worker.errors import Poison, Refused, XoneError
 from worker.gate import Held
 from worker.patience import patiently
 from worker.process import Process
@@ -34,6 +35,7 @@ from worker.xone import Confirmed
 
 log = structlog.get_logger(__name__)
 
+DEFECT_PAUSE = 300.0  # seconds until what could not be claimed is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
@@ -174,10 +176,10 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
         )
     except Refused:
         return Look.IMPOSSIBLE
-    except (Busy, BadCredentials) as error:
+    except XoneError as error:
+        if uses_up(error):
+            return Look.UNAVAILABLE
         raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
-    except XoneError:
-        return Look.UNAVAILABLE
     return Confirmed(booking, 200) if booking is not None else Look.ABSENT
 
 
@@ -243,6 +245,16 @@ def put_back(held: Claim, wait: float, process: Process) -> None:
     with tracing.transaction("put back", process.engine):
         patiently(give, process.stopping)
     log.debug("call_held", wait_s=round(wait, 1))
+
+
+def put_off(confirmation_id: UUID, process: Process) -> None:
+    """It can't be claimed, such as with DATA_KEYS that do not open it: it waits, and keeps no other one waiting."""
+
+    def wait() -> None:
+        with process.engine.begin() as connection:
+            postpone(connection, confirmation_id, DEFECT_PAUSE)
+
+    patiently(wait, process.stopping)
 
 
 def _tell(decision: Decision, state: State | None, duration: float) -> None:

@@ -153,7 +153,7 @@ def _retried(error: XoneError, history: History, policy: Policy, dice: float) ->
         error=error,
         http_status=error.http_status,
         delay=_delay(error, history, policy, dice),
-        counts=_counts(error),
+        counts=uses_up(error),
         answer_unknown=unknown,
     )
 
@@ -184,7 +184,7 @@ def _ended(state: State, outcome: Outcome, error: XoneError, unknown: bool = Fal
     return Decision(state, outcome, error=error, http_status=error.http_status, answer_unknown=unknown)
 
 
-def _counts(error: XoneError) -> bool:
+def uses_up(error: XoneError) -> bool:
     """Whether an attempt is used up. Pressure and wrong credentials are no fault of the offer."""
     if isinstance(error, BadCredentials):
         return False
@@ -193,7 +193,7 @@ def _counts(error: XoneError) -> bool:
 
 def _is_used_up(error: XoneError, history: History, policy: Policy) -> bool:
     """Whether this was the last try: by number, or by age."""
-    by_number = _counts(error) and history.attempts_used + 1 >= policy.max_attempts
+    by_number = uses_up(error) and history.attempts_used + 1 >= policy.max_attempts
     return by_number or history.age >= policy.max_age
 
 

@@ -62,6 +62,12 @@ def lacking(sentence: str) -> NoReturn:
     pytest.skip(sentence)
 
 
+def _has_stopped(pid: int) -> bool:
+    """Whether all threads of a process stand still after a SIGSTOP."""
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 class Identity(TypedDict, total=False):
     """Arguments of `subprocess` for running as somebody else."""
 
@@ -237,7 +243,10 @@ class RabbitMQ(_Server):
 
     def pause(self) -> None:
         """Fall silent with all connections open, as behind a network that drops every packet."""
-        self.processes[-1].send_signal(signal.SIGSTOP)
+        process = self.processes[-1]
+        process.send_signal(signal.SIGSTOP)
+        while not _has_stopped(process.pid):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Undo `pause()`."""

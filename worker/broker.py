@@ -16,6 +16,8 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
+from amqp.serialization import PROPERTY_CLASSES, decode_properties_basic
+from amqp.spec import Basic
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
@@ -233,6 +235,20 @@ class Publisher:
         if connection is not None:
             connection.collect(socket_timeout=1)
 
+
+def _readable(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    """The properties of a message; none of them where one can't be read, such as an id that is not UTF-8.
+
+    RabbitMQ passes on whatever bytes a publisher wrote, and py-amqp's error would end the program.
+    """
+    try:
+        properties: tuple[dict[str, Any], int] = decode_properties_basic(buffer, offset)
+    except Exception:
+        return {}, len(buffer)
+    return properties
+
+
+PROPERTY_CLASSES[Basic.CLASS_ID] = _readable
 
 _AWAY = (OSError, OperationalError, AMQPError)
 

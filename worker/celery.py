@@ -23,6 +23,9 @@ from worker.settings import DatabaseSettings, LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
 
+# Seconds for one answer of RabbitMQ: without them a worker that is told to stop would wait for ever for one that hangs.
+BROKER_PATIENCE = {"read_timeout": 15, "write_timeout": 15}
+
 
 def make_app(process: Process) -> Celery:
     """A Celery application for the settings of a process. Raises SettingsError."""
@@ -33,7 +36,7 @@ def make_app(process: Process) -> Celery:
     app.conf.update(
         broker_url=broker_url,
         broker_use_ssl=tls,
-        broker_transport_options={"polling_interval": 0.01} if is_memory else {},
+        broker_transport_options={"polling_interval": 0.01} if is_memory else BROKER_PATIENCE,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,

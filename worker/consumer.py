@@ -53,6 +53,14 @@ class PlainTasks(Tasks):  # type: ignore[misc]
             channel.Message = PlainMessage
         super().start(c)
 
+    def stop(self, c: Any) -> None:
+        """Ends consuming. A broker that does not answer is left: Celery asks it six times more, and waits each time."""
+        try:
+            if c.task_consumer:
+                c.task_consumer.cancel()
+        except c.connection_errors:
+            c.connection.connection.collect()
+
 
 class PlainMessage(pyamqp.Message):
     """A message whose body is never decompressed: a few bytes could become gigabytes."""

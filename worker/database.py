@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Float, Select, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, ExceptionContext, Float, Select, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -125,7 +125,7 @@ def connect(url: str, connections: int = 16) -> Engine:
     """
     if make_url(url).get_backend_name() == "sqlite":
         return _connect_sqlite(url)
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=connections,
         max_overflow=0,
@@ -143,6 +143,14 @@ def connect(url: str, connections: int = 16) -> Engine:
             "options": "-c timezone=utc",
         },
     )
+    event.listen(engine, "handle_error", _leave_a_standby)
+    return engine
+
+
+def _leave_a_standby(context: ExceptionContext) -> None:
+    """A server that takes no writes was the primary until now, or will be it: all connections are made anew."""
+    if getattr(context.original_exception, "sqlstate", None) == "25006":  # read-only transaction
+        context.is_disconnect = True
 
 
 def _connect_sqlite(url: str) -> Engine:

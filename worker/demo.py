@@ -17,7 +17,7 @@ from celery.worker import WorkController
 from celery.worker import state as celery_state
 from cryptography.fernet import Fernet
 from kombu import Connection, Queue
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -250,13 +250,12 @@ def tell(demo: Run, found: dict[str, Any], problems: list[str], out: Console) ->
     out.print(_result_table(demo, found))
     events = Counter(event["type"] for event in demo.events)
     out.print()
-    out.print(Text("Events on booking-events: ", style="bold"), end="")
-    out.print(", ".join(f"{count} {name}" for name, count in sorted(events.items())))
+    told = ", ".join(f"{count} {name}" for name, count in sorted(events.items()))
+    out.print(Text.assemble(("Events: ", "bold"), told))
     for letter in demo.dead_letters:
-        out.print(Text("Dead letter: ", style="bold"), end="")
-        out.print(f"{letter.get('x-dead-letter-code')} - {letter.get('x-dead-letter-detail')}")
-    out.print(Text("Published twice: ", style="bold"), end="")
-    out.print(f"{next(iter(demo.offers))} - one booking, one event")
+        why = f"{letter.get('x-dead-letter-code')} - {letter.get('x-dead-letter-detail')}"
+        out.print(Text.assemble(("Dead letter: ", "bold"), why))
+    out.print(Text.assemble(("Published twice: ", "bold"), f"{next(iter(demo.offers))} - one booking, one event"))
     out.print()
     for problem in problems:
         out.print(f"not as it should be: {problem}", style="red")
@@ -287,12 +286,12 @@ def _result_table(demo: Run, found: dict[str, Any], most: int = 40) -> Table:
     return table
 
 
-def _progress(states: Counter[str], total: int) -> Table:
-    line = Table.grid(padding=(0, 1))
+def _progress(states: Counter[str], total: int) -> Group:
+    lines = Table.grid(padding=(0, 1))
     ended = sum(states[state] for state in ENDED)
     counts = "  ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    line.add_row(ProgressBar(total=total, completed=ended, width=24), f"{ended}/{total}", Text(counts, style="dim"))
-    return line
+    lines.add_row(ProgressBar(total=total, completed=ended, width=24), f"{ended}/{total}")
+    return Group(lines, Text(counts, style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def _states(engine: Engine) -> Counter[str]:

@@ -47,7 +47,7 @@ class ResolveError(ConfirmOfferError):
 class XoneError(ConfirmOfferError):
     """An answer, or the lack of one, that is no booking.
 
-    code: stable, see CONTRACT of errors in the README; detail: for people, free of personal data;
+    code: stable, one of those in the README; detail: for people, free of personal data;
     answer: the body that came, for a sealed column; retry_after: seconds that XONE asked for.
     """
 

@@ -3,7 +3,8 @@
 closed    calls pass. RUN failures in a row that say "XONE is down", or one that says "wrong credentials", open it.
 open      no call passes. Those who wanted to call put their confirmation back; no attempt is used up.
 half-open after a pause one call passes as a probe. An answer closes the gate; none makes the next pause longer:
-          1, 2, 4, 5, 5, … seconds.
+          1, 2, 4, 5, 5, … seconds. Where the list of bookings fails, one more call may pass, for XONE may confirm
+          though its list is broken.
 
 A 429 lets nothing pass for as long as it asks; without Retry-After for 1, 2, 4, … 60 seconds while 429s go on.
 """
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 RUN = 5  # failures
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0  # seconds between probes
 FIRST_SLOWDOWN, LONGEST_SLOWDOWN = 1.0, 60.0  # seconds after a 429 that names none
-DOWN_CODES = frozenset({"timeout", "connection-lost"})
+DOWN_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: a page for all, such as of maintenance
 
 
 class Held(Exception):
@@ -46,6 +47,7 @@ class Gate:
         self._pause = FIRST_PAUSE
         self._probe_at = 0.0
         self._probing = False
+        self._list_failed = False  # as the last probe
         self._slowdown = FIRST_SLOWDOWN
         self._slow_until = 0.0
 
@@ -68,7 +70,7 @@ class Gate:
     def passing(self, proves: bool = True) -> Iterator[None]:
         """Lets one call pass, and learns from how it ends. Raises Held where none may.
 
-        proves: whether an answer shows that XONE confirms again; an answer of the list of bookings does not.
+        proves: whether it shows that XONE confirms again, or does not; the list of bookings shows neither.
         """
         is_probe = self._enter()
         try:
@@ -106,7 +108,7 @@ class Gate:
             if isinstance(error, Busy) and error.http_status == 429:
                 self._slow_down(error)
             elif error is not None and (isinstance(error, BadCredentials) or _is_down(error)):
-                self._failed(error, is_probe)
+                self._failed(error, is_probe, proves or isinstance(error, BadCredentials | NotSent))
             elif proves:
                 self._answered()
 
@@ -115,10 +117,13 @@ class Gate:
         self._slow_until = max(self._slow_until, self._clock() + (error.retry_after or self._slowdown))
         self._slowdown = min(self._slowdown * 2, LONGEST_SLOWDOWN)
 
-    def _failed(self, error: XoneError, is_probe: bool) -> None:
+    def _failed(self, error: XoneError, is_probe: bool, proves: bool) -> None:
         self._failures += 1
         if self._open_for is not None:
-            if is_probe:
+            if is_probe and not proves and not self._list_failed:
+                self._list_failed = True
+            elif is_probe:
+                self._list_failed = False
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 self._probe_at = self._clock() + self._pause
         elif self._failures >= RUN or isinstance(error, BadCredentials):
@@ -136,6 +141,7 @@ class Gate:
             log.info("calls_go_on", after_code=self._open_for, failures=self._failures)
         self._failures = 0
         self._open_for = None
+        self._list_failed = False
         self._slowdown = FIRST_SLOWDOWN
 
 

@@ -5,6 +5,7 @@ order of their sequence, for one is taken only when all before it are marked.
 """
 
 import logging
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 BATCH = 200
 CLAIM = CONFIRM_TIMEOUT + 10.0  # seconds; longer than a batch can take to be confirmed
+FLUSH = 10.0  # seconds at the end of a worker; others may write events without end
 REFUSED_PAUSE = 30.0  # seconds until an event that the broker refused is tried again
 
 
@@ -61,11 +63,12 @@ class Relay(Loop):
             self._give_back(refused, REFUSED_PAUSE)
         return True
 
-    def flush(self) -> None:
-        """Ends the thread and publishes what is left. What can't be published now stays for another Relay."""
+    def flush(self, seconds: float = FLUSH) -> None:
+        """Ends the thread and publishes what is left. What can't be published in time stays for another Relay."""
         self.stop()
+        ends_at = time.monotonic() + seconds
         try:
-            while self.turn():
+            while self.turn() and time.monotonic() < ends_at:
                 pass
         except Exception as error:
             log.warning("events_left", error=type(error).__name__)

@@ -68,9 +68,26 @@ def _url_with(*schemes: str) -> AfterValidator:
         scheme = value.get_secret_value().split(":", 1)[0]
         if scheme not in schemes:
             raise ValueError(f"should begin with {' or '.join(f'{scheme}:' for scheme in schemes)}")
+        if not all(_is_url(url) for url in value.get_secret_value().split(";")):
+            raise ValueError("should be a URL, with a port below 65536 where it has one")
         return value
 
     return AfterValidator(check)
+
+
+def _is_url(url: str) -> bool:
+    """Whether its host and port can be read."""
+    try:
+        urlsplit(url).port  # noqa: B018 - raises where it is none
+    except ValueError:
+        return False
+    return True
+
+
+def _base_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", value) or not _is_url(value):
+        raise ValueError("should be a URL such as https://api.xone.xcover.com, without query")
+    return value
 
 
 def _broker_tls(value: SecretStr) -> SecretStr:
@@ -94,11 +111,13 @@ def _broker_tls(value: SecretStr) -> SecretStr:
 
 def _database_url(value: SecretStr) -> SecretStr:
     try:
-        backend = make_url(value.get_secret_value()).get_backend_name()
+        url = make_url(value.get_secret_value())
     except (ArgumentError, ValueError):
         raise ValueError("should be a database URL, such as postgresql+psycopg://host/database") from None
-    if backend not in ("postgresql", "sqlite"):
-        raise ValueError("should be a PostgreSQL or SQLite URL")
+    if url.drivername not in ("postgresql", "postgresql+psycopg", "sqlite"):
+        raise ValueError("should be a PostgreSQL or SQLite URL, with no other driver than psycopg")
+    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("should name a file, such as sqlite:///confirm-offer.db")
     return value
 
 
@@ -177,7 +196,7 @@ class StatusSettings(Section):
 
 
 class XoneSettings(StatusSettings):
-    XONE_BASE_URL: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] = "https://api.xone.xcover.com"
+    XONE_BASE_URL: Annotated[str, AfterValidator(_base_url)] = "https://api.xone.xcover.com"
     XONE_ALLOW_PLAIN_HTTP: Literal["on", "off"] = "off"
     XONE_TOKEN_PATH: Annotated[str, Field(min_length=1), _path_with()] = "/api/oauth/token"  # noqa: S105 - a path
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), _path_with("partner_id", "offer_id")] = (

@@ -183,7 +183,11 @@ class Xone:
             )
         except Unknown as error:  # no offer was sent yet
             raise NotSent(error.code, f"token: {error.detail}") from None
-        if answer.status in LATER or answer.status >= 500:
+        if answer.status in LATER:
+            detail = f"token: XONE answered {answer.status}"
+            wait = retry_after(answer.headers.get("Retry-After"))
+            raise Busy(f"http-{answer.status}", detail, answer.status, retry_after=wait)
+        if answer.status >= 500:
             raise NotSent(f"http-{answer.status}", f"token: XONE answered {answer.status}", answer.status)
         content = answer.json()
         if not 200 <= answer.status < 300:

@@ -3,11 +3,15 @@
 import base64
 import json
 import pickle
+import struct
 from datetime import datetime
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from amqp.basic_message import Message
 
 from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
@@ -99,6 +103,51 @@ def test_whatever_headers_a_message_bears_it_is_a_job_and_nothing_else(system: S
     assert system.states() == {State.CONFIRMED: total}
     assert worker.process.poll() is None
     assert MARK not in worker.log.read_text()
+
+
+def flag(bit: int) -> bytes:
+    return struct.pack(">H", bit)
+
+
+def headers_of(table: bytes) -> bytes:
+    return flag(0x2000) + struct.pack(">I", len(table)) + table
+
+
+DEEP = reduce(lambda inner, _: b"A" + struct.pack(">I", len(inner)) + inner, range(3000), b"V")
+UNREADABLE = {
+    "correlation id in Latin-1": flag(0x0400) + "\x04Größ".encode("latin-1"),
+    "correlation id of half a pair": flag(0x0400) + b"\x03\xed\xa0\x80",
+    "content type of no text": flag(0x8000) + b"\x02\xff\xfe",
+    "header of a far future": headers_of(b"\x01tT" + struct.pack(">Q", 2**63)),
+    "headers nested deeply": headers_of(b"\x01t" + DEEP),
+}
+
+
+class Raw(Message):
+    """A message with the bytes of its properties as a careless or malicious publisher wrote them."""
+
+    def __init__(self, body: bytes, properties: bytes) -> None:
+        super().__init__(body)
+        self.raw_properties = properties
+
+    def _serialize_properties(self) -> bytes:
+        return self.raw_properties
+
+
+def test_a_job_with_properties_that_can_not_be_read_is_a_job(system: System) -> None:
+    """By itself py-amqp would end the worker, at each restart again."""
+    channel = system.connection.channel()
+    for number, properties in enumerate(UNREADABLE.values()):
+        message = Raw(json.dumps(job(f"offer-{number}")).encode(), properties)
+        channel.basic_publish(message, exchange="", routing_key=broker.JOBS)
+    channel.basic_publish(Raw(b"{", UNREADABLE["headers nested deeply"]), exchange="", routing_key=broker.JOBS)
+    worker = system.start_worker()
+
+    system.until_events(len(UNREADABLE))
+
+    (letter,) = letters(system, 1)
+    assert letter.headers["x-dead-letter-code"] == "invalid-json"
+    assert worker.process.poll() is None
 
 
 class Attack:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from models.states import State
 from models.tables import Attempt
@@ -60,6 +61,31 @@ def test_the_database_away_at_start_and_in_the_middle(
         assert cpu < 1.0, "no hot loop"
         assert system.queue_length(broker.DEAD_LETTERS) == 0
         assert said(worker.log, "defect") == 0
+
+
+def test_a_database_that_takes_no_writes_for_a_while(system: System) -> None:
+    """As in a failover: the one that is reached is, or has become, a standby."""
+    worker = system.start_worker()
+    system.publish([job("first")])
+    system.until_events(1)
+    takes_no_writes(system, "on")
+    system.publish([job("second")])
+    until(lambda: "waiting" in worker.log.read_text())
+
+    takes_no_writes(system, "off")
+
+    system.until_events(2)
+    assert system.queue_length(broker.DEAD_LETTERS) == 0
+    assert said(worker.log, "defect") == 0
+
+
+def takes_no_writes(system: System, switch: str) -> None:
+    """For connections made from now on; those that stand are closed."""
+    name = system.engine.url.database
+    with system.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f'alter database "{name}" set default_transaction_read_only = {switch}'))
+        others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+        connection.execute(text(f"{others} and datname = current_database()"))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -142,6 +168,41 @@ def test_sigterm_while_the_database_is_away_ends_soon(
         own_postgresql.start()
         system.start_worker()
         system.until_events(1)
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_broker_hangs_ends_in_its_grace_period(
+    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As behind a network that is cut: connections stand, and nobody answers."""
+    with System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path) as system:
+        worker = system.start_worker()
+        system.publish([job("offer-1")])
+        system.until_events(1)
+        own_rabbitmq.pause()
+        try:
+            assert worker.stop(90) == 0
+        finally:
+            own_rabbitmq.resume()
+
+
+@pytest.mark.slow
+def test_the_broker_hangs_and_comes_back(
+    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+) -> None:
+    sandbox.latency = 0.3
+    with System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path) as system:
+        worker = system.start_worker(WORKER_CONCURRENCY="16")
+        system.publish(job(f"offer-{number}") for number in range(100))
+        until(lambda: len(sandbox.bookings) >= 20)
+        own_rabbitmq.pause()
+        until(lambda: said(worker.log, "duty_waits"))
+        own_rabbitmq.resume()
+
+        until(lambda: system.states() == {State.CONFIRMED: 100})
+        until(lambda: len({event["id"] for event in system.take_events()}) == 100)
+        assert sandbox.overlapping == set()
+        assert said(worker.log, "defect") == 0
 
 
 def test_a_confirmation_that_kills_its_workers_is_parked(system: System) -> None:

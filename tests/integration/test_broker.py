@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from kombu import Connection, Queue
+from sqlalchemy.exc import OperationalError
 
 from tests.servers import RabbitMQ
 from tests.system import PROJECT, until
-from worker import broker
+from worker import broker, database
 from worker.broker import Message, Publisher
 from worker.errors import BrokerError
 
@@ -116,6 +117,20 @@ def test_a_broker_that_is_away_is_told_as_such() -> None:
     with Publisher("amqp://guest:guest@127.0.0.1:1//") as publisher, pytest.raises(OSError) as error:  # noqa: PT011
         publisher.publish([message(1)])
     assert broker.is_away(error.value)
+
+
+@pytest.mark.slow  # kombu pauses within each try
+def test_trying_again_and_again_leaves_nothing_open() -> None:
+    publisher = Publisher("amqp://guest:guest@127.0.0.1:1//")
+    engine = database.connect("postgresql+psycopg://127.0.0.1:1/none")
+    open_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(4):
+        with pytest.raises(OSError):  # noqa: PT011
+            publisher.ensure_connection()
+        with pytest.raises(OperationalError):
+            engine.connect()
+
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_a_broker_that_hangs_does_not_hang_the_publisher(rabbitmq: RabbitMQ, broker_url: str) -> None:

@@ -244,6 +244,14 @@ def test_without_the_list_a_repeat_that_is_refused_needs_review(process: Process
     assert event["data"]["error"]["attempts"] == 2
 
 
+def test_a_list_that_always_fails_keeps_no_confirmation_waiting_for_ever(process: Process, sandbox: Sandbox) -> None:
+    sandbox.bookings_mode = "failing"
+    run(process, "offer-1~drop-before~1")
+    resume(process)
+
+    assert only(process, Confirmation).state == State.CONFIRMED
+
+
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(process: Process, sandbox: Sandbox) -> None:
     accepted(process)
     assert confirm.claim_due(only(process, Confirmation).id, process) is None, "the lease is not over yet"

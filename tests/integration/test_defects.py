@@ -6,18 +6,23 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import select, update
 from sqlalchemy.exc import DataError
 
 from models.booking import Booking
 from models.job import JobRejected, read_job
+from models.tables import Confirmation
 from tasks import celery_tasks, confirm
 from tasks.accept import Delivery
 from tests.conftest import Capturing
 from tests.system import job
 from worker import broker, errors, logs
+from worker.database import now_plus, seconds_since
 from worker.process import Process
 from worker.relay import Relay
 from worker.settings import LogSettings
+from worker.vault import Vault
 
 MARK = "Quxomat"
 MARKED = {
@@ -79,6 +84,27 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
     assert "DataError" in sentry.sent[0].decode()
     assert '"defect"' in log.getvalue()
     assert MARK not in log.getvalue()
+
+
+def test_what_no_key_opens_waits_and_is_not_claimed(
+    process: Process, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the oldest that is due for ever, before all others."""
+    monkeypatch.setattr("worker.process._current", process)
+    held = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), process)
+    assert held is not None
+    with process.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
+    process.vault = Vault([Fernet.generate_key().decode()])
+
+    celery_tasks.resume.run(str(held.id).encode())
+
+    with process.engine.connect() as connection:
+        waits = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
+        attempts = connection.execute(select(Confirmation.attempts)).scalar_one()
+    assert waits > 200
+    assert attempts == 1
+    assert "SealError" in sentry.sent[0].decode()
 
 
 def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:

@@ -17,7 +17,7 @@ from worker import broker
 from worker.database import now, now_plus
 from worker.errors import BadCredentials
 from worker.process import Process
-from worker.relay import Relay
+from worker.relay import BATCH, Relay
 from worker.scheduler import Scheduler
 
 
@@ -112,6 +112,15 @@ def test_two_relays_side_by_side_publish_each_once(process: Process, connection:
     events = received(connection)
     assert len(events) == len({event["id"] for event in events}) == 300
     assert published(process) == 300
+
+
+def test_a_worker_that_ends_does_not_publish_without_end(process: Process, connection: Connection) -> None:
+    for confirmation_id in [confirmation(process) for _ in range(BATCH + 1)]:
+        write(process, confirmation_id, 1)
+
+    Relay(process).flush(seconds=0.0)
+
+    assert published(process) == BATCH
 
 
 def test_an_event_that_is_refused_does_not_block_the_others(process: Process, connection: Connection) -> None:

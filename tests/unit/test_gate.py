@@ -22,13 +22,13 @@ DOWN = [
     Unknown("connection-lost", ""),
     Unknown("http-500", "", 500),
     Unknown("http-599", "", 599),
+    Unknown("bad-answer", "", 200),
     Busy("http-503", "", 503),
 ]
 UP = [
     Refused("http-422", "", 422),
     Refused("redirect", "", 302),
     AlreadyBooked("already-booked", "", 409),
-    Unknown("bad-answer", "", 200),
     Unknown("wrong-offer", "", 200),
     Unknown("http-408", "", 408),
     Busy("http-423", "", 423),
@@ -64,6 +64,11 @@ def call(gate: Gate, error: Exception | None = None) -> bool:
     except ConfirmOfferError:
         pass
     return True
+
+
+def look_in_vain(gate: Gate) -> None:
+    with pytest.raises(Unknown), gate.passing(proves=False):
+        raise Unknown("http-500", "", 500)
 
 
 def open_it(gate: Gate, error: XoneError = DOWN[0]) -> None:
@@ -150,6 +155,28 @@ def test_the_list_of_bookings_proves_nothing_about_confirming(gate: Gate, clock:
     assert gate.open_for is not None
     assert call(gate), "the probe is still to be made"
     assert gate.open_for is None
+
+
+def test_a_broken_list_of_bookings_does_not_keep_it_open(gate: Gate, clock: Clock) -> None:
+    open_it(gate)
+    clock.now += 1
+    look_in_vain(gate)
+
+    assert gate.wait() == 0
+    assert call(gate), "the call that follows the look"
+    assert gate.open_for is None
+
+
+def test_probes_of_the_list_alone_have_growing_pauses(gate: Gate, clock: Clock) -> None:
+    open_it(gate)
+    pauses = []
+    for _ in range(4):
+        pauses.append(gate.wait())
+        clock.now += gate.wait()
+        look_in_vain(gate)
+        look_in_vain(gate)
+
+    assert pauses == [1, 2, 4, 5]
 
 
 def test_failures_of_calls_that_began_before_do_not_make_the_pause_longer(gate: Gate, clock: Clock) -> None:

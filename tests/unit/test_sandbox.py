@@ -504,10 +504,12 @@ def test_rate(xone: Sandbox, client: requests.Session) -> None:
     assert answers[2].headers["Retry-After"] == "1"
 
 
-def test_the_list_forbidden_and_lagging(xone: Sandbox, client: requests.Session) -> None:
+def test_the_list_forbidden_failing_and_lagging(xone: Sandbox, client: requests.Session) -> None:
     confirm(client, xone, "o-1")
     xone.bookings_mode = "forbidden"
     assert bookings(client, xone).status_code == 403
+    xone.bookings_mode = "failing"
+    assert bookings(client, xone).status_code == 503
     xone.bookings_mode = "lagging"
     assert bookings(client, xone).json()["data"] == []
     xone.bookings_lag = 0

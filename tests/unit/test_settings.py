@@ -246,6 +246,11 @@ def test_parts_of_a_worker(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 WRONG: list[tuple[type[Section], str, list[str]]] = [
     (BrokerSettings, "BROKER_URL", ["", MARK, f"http://{MARK}", f"redis://{MARK}@host"]),
+    (
+        BrokerSettings,
+        "BROKER_URL",
+        [f"amqp://u:{MARK}@h:port//", f"amqp://u:{MARK}@h:65536", f"amqp://a;amqp://[{MARK}"],
+    ),
     (BrokerSettings, "BROKER_URL", [f"amqps://a:{MARK}@a//;amqps://b//", f"amqp://a//;amqps://a:{MARK}@b//"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://h/?ssl_ca_certs=/no/{MARK}", f"amqps://h/?ssl_ca_certs={__file__}"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h/?ssl_cert_reqs=none", f"amqp://h/?ssl_ca_certs={MARK}"]),
@@ -254,9 +259,12 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         "DATABASE_URL",
         ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],
     ),
+    (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
+    (DatabaseSettings, "DATABASE_URL", ["sqlite://", "sqlite:///", "sqlite:///:memory:"]),
     (VaultSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
     (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),
     (XoneSettings, "XONE_BASE_URL", [f"https://{MARK} .host", f"https:/{MARK}", f"https://{MARK}\n"]),
+    (XoneSettings, "XONE_BASE_URL", [f"https://{MARK}:port", f"https://{MARK}:99999/", f"https://[{MARK}"]),
     (XoneSettings, "XONE_BASE_URL", [f"http://{MARK}", f"http://localhost@{MARK}/", f"http://localhost.{MARK}:8080"]),
     (XoneSettings, "XONE_BASE_URL", [f"http://10.0.0.1/{MARK}", f"http://[::2]/{MARK}", f"http://[{MARK}"]),
     (XoneSettings, "XONE_ALLOW_PLAIN_HTTP", ["", MARK, "true"]),

@@ -169,6 +169,8 @@ class Upstream:
     def listed(self, partner_id: str, page: int, base_url: str) -> Answer:
         if self.bookings_mode == "forbidden":
             return refusal(403, "The scope bookings:view is missing.")
+        if self.bookings_mode == "failing":
+            return refusal(503, "The list of bookings is switched off.")
         made_before = time.monotonic() - (self.bookings_lag if self.bookings_mode == "lagging" else 0)
         with self.lock:
             shown = [
