@@ -61,7 +61,7 @@ class Health(Loop):
 
     def consumer_tries(self) -> None:
         """Called by the consumer as it comes round, while there is no connection."""
-        self._consumer = Part(self._consumer.well_at, time.time(), "RabbitMQ")
+        self._consumer = Part(self._consumer.well_at, time.time(), "broker")
 
     def parts(self) -> dict[str, Part]:
         parts = {CONSUMER: self._consumer} if self._consumes else {}

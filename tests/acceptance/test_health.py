@@ -119,7 +119,7 @@ def test_a_worker_without_rabbitmq_is_alive_but_not_well(system: System, probe: 
 
     assert found["stuck"] == []
     assert told.stdout.splitlines()[1:] == [
-        "  consumer: waits for RabbitMQ, since its start",
+        "  consumer: waits for broker, since its start",
         "  scheduler: waits for broker, since its start",
         "  relay: waits for broker, since its start",
     ]
@@ -199,10 +199,7 @@ def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
     """A delivery that is held for longer than ``consumer_timeout`` closes the channel (406)."""
     worker = system.start_worker(XONE_TIMEOUT="60")
     settled(probe)
-    rabbitmq.ctl(
-        "eval",
-        "application:set_env(rabbit, consumer_timeout, 1000), application:set_env(rabbit, channel_tick_interval, 1000).",
-    )
+    _set_times(rabbitmq, consumer_timeout=1000, channel_tick_interval=1000)
     system.reconnect()
     try:
         with system.connection.channel() as channel:
@@ -212,15 +209,18 @@ def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
         system.publish([job("offer-1")])
         until(lambda: "PRECONDITION_FAILED" in worker.log.read_text())
     finally:
-        rabbitmq.ctl(
-            "eval",
-            "application:set_env(rabbit, consumer_timeout, 1800000), application:set_env(rabbit, channel_tick_interval, 60000).",
-        )
+        _set_times(rabbitmq, consumer_timeout=1_800_000, channel_tick_interval=60_000)
 
     until(lambda: _consumers(system) == 1)
     assert settled(probe)["unwell"] == []
     system.until_events(1)
     assert system.states() == {"confirmed": 1}
+
+
+def _set_times(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
+    """For channels that are opened from now on."""
+    set_each = [f"application:set_env(rabbit, {name}, {value})" for name, value in milliseconds.items()]
+    rabbitmq.ctl("eval", f"{', '.join(set_each)}.")
 
 
 def _consumers(system: System) -> int:
@@ -274,7 +274,10 @@ def test_a_worker_that_can_note_nothing_says_so_and_works(system: System, tmp_pa
 
 def test_a_probe_imports_little() -> None:
     """It runs every few seconds in every container."""
-    script = "import sys; sys.argv[1:] = ['health', '--help']; import worker.__main__ as m\ntry: m.main()\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    script = (
+        "import sys; from worker.commands.health import health;"
+        "health.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
 
     for heavy in "celery", "kombu", "sqlalchemy", "requests", "rich":
