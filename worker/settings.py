@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -75,6 +76,17 @@ def _url_with(*schemes: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    try:
+        for url in value.get_secret_value().split(";"):
+            _ = urlsplit(url).port
+    except ValueError:  # its text would show a part of the password
+        raise ValueError(
+            "should be amqp://user:password@host:port/vhost, with letters that mean something in a URL percent-encoded"
+        ) from None
+    return value
 
 
 def _broker_tls(value: SecretStr) -> SecretStr:
@@ -144,9 +156,12 @@ def _path_with(*names: str) -> AfterValidator:
 class BrokerSettings(Section):
     """RabbitMQ"""
 
-    BROKER_URL: Annotated[SecretStr, _url_with("amqp", "amqps", "pyamqp", "memory"), AfterValidator(_broker_tls)] = (
-        SecretStr("amqp://guest:guest@localhost:5672//")
-    )
+    BROKER_URL: Annotated[
+        SecretStr,
+        _url_with("amqp", "amqps", "pyamqp", "memory"),
+        AfterValidator(_broker_url),
+        AfterValidator(_broker_tls),
+    ] = SecretStr("amqp://guest:guest@localhost:5672//")
     """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Letters that mean something in a
     URL are percent-encoded."""
 
@@ -226,10 +241,14 @@ class XoneSettings(StatusSettings):
 
     @model_validator(mode="after")
     def _https_to_others(self) -> "XoneSettings":
-        is_plain = self.XONE_BASE_URL.startswith("http:")
-        if is_plain and self.XONE_ALLOW_PLAIN_HTTP == "off" and not _is_to_loopback(self.XONE_BASE_URL):
+        if self.is_plain_to_others and self.XONE_ALLOW_PLAIN_HTTP == "off":
             raise ValueError("XONE_BASE_URL should begin with https: (XONE_ALLOW_PLAIN_HTTP=on allows http:)")
         return self
+
+    @property
+    def is_plain_to_others(self) -> bool:
+        """Whether tokens and personal data cross a network in clear."""
+        return self.XONE_BASE_URL.startswith("http:") and not _is_to_loopback(self.XONE_BASE_URL)
 
     @property
     def lease(self) -> float:
@@ -383,3 +402,8 @@ SECTIONS: tuple[type[Section], ...] = (
     TracingSettings,
 )
 NAMES = tuple(name for section in SECTIONS for name in section.model_fields)
+
+
+def names_in_file() -> set[str]:
+    """The names that stand in ``.env``, whether they are settings or not."""
+    return set(dotenv_values(".env"))
