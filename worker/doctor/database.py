@@ -131,7 +131,7 @@ def _some(names: list[str]) -> str:
 _SAID = (
     ("password authentication failed", "user or password is not accepted", "check user and password in DATABASE_URL"),
     ("no password supplied", "it wants a password", "put it into DATABASE_URL or ~/.pgpass"),
-    ("no pg_hba.conf entry", "it lets no such user in from here", "add a line to pg_hba.conf on the server"),
+    ("pg_hba.conf", "it lets no such user in from here", "add a line to pg_hba.conf on the server"),
     ("permission denied for database", "the role may not connect to it", MEND_RIGHTS),
     ("role ", "there is no such role", "check the user in DATABASE_URL: docs/database-roles.md"),
     ("database ", "there is no such database", "check the end of DATABASE_URL, or make it: docs/database-roles.md"),

@@ -71,7 +71,7 @@ def _keys(connection: Connection, vault: Vault) -> Finding:
         return ok(KEYS, "valid; nothing is stored yet that they would have to open")
     for row in rows:
         try:
-            vault.open(row.id, "sealed_body", row.sealed_body)
+            vault.open(row.id, "body", row.sealed_body)
         except SealError:
             which = "newest" if row is rows[0] else "oldest"
             return wrong(
@@ -105,9 +105,10 @@ def _events(connection: Connection) -> Finding:
     if oldest is None:
         return ok("outbox", "no event waits to be published")
     late = connection.execute(_limited(select(OutboxEvent.id).where(*is_late))).scalar_one()
+    what = "event waits" if late == 1 else "events wait"
     return warning(
         "outbox",
-        f"{_about(late)} {'event waits' if late == 1 else 'events wait'} to be published, the oldest for {lasting(oldest)}",
+        f"{_about(late)} {what} to be published, the oldest for {lasting(oldest)}",
         "mend the broker if it is wrong; else run a worker with the part relay, and see its log",
     )
 
