@@ -84,9 +84,7 @@ def examined(settings: dict[str, str], **changes: str) -> Report:
     return Report(CliRunner().invoke(cli, ["doctor", "--json"], env=given))
 
 
-NO_WORKER = {
-    "jobs": "warning: nobody takes them, and 0 wait → start a worker with the part tasks: confirm-offer worker"
-}
+NO_WORKER = {"jobs": "warning: nobody takes them, and 0 wait → confirm-offer worker (WORKER_PARTS must hold tasks)"}
 
 
 # --- A set-up that is well ---
@@ -106,7 +104,7 @@ def test_all_is_well(system: System) -> None:
         "due", "outbox", "broker", "queues", "jobs", "token",
     }  # fmt: skip
     assert report.of("jobs").found == "1 worker takes them, 0 wait"
-    assert report.of("data keys").found == "the newest and the oldest that is stored open with the first key"
+    assert report.of("data keys").found == "the first opens the newest and the oldest that is stored"
     assert system.sandbox.token_requests >= 2
 
 

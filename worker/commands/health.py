@@ -11,7 +11,11 @@ from worker import vitals
 from worker.vitals import Part, Worker
 
 
-@click.command("health", short_help="Tells whether the workers of this machine are well.")
+@click.command(
+    "health",
+    short_help="Tells whether the workers of this machine are well.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--live", is_flag=True, help="Ask only whether a restart would help; an outage elsewhere is no reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def health(live: bool, as_json: bool) -> None:

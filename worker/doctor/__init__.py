@@ -9,14 +9,21 @@ from collections.abc import Iterator
 
 from worker.doctor import broker, database, machine, settings, xone
 from worker.doctor.finding import LIMIT, Finding, bounded
-from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, VaultSettings, WorkerSettings, XoneSettings
+from worker.settings import (
+    BrokerSettings,
+    DatabaseSettings,
+    SentrySettings,
+    VaultSettings,
+    WorkerSettings,
+    XoneSettings,
+)
 
 
 def examine() -> Iterator[Finding]:
     """All findings, as they come. What stands behind something that is wrong is not looked at."""
     yield from settings.look()
-    worker, logs = settings.valid(WorkerSettings), settings.valid(LogSettings)
-    yield from bounded("machine", machine.look(worker, logs))
+    worker, sentry = settings.valid(WorkerSettings), settings.valid(SentrySettings)
+    yield from bounded("machine", machine.look(worker, sentry))
     if (for_database := settings.valid(DatabaseSettings)) is not None:
         yield from bounded("database", database.look(for_database, settings.valid(VaultSettings)))
     if (for_broker := settings.valid(BrokerSettings)) is not None:

@@ -167,7 +167,7 @@ def _waiting(found: dict[str, Stand]) -> Iterator[Finding]:
     if idle:
         tell = wrong if waits else warning
         yield tell(
-            "jobs", f"nobody takes them, and {waits:,} wait", "start a worker with the part tasks: confirm-offer worker"
+            "jobs", f"nobody takes them, and {waits:,} wait", "confirm-offer worker (WORKER_PARTS must hold tasks)"
         )
     elif broker.JOBS in found:
         workers = found[broker.JOBS].consumers

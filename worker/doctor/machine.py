@@ -7,18 +7,18 @@ from urllib.parse import urlsplit
 
 from worker import vitals
 from worker.doctor.finding import Finding, ok, warning, wrong
-from worker.settings import LogSettings, WorkerSettings
+from worker.settings import SentrySettings, WorkerSettings
 
 FILES_BESIDES = 100  # of a worker that makes no call: database, broker, libraries
 FILES_FOR_A_CALL = 2  # its connection to XONE, and another while that is being replaced
 
 
-def look(worker: WorkerSettings | None, logs: LogSettings | None) -> Iterator[Finding]:
+def look(worker: WorkerSettings | None, sentry: SentrySettings | None) -> Iterator[Finding]:
     if worker is not None:
         yield _open_files(worker)
     yield _workers()
-    if logs is not None:
-        yield _sentry(logs)
+    if sentry is not None:
+        yield _sentry(sentry)
 
 
 def _open_files(worker: WorkerSettings) -> Finding:
@@ -50,10 +50,10 @@ def _workers() -> Finding:
     return ok("workers here", f"{len(found)}, all well" if found else "none runs on this machine as this user")
 
 
-def _sentry(logs: LogSettings) -> Finding:
-    if logs.SENTRY_DSN is None:
+def _sentry(sentry: SentrySettings) -> Finding:
+    if sentry.SENTRY_DSN is None:
         return ok("Sentry", "SENTRY_DSN is not set: defects are told in the log only")
-    address = urlsplit(logs.SENTRY_DSN.get_secret_value())
+    address = urlsplit(sentry.SENTRY_DSN.get_secret_value())
     try:
         with socket.create_connection(
             (address.hostname, address.port or (443 if address.scheme == "https" else 80)), 5

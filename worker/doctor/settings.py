@@ -32,7 +32,7 @@ def look() -> Iterator[Finding]:
     yield from _unknown()
     if not problems:
         given = {name for section in SECTIONS for name in read(section).model_fields_set}
-        yield ok(CHECK, f"all {len(NAMES)} are valid: {len(given)} are set, the others have their defaults")
+        yield ok(CHECK, f"all {len(NAMES)} are valid; {len(given)} are set, the others at default")
     if (xone := valid(XoneSettings)) is not None:
         yield from _fit(xone)
 

@@ -81,7 +81,7 @@ def _keys(connection: Connection, vault: Vault) -> Finding:
             )
     if not all(vault.is_current(row.sealed_body) for row in rows):
         return warning(KEYS, "something stored opens with an older key only", "keep all keys, or: confirm-offer rekey")
-    return ok(KEYS, "the newest and the oldest that is stored open with the first key")
+    return ok(KEYS, "the first opens the newest and the oldest that is stored")
 
 
 def _due(connection: Connection, paused: list[str]) -> Finding:
