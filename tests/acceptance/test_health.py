@@ -164,11 +164,11 @@ def test_a_worker_whose_consumer_hangs_is_not_alive(
 
 
 def test_a_worker_that_ends_its_last_calls_is_alive(system: System, probe: Probe) -> None:
-    worker = system.start_worker(XONE_TIMEOUT="30")
+    worker = system.start_worker(XONE_TIMEOUT="90")
     settled(probe)
-    system.sandbox.latency = 3.0
+    system.sandbox.latency = 60.0
     system.publish([job("offer-1")])
-    until(lambda: system.states()["confirming"])
+    until(lambda: system.sandbox.bookings)  # XONE has been called, and has not answered
 
     worker.process.send_signal(signal.SIGTERM)
     until(lambda: facts(probe).get("stopping"), every=0.1)
@@ -176,6 +176,7 @@ def test_a_worker_that_ends_its_last_calls_is_alive(system: System, probe: Probe
 
     assert (told.returncode, live.returncode) == (1, 0)
     assert told.stdout == f"worker {worker.process.pid} is stopping: it takes nothing new\n"
+    system.sandbox.stop()  # sends the answer
     assert worker.process.wait(30) == 0
     assert "no worker of this user runs here" in probe().stderr
 
