@@ -79,7 +79,7 @@ def test_a_worker_is_well_while_it_runs(
     after = probe()
 
     assert (before.returncode, live.returncode, after.returncode) == (1, 0, 1)
-    assert "no worker of this user runs here" in before.stderr
+    assert "no worker of this user runs on this machine" in before.stderr
     assert told.stdout == f"worker {worker.process.pid} is well: consumer, scheduler, relay, database\n"
     assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
@@ -96,7 +96,7 @@ def test_a_killed_worker_is_none(pool: str, system: System, probe: Probe, tmp_pa
     until(lambda: facts(probe), every=0.2)
     worker.kill()
 
-    assert "no worker of this user runs here" in probe().stderr
+    assert "no worker of this user runs on this machine" in probe().stderr
     assert not list(tmp_path.glob("confirm-offer-*/*.json"))
 
 
@@ -106,7 +106,7 @@ def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable
     left = vitals.folder() / f"{os.getpid()}-0.json"
     left.write_text("{}")
 
-    assert "no worker of this user runs here" in impatient().output
+    assert "no worker of this user runs on this machine" in impatient().output
     assert not left.exists()
 
 
@@ -178,7 +178,7 @@ def test_a_worker_that_ends_its_last_calls_is_alive(system: System, probe: Probe
     assert told.stdout == f"worker {worker.process.pid} is stopping: it takes nothing new\n"
     system.sandbox.stop()  # sends the answer
     assert worker.process.wait(30) == 0
-    assert "no worker of this user runs here" in probe().stderr
+    assert "no worker of this user runs on this machine" in probe().stderr
 
 
 def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System, probe: Probe) -> None:

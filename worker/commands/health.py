@@ -38,7 +38,9 @@ def health(live: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"well": is_well, "alive": is_alive, "workers": [_facts(worker) for worker in workers]}))
     elif not workers:
-        click.echo("confirm-offer: no worker of this user runs here; 'confirm-offer worker' starts one", err=True)
+        click.echo(
+            "confirm-offer: no worker of this user runs on this machine; 'confirm-offer worker' starts one", err=True
+        )
     else:
         for worker in workers:
             click.echo(_liveness(worker) if live else _wellness(worker))
