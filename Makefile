@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers tools node demo test test-slow compose-check chaos bench lint audit schemas lock clean
+.PHONY: help setup servers tools node demo test test-slow compose-check chaos bench lint audit schemas configuration lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ audit: setup
 	    echo "no known holes; $$(echo "$$told" | grep -c 'could not be audited') dependencies could not be checked";; \
 	  *) echo "the dependencies were not checked for known holes: no index can be reached";; \
 	esac
+
+configuration: setup  ## docs/configuration.md from the settings
+	@$(BIN)/python -m worker.configuration > docs/configuration.md
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock" $(LOCK_ARGS)

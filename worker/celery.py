@@ -11,7 +11,7 @@ import structlog
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from worker import broker, database, health, logs, metrics, report, tracing
+from worker import broker, database, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.process import Process, current
@@ -86,7 +86,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._relay = Relay(self._process) if "relay" in parts else None
         parent.relay = self._relay
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
-        self._health = parent.health = Health(duties, consumes="tasks" in parts)
+        self._health = parent.health = Health(self._process, duties, consumes="tasks" in parts)
         self._scrapes = parent.scrapes = self._counting(parent)
 
     def _counting(self, parent: Any) -> Scrapes | None:
@@ -94,7 +94,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         port = self._process.worker.METRICS_PORT
         if port is None:
             return None
-        folder = self._process.worker.PROMETHEUS_MULTIPROC_DIR or health.folder() / "metrics"
+        folder = self._process.worker.PROMETHEUS_MULTIPROC_DIR or vitals.folder() / "metrics"
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
             instruments = metrics.begin(several_in=folder if forks else None)
@@ -120,7 +120,8 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def stop(self, parent: Any) -> None:
         """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
-        for duty in (self._scheduler, self._retention, self._health):
+        self._health.is_stopping = True
+        for duty in (self._scheduler, self._retention):
             if duty is not None:
                 duty.stop()
 
@@ -133,6 +134,8 @@ def _flush(sender: Any, **_: Any) -> None:
     relay = getattr(sender, "relay", None)
     if relay is not None:
         relay.flush()
+    if (health := getattr(sender, "health", None)) is not None:
+        health.stop()
     scrapes = getattr(sender, "scrapes", None)
     if scrapes is not None:
         scrapes.stop()

@@ -11,6 +11,7 @@ from tasks.audit import audit, who
 from worker import broker, database, schema
 from worker.commands import (
     batches,
+    doctor,
     enqueue,
     events,
     failures,
@@ -180,6 +181,7 @@ def keygen(as_json: bool) -> None:
     tell(as_json, key, key=key)
 
 
+cli.add_command(doctor.doctor)
 cli.add_command(health.health)
 cli.add_command(failures.failed)
 cli.add_command(failures.reprocess)

@@ -85,6 +85,20 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
         # Besides, an idle loop sleeps through SIGTERM otherwise.
         hub.call_repeatedly(LOOK_UP, self.controller.health.consumer_well)
 
+    def ensure_connected(self, conn: Any) -> Any:
+        """As Celery does it. Each round of waiting for the broker is noted: who waits does not hang."""
+        ensure = conn.ensure_connection
+
+        def noting(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
+            def come_round() -> None:
+                self.controller.health.consumer_tries()
+                callback()
+
+            return ensure(errback, max_retries, callback=come_round)
+
+        conn.ensure_connection = noting
+        return super().ensure_connected(conn)
+
     def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], None]:
         tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF.items()}
         requests = {

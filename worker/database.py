@@ -1,12 +1,15 @@
 """The database: engine, clock, and all that PostgreSQL and SQLite do not share."""
 
+import sqlite3
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, ExceptionContext, Float, Select, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 
 from models.booking import write_exact
@@ -173,6 +176,15 @@ def _connect_sqlite(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def read_only(url: str) -> Engine:
+    """An engine for a look: its transactions can change nothing, and wait for no writer. Makes no SQLite file."""
+    address = make_url(url)
+    if address.get_backend_name() != "sqlite":
+        return connect(url, connections=1).execution_options(postgresql_readonly=True)
+    file = f"file:{quote(address.database or '')}?mode=ro"
+    return create_engine("sqlite://", creator=lambda: sqlite3.connect(file, uri=True), poolclass=NullPool)
 
 
 def is_away(error: Exception) -> bool:

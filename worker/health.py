@@ -1,76 +1,83 @@
-"""Health: a worker notes when each of its parts was last well; ``confirm-offer health`` reads it on the same machine.
+"""Health: a worker notes when each of its parts was last well; ``confirm-offer health`` reads it (worker/vitals.py).
 
 A part is well when it has come round: the consumer with a connection to RabbitMQ, Scheduler and Relay with a turn that
-did not fail. The notes stand in a file for each worker, in a folder of its user's.
+did not fail, the database with an answer.
 """
 
-import json
-import os
-import tempfile
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+
+import structlog
+from sqlalchemy import select
 
 from worker.loop import Loop
+from worker.process import Process
+from worker.vitals import Notes, Part
 
-STALE = 30.0  # seconds since a part was well: longer than the longest pause of a duty that fails
+log = structlog.get_logger(__name__)
+
 CONSUMER = "consumer"
 
 
-def folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"confirm-offer-{os.getuid()}"
+class Answers(Loop):
+    """Asks the database whether it answers. By itself, for it may take its time where it does not."""
+
+    name = "database"
+    interval = 5.0
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self._process = process
+
+    def turn(self) -> bool:
+        with self._process.engine.connect() as connection:
+            connection.execute(select(1))
+        return False
 
 
 class Health(Loop):
-    """Writes the notes of one worker. ``consumer_well`` is called by the consumer as it comes round."""
+    """Writes the notes of one worker, until its process ends."""
 
     name = "health"
     interval = 2.0
 
-    def __init__(self, duties: Iterable[Loop], consumes: bool) -> None:
+    def __init__(self, process: Process, duties: Iterable[Loop], consumes: bool) -> None:
         super().__init__()
-        self._duties = list(duties)
-        self._consumer: dict[str, float] = {CONSUMER: 0.0} if consumes else {}
-        self._path = folder() / f"{os.getpid()}.json"
+        self._answers = Answers(process)
+        self._loops = [*duties, self._answers]
+        self._consumer = Part(turned_at=time.time())
+        self._consumes = consumes
+        self._notes = Notes()
+        self.is_stopping = False
+
+    def start(self) -> None:
+        self._answers.start()
+        super().start()
 
     def consumer_well(self) -> None:
-        self._consumer[CONSUMER] = time.time()
+        """Called by the consumer as it comes round, connected."""
+        now = time.time()
+        self._consumer = Part(now, now)
+
+    def consumer_tries(self) -> None:
+        """Called by the consumer as it comes round, while there is no connection."""
+        self._consumer = Part(self._consumer.well_at, time.time(), "broker")
+
+    def parts(self) -> dict[str, Part]:
+        parts = {CONSUMER: self._consumer} if self._consumes else {}
+        return parts | {loop.name: Part(loop.well_at, loop.turned_at, loop.waits_for) for loop in self._loops}
 
     def notes(self) -> dict[str, float]:
         """When each part was last well (time.time()); 0 where it never was."""
-        return {duty.name: duty.well_at for duty in self._duties} | self._consumer
+        return {name: part.well_at for name, part in self.parts().items()}
 
     def turn(self) -> bool:
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self.notes()))
-        new.replace(self._path)
+        self._notes.write(self.parts(), self.is_stopping)
         return False
 
     def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self._answers.stop()
+        self._notes.close()
 
-
-class Worker(NamedTuple):
-    """A worker of this machine: how long ago each of its parts was well, in seconds; None where it never was."""
-
-    pid: int
-    parts: dict[str, float | None]
-
-    @property
-    def unwell(self) -> list[str]:
-        return [part for part, ago in self.parts.items() if ago is None or ago > STALE]
-
-
-def workers() -> list[Worker]:
-    """The workers that run on this machine as this user. Notes that a killed one left are removed."""
-    found = []
-    for path in sorted(folder().glob("*.json")):
-        pid = int(path.stem)
-        if not Path(f"/proc/{pid}").exists():
-            path.unlink(missing_ok=True)
-            continue
-        notes: dict[str, float] = json.loads(path.read_text())
-        found.append(Worker(pid, {part: time.time() - at if at else None for part, at in notes.items()}))
-    return found
+    def _tell(self, error: Exception) -> None:
+        log.warning("health_not_noted", needs="a temporary folder that it can write to", error=type(error).__name__)

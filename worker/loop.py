@@ -26,6 +26,8 @@ class Loop:
         self._stopping = Event()
         self._failures = 0  # in a row
         self.well_at = 0.0  # time.time() of the last turn that did not fail
+        self.turned_at = time.time()  # of the last turn, failed or not; before the first, of the start
+        self.waits_for: str | None = None  # what the last turn failed for, where that is away
         self.lag = 0.0  # seconds that the last turn came late, since this process or the machine had too much to do
         self._thread = Thread(target=self._run, name=self.name, daemon=True)
 
@@ -35,7 +37,8 @@ class Loop:
 
     def well(self) -> None:
         """Called after each turn that did not fail."""
-        self.well_at = time.time()
+        self.well_at = self.turned_at = time.time()
+        self.waits_for = None
 
     def start(self) -> None:
         self._thread.start()
@@ -68,6 +71,7 @@ class Loop:
         try:
             more = self.turn()
         except Exception as error:
+            self.turned_at, self.waits_for = time.time(), who_is_away(error)
             if not self._failures:
                 self._tell(error)
             self._failures += 1

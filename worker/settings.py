@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -32,7 +33,11 @@ from worker.errors import SettingsError
 
 
 class Section(BaseSettings):
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+    """What is set together. The text below a setting is its description in docs/configuration.md."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -68,8 +73,6 @@ def _url_with(*schemes: str) -> AfterValidator:
         scheme = value.get_secret_value().split(":", 1)[0]
         if scheme not in schemes:
             raise ValueError(f"should begin with {' or '.join(f'{scheme}:' for scheme in schemes)}")
-        if not all(_is_url(url) for url in value.get_secret_value().split(";")):
-            raise ValueError("should be a URL, with a port below 65536 where it has one")
         return value
 
     return AfterValidator(check)
@@ -87,6 +90,14 @@ def _is_url(url: str) -> bool:
 def _base_url(value: str) -> str:
     if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", value) or not _is_url(value):
         raise ValueError("should be a URL such as https://api.xone.xcover.com, without query")
+    return value
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    if not all(_is_url(url) for url in value.get_secret_value().split(";")):
+        raise ValueError(
+            "should be amqp://user:password@host:port/vhost, with letters that mean something in a URL percent-encoded"
+        )
     return value
 
 
@@ -157,9 +168,16 @@ def _path_with(*names: str) -> AfterValidator:
 
 
 class BrokerSettings(Section):
-    BROKER_URL: Annotated[SecretStr, _url_with("amqp", "amqps", "pyamqp", "memory"), AfterValidator(_broker_tls)] = (
-        SecretStr("amqp://guest:guest@localhost:5672//")
-    )
+    """RabbitMQ"""
+
+    BROKER_URL: Annotated[
+        SecretStr,
+        _url_with("amqp", "amqps", "pyamqp", "memory"),
+        AfterValidator(_broker_url),
+        AfterValidator(_broker_tls),
+    ] = SecretStr("amqp://guest:guest@localhost:5672//")
+    """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Letters that mean something in a
+    URL are percent-encoded."""
 
     @property
     def url(self) -> str:
@@ -167,9 +185,12 @@ class BrokerSettings(Section):
 
 
 class DatabaseSettings(Section):
+    """Database"""
+
     DATABASE_URL: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
         "postgresql+psycopg://localhost/confirm_offer"
     )
+    """PostgreSQL, or `sqlite:///file.db` for one machine."""
 
     @property
     def url(self) -> str:
@@ -177,7 +198,10 @@ class DatabaseSettings(Section):
 
 
 class VaultSettings(Section):
+    """Personal data"""
+
     DATA_KEYS: Annotated[SecretStr, AfterValidator(_data_keys)]
+    """Fernet keys, separated by commas: the first encrypts, all decrypt. `confirm-offer keygen` prints one."""
 
     @property
     def keys(self) -> list[str]:
@@ -186,7 +210,11 @@ class VaultSettings(Section):
 
 
 class StatusSettings(Section):
+    """XONE"""
+
     XONE_CONFIRMED_STATUSES: str = "CONFIRMED,ACTIVE"
+    """Statuses, separated by commas, that make a booking `booking.confirmed`; any other makes it `booking.pending`.
+    Case does not count."""
 
     @cached_property
     def confirmed_statuses(self) -> frozenset[str]:
@@ -196,26 +224,45 @@ class StatusSettings(Section):
 
 
 class XoneSettings(StatusSettings):
+    """XONE"""
+
     XONE_BASE_URL: Annotated[str, AfterValidator(_base_url)] = "https://api.xone.xcover.com"
+    """Where XONE is."""
     XONE_ALLOW_PLAIN_HTTP: Literal["on", "off"] = "off"
+    """`on`: `XONE_BASE_URL` may begin with `http:` also where it is not this machine. Tokens and personal data then go
+    in clear."""
     XONE_TOKEN_PATH: Annotated[str, Field(min_length=1), _path_with()] = "/api/oauth/token"  # noqa: S105 - a path
+    """Where a token is asked for."""
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), _path_with("partner_id", "offer_id")] = (
         "/api/partners/{partner_id}/offers/{offer_id}"
     )
+    """Where an offer is confirmed."""
     XONE_BOOKINGS_PATH: Annotated[str, _path_with("partner_id")] = "/api/partners/{partner_id}/bookings"
+    """The list of bookings, read where a booking may exist already. Empty: never read."""
     XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]
+    """Of the OAuth client that XONE knows."""
     XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1)]
+    """Its secret."""
     XONE_CONNECT_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 5
+    """Seconds until a connection stands."""
     XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
+    """Seconds for a whole call, the body included. A lease runs half as long again, and at least 5 s longer."""
     XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
+    """What follows an unknown answer: `resend` (read back first, then the same request with the same key), or `review`
+    (read back, else `needs_review`; never a second call)."""
     XONE_RATE_LIMIT: Annotated[PositiveFloat | None, BeforeValidator(_none_if_empty)] = None
+    """Calls a second over all workers together, shared through the database. Empty: no limit."""
 
     @model_validator(mode="after")
     def _https_to_others(self) -> "XoneSettings":
-        is_plain = self.XONE_BASE_URL.startswith("http:")
-        if is_plain and self.XONE_ALLOW_PLAIN_HTTP == "off" and not _is_to_loopback(self.XONE_BASE_URL):
+        if self.is_plain_to_others and self.XONE_ALLOW_PLAIN_HTTP == "off":
             raise ValueError("XONE_BASE_URL should begin with https: (XONE_ALLOW_PLAIN_HTTP=on allows http:)")
         return self
+
+    @property
+    def is_plain_to_others(self) -> bool:
+        """Whether tokens and personal data cross a network in clear."""
+        return self.XONE_BASE_URL.startswith("http:") and not _is_to_loopback(self.XONE_BASE_URL)
 
     @property
     def lease(self) -> float:
@@ -224,10 +271,16 @@ class XoneSettings(StatusSettings):
 
 
 class RetrySettings(Section):
+    """Retries"""
+
     RETRY_MAX_ATTEMPTS: PositiveInt = 12
+    """Attempts, of which the last ends the retries."""
     RETRY_MAX_AGE: PositiveFloat = 86400
+    """Seconds since the job was accepted, after which there is no further attempt."""
     RETRY_BASE_DELAY: PositiveFloat = 2
+    """Seconds; the pause after the n-th attempt lies between this and this times 2^n."""
     RETRY_MAX_DELAY: PositiveFloat = 300
+    """Seconds that a pause lasts at most."""
 
     @model_validator(mode="after")
     def _base_below_max(self) -> "RetrySettings":
@@ -237,26 +290,44 @@ class RetrySettings(Section):
 
 
 class EventSettings(Section):
+    """Events"""
+
     EVENT_LINKS: Literal["on", "off"] = "off"
+    """`on`: booking events carry the customer's links (`coi`, `account_url`, `fnol_link`, `sign_up_url`), which may
+    hold a token."""
 
 
 class RetentionSettings(Section):
+    """Personal data"""
+
     RETENTION_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(_none_if_empty)] = None
+    """Days after which workers blank the personal data of a confirmation that has ended. Empty: never."""
 
 
 class LogSettings(Section):
+    """Logs"""
+
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is logged, to standard error."""
     LOG_FORMAT: Literal["json", "console"] = "json"
+    """`console` is for people."""
 
 
 class SentrySettings(Section):
+    """Sentry"""
+
     SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(_none_if_empty), AfterValidator(_sentry_dsn)] = None
+    """Where defects are reported. Empty: nowhere."""
     SENTRY_ENVIRONMENT: Annotated[str, Field(pattern=r"^[^\s/]{1,64}$")] = "production"
+    """What the reports are filed under."""
     SENTRY_RELEASE: Annotated[str | None, Field(pattern=r"^[^\s/\\]{1,200}$"), BeforeValidator(_none_if_empty)] = None
+    """Empty: `confirm-offer@<version>`."""
     SENTRY_TRACES_SAMPLE_RATE: Annotated[float, Field(ge=0, le=1)] = 0
+    """Share of tasks that are sent as transactions."""
     SENTRY_CRON_MONITOR: Annotated[
         str | None, Field(pattern=r"^[a-z0-9_-]{1,50}$"), BeforeValidator(_none_if_empty)
     ] = None
+    """Slug of a monitor that hears of the Scheduler once a minute. Empty: none does."""
 
     @property
     def dsn(self) -> str | None:
@@ -271,15 +342,23 @@ _CollectorUrl = Annotated[str | None, Field(pattern=r"^https?://[^/?#\s]+\S*$"),
 
 
 class TracingSettings(Section):
-    """Of OpenTelemetry's own variables those that are read here; its SDK reads others from the environment itself."""
+    """Tracing"""
 
+    # Of OpenTelemetry's own variables those that are read here; its SDK reads others from the environment itself.
     OTEL_SDK_DISABLED: str = "false"
+    """`true` switches tracing off."""
     OTEL_SERVICE_NAME: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    """What traces are filed under. Empty: `confirm-offer`."""
     OTEL_TRACES_EXPORTER: str = "otlp"
+    """`none` switches tracing off."""
     OTEL_EXPORTER_OTLP_ENDPOINT: _CollectorUrl = None
+    """A collector of traces, such as `http://collector:4318`; needs `confirm-offer[tracing]`. Empty: no tracing."""
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: _CollectorUrl = None
+    """The whole address, in place of the one above with `/v1/traces`."""
     OTEL_EXPORTER_OTLP_PROTOCOL: str = ""
+    """`http/protobuf` is what there is."""
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: str = ""
+    """In place of the one above."""
 
     @property
     def endpoint(self) -> str | None:
@@ -297,11 +376,19 @@ class TracingSettings(Section):
 
 
 class WorkerSettings(Section):
+    """Worker"""
+
     WORKER_CONCURRENCY: Annotated[PositiveInt, Field(le=2000)] = 64
+    """Calls in flight in one worker."""
     WORKER_POOL: Literal["threads", "prefork"] = "threads"
+    """`prefork` has one process for each call in flight."""
     WORKER_PARTS: str = "tasks,scheduler,relay"
+    """The parts that this process runs: some of `tasks`, `scheduler`, `relay`. Each must run somewhere."""
     METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = None
+    """Serves metrics for Prometheus at `/metrics`, on all addresses. Each worker of a machine needs its own.
+    Empty: none."""
     PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
+    """With prefork, the folder for files that its processes share. Empty: in the folder for temporary files."""
 
     @cached_property
     def parts(self) -> frozenset[str]:
@@ -313,3 +400,24 @@ class WorkerSettings(Section):
         if not self.parts or self.parts - {"tasks", "scheduler", "relay"}:
             raise ValueError("WORKER_PARTS should be some of tasks,scheduler,relay")
         return self
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    BrokerSettings,
+    DatabaseSettings,
+    XoneSettings,
+    RetrySettings,
+    WorkerSettings,
+    EventSettings,
+    VaultSettings,
+    RetentionSettings,
+    LogSettings,
+    SentrySettings,
+    TracingSettings,
+)
+NAMES = tuple(name for section in SECTIONS for name in section.model_fields)
+
+
+def names_in_file() -> set[str]:
+    """The names that stand in ``.env``, whether they are settings or not."""
+    return set(dotenv_values(".env"))

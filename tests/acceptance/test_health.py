@@ -1,57 +1,285 @@
-"""``health``: alive and consuming, or why not."""
+"""``health``: alive and consuming, or why not; and whether a restart would help."""
 
 import json
 import os
-import time
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from tests.acceptance.test_commands import run
-from tests.system import System, until
-from worker import health
-from worker.cli import cli
+from tests.servers import PostgreSQL, RabbitMQ, free_port, require
+from tests.system import PROJECT, System, job, until
+from worker import broker, database, schema, vitals
+from worker.commands.health import health
+from worker.sandbox import Sandbox
+
+Probe = Callable[..., subprocess.CompletedProcess[str]]
+
+# A worker whose main thread, the consumer's, hangs from SIGALRM on. Its other threads go on.
+HANGS = (
+    "import signal, sys, time; from worker.__main__ import main;"
+    "signal.signal(signal.SIGALRM, lambda *_: time.sleep(1000)); sys.argv = ['confirm-offer', 'worker']; main()"
+)
 
 
-def test_a_worker_is_well_while_it_runs(system: System, tmp_path: Path) -> None:
-    def probe(*options: str) -> Any:
-        return run("health", *options, TMPDIR=str(tmp_path))
+@pytest.fixture
+def probe(tmp_path: Path) -> Probe:
+    return lambda *options: run("health", *options, TMPDIR=str(tmp_path))
 
+
+@pytest.fixture
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """A probe that waits for seconds where others wait for minutes."""
+    monkeypatch.setattr(vitals.tempfile, "tempdir", str(tmp_path))
+    for name, seconds in {"STALE": 6.0, "FROZEN": 6.0, "STUCK": 12.0}.items():
+        monkeypatch.setattr(vitals, name, seconds)
+    return lambda *options: CliRunner().invoke(health, list(options))
+
+
+def facts(probe: Probe) -> dict[str, Any]:
+    """What the one worker notes; empty where there is none."""
+    workers = json.loads(probe("--json").stdout)["workers"]
+    return workers[0] if workers else {}
+
+
+def settled(probe: Probe, *unwell: str) -> dict[str, Any]:
+    """The facts, as soon as these parts and no others are unwell."""
+
+    def is_so() -> dict[str, Any] | None:
+        found = facts(probe)
+        return found if found and set(found["unwell"]) == set(unwell) else None
+
+    found: dict[str, Any] = until(is_so, 60.0, every=0.2)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        (["-m", "worker", "worker"], {}),
+        (["-m", "celery", "-A", "worker", "worker"], {}),
+        (["-m", "worker", "worker"], {"WORKER_POOL": "prefork", "WORKER_CONCURRENCY": "2"}),
+    ],
+    ids=["worker", "celery", "prefork"],
+)
+def test_a_worker_is_well_while_it_runs(
+    command: list[str], settings: dict[str, str], system: System, probe: Probe
+) -> None:
     before = probe()
-    worker = system.start_worker()
-    until(lambda: probe().returncode == 0, every=0.5)
-    told, as_json = probe(), json.loads(probe("--json").stdout)
+    worker = system.start_worker(command, **settings)
+    until(lambda: probe().returncode == 0, 60.0, every=0.2)
+    told, live = probe(), probe("--live")
     worker.stop()
     after = probe()
 
-    assert (before.returncode, after.returncode) == (1, 1)
-    assert "no worker of this user runs" in after.stderr
-    assert told.stdout == f"worker {worker.process.pid} is well: scheduler, relay, consumer\n"
-    assert as_json["well"]
-    assert as_json["workers"][0]["parts"].keys() == {"scheduler", "relay", "consumer"}
+    assert (before.returncode, live.returncode, after.returncode) == (1, 0, 1)
+    assert "no worker of this user runs on this machine" in before.stderr
+    assert told.stdout == f"worker {worker.process.pid} is well: consumer, scheduler, relay, database\n"
+    assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
 
-def test_a_killed_worker_is_none(system: System, tmp_path: Path) -> None:
-    worker = system.start_worker()
-    until(lambda: list(tmp_path.glob("confirm-offer-*/*.json")))
+def test_parts_that_it_does_not_run_are_not_asked_for(system: System, probe: Probe) -> None:
+    system.start_worker(WORKER_PARTS="relay")
+
+    assert settled(probe)["parts"].keys() == {"relay", "database"}
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_killed_worker_is_none(pool: str, system: System, probe: Probe, tmp_path: Path) -> None:
+    worker = system.start_worker(WORKER_POOL=pool, WORKER_CONCURRENCY="2")
+    until(lambda: facts(probe), every=0.2)
     worker.kill()
 
-    assert "no worker of this user runs" in run("health", TMPDIR=str(tmp_path)).stderr
+    assert "no worker of this user runs on this machine" in probe().stderr
     assert not list(tmp_path.glob("confirm-offer-*/*.json"))
 
 
-@pytest.mark.parametrize("ago", [None, 100_000.0])
-def test_a_part_that_was_not_well_lately_is_named(
-    ago: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable[..., Result]) -> None:
+    """As in a container that is started again: its ids begin anew, and its /tmp may have stayed."""
+    vitals.folder().mkdir()
+    left = vitals.folder() / f"{os.getpid()}-0.json"
+    left.write_text("{}")
+
+    assert "no worker of this user runs on this machine" in impatient().output
+    assert not left.exists()
+
+
+def test_a_worker_without_rabbitmq_is_alive_but_not_well(system: System, probe: Probe) -> None:
+    system.start_worker(BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
+
+    found = settled(probe, "consumer", "scheduler", "relay")
+    until(lambda: probe().stdout.count("waits for") == 3, every=0.2)
+    told, live = probe(), probe("--live")
+
+    assert found["stuck"] == []
+    assert told.stdout.splitlines()[1:] == [
+        "  consumer: waits for broker, since its start",
+        "  scheduler: waits for broker, since its start",
+        "  relay: waits for broker, since its start",
+    ]
+    assert (told.returncode, live.returncode) == (1, 0)
+
+
+def test_a_worker_without_its_database_is_alive_but_not_well(system: System, probe: Probe) -> None:
+    system.start_worker(DATABASE_URL=f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none")
+
+    settled(probe, "database", "scheduler", "relay")
+    until(lambda: probe().stdout.count("waits for database, since its start") == 3, every=0.2)
+
+    assert (probe().returncode, probe("--live").returncode) == (1, 0)
+
+
+def test_a_frozen_worker_is_not_alive(system: System, probe: Probe, impatient: Callable[..., Result]) -> None:
+    worker = system.start_worker()
+    settled(probe)
+    until(lambda: impatient("--live").exit_code == 0)
+
+    worker.process.send_signal(signal.SIGSTOP)
+    until(lambda: impatient("--live").exit_code == 1)
+
+    for done in impatient(), impatient("--live"):
+        assert done.exit_code == 1
+        assert f"worker {worker.process.pid} is frozen: it has noted nothing for" in done.stdout
+    worker.process.send_signal(signal.SIGCONT)
+    until(lambda: impatient().exit_code == 0)
+
+
+def test_a_worker_whose_consumer_hangs_is_not_alive(
+    system: System, probe: Probe, impatient: Callable[..., Result]
 ) -> None:
-    monkeypatch.setattr(health.tempfile, "tempdir", str(tmp_path))
-    health.folder().mkdir()
-    notes = {"consumer": time.time() - ago if ago else 0.0, "relay": time.time()}
-    (health.folder() / f"{os.getpid()}.json").write_text(json.dumps(notes))
+    worker = system.start_worker(["-c", HANGS])
+    settled(probe)
 
-    done = CliRunner().invoke(cli, ["health"])
+    worker.process.send_signal(signal.SIGALRM)
+    until(lambda: impatient("--live").exit_code == 1)
 
-    assert done.exit_code == 1
-    assert done.stdout.startswith(f"worker {os.getpid()} is not well: consumer: it is not connected to RabbitMQ")
+    assert impatient("--live").stdout == f"worker {worker.process.pid} is stuck: consumer\n"
+    assert "\n  consumer: not well since" in impatient().stdout
+
+
+def test_a_worker_that_ends_its_last_calls_is_alive(system: System, probe: Probe) -> None:
+    worker = system.start_worker(XONE_TIMEOUT="90")
+    settled(probe)
+    system.sandbox.latency = 60.0
+    system.publish([job("offer-1")])
+    until(lambda: system.sandbox.bookings)  # XONE has been called, and has not answered
+
+    worker.process.send_signal(signal.SIGTERM)
+    until(lambda: facts(probe).get("stopping"), every=0.1)
+    told, live = probe(), probe("--live")
+
+    assert (told.returncode, live.returncode) == (1, 0)
+    assert told.stdout == f"worker {worker.process.pid} is stopping: it takes nothing new\n"
+    system.sandbox.stop()  # sends the answer
+    assert worker.process.wait(30) == 0
+    assert "no worker of this user runs on this machine" in probe().stderr
+
+
+def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System, probe: Probe) -> None:
+    """Its queue is deleted; it comes back, and is well only where it really consumes."""
+    system.start_worker()
+    settled(probe)
+
+    system.connection.default_channel.queue_delete(broker.JOBS)
+    until(lambda: _consumers(system) == 1)
+    system.publish([job("offer-1")])
+
+    system.until_events(1)
+    assert probe().returncode == 0
+
+
+def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
+    system: System, probe: Probe, rabbitmq: RabbitMQ
+) -> None:
+    """A delivery that is held for longer than ``consumer_timeout`` closes the channel (406)."""
+    worker = system.start_worker(XONE_TIMEOUT="60")
+    settled(probe)
+    _set_times(rabbitmq, consumer_timeout=1000, channel_tick_interval=1000)
+    system.reconnect()
+    try:
+        with system.connection.channel() as channel:
+            channel.queue_delete(broker.JOBS)  # the worker's channel comes anew, with the short time-out
+        until(lambda: _consumers(system) == 1)
+        system.sandbox.latency = 5.0
+        system.publish([job("offer-1")])
+        until(lambda: "PRECONDITION_FAILED" in worker.log.read_text())
+    finally:
+        _set_times(rabbitmq, consumer_timeout=1_800_000, channel_tick_interval=60_000)
+
+    until(lambda: _consumers(system) == 1)
+    assert settled(probe)["unwell"] == []
+    system.until_events(1)
+    assert system.states() == {"confirmed": 1}
+
+
+def _set_times(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
+    """For channels that are opened from now on."""
+    set_each = [f"application:set_env(rabbit, {name}, {value})" for name, value in milliseconds.items()]
+    rabbitmq.ctl("eval", f"{', '.join(set_each)}.")
+
+
+def _consumers(system: System) -> int:
+    with system.connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(broker.JOBS, passive=True).consumer_count)
+        except system.connection.channel_errors:
+            return 0
+
+
+@pytest.mark.slow
+def test_an_outage_in_the_middle_and_its_end(
+    sandbox: Sandbox, environment: dict[str, str], tmp_path: Path, probe: Probe
+) -> None:
+    require(RabbitMQ)
+    require(PostgreSQL)
+    rabbitmq, postgresql = RabbitMQ(tmp_path / "rabbitmq"), PostgreSQL(tmp_path / "postgresql")
+    rabbitmq.start()
+    postgresql.start()
+    postgresql.create_database("confirm_offer")
+    engine = database.connect(postgresql.url("confirm_offer"))
+    schema.upgrade(engine)
+    engine.dispose()
+    with broker.connect(rabbitmq.url) as connection:
+        broker.declare(connection)
+    with System(rabbitmq.url, postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
+        system.start_worker()
+        settled(probe)
+        rabbitmq.stop()
+        settled(probe, "consumer", "scheduler", "relay")
+        postgresql.stop()
+        settled(probe, "consumer", "scheduler", "relay", "database")
+
+        assert (probe().returncode, probe("--live").returncode) == (1, 0)
+        rabbitmq.start()
+        postgresql.start()
+        settled(probe)
+    rabbitmq.stop()
+    postgresql.stop()
+
+
+def test_a_worker_that_can_note_nothing_says_so_and_works(system: System, tmp_path: Path) -> None:
+    (tmp_path / f"confirm-offer-{os.getuid()}").write_text("in the way")
+    worker = system.start_worker()
+
+    until(lambda: "health_not_noted" in worker.log.read_text())
+    system.publish([job("offer-1")])
+
+    system.until_events(1)
+
+
+def test_a_probe_imports_little() -> None:
+    """It runs every few seconds in every container."""
+    script = (
+        "import sys; from worker.commands.health import health;"
+        "health.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+
+    for heavy in "celery", "kombu", "sqlalchemy", "requests", "rich":
+        assert f"'{heavy}'" not in done.stdout

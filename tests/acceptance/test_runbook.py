@@ -91,11 +91,12 @@ def test_each_recipe_is_run() -> None:
 
 
 def test_first_look(recipe: list[Block], operator: Operator) -> None:
-    ((failed, letters, batches),) = recipe
+    (failed, letters, batches), (doctor,) = recipe
 
     assert "Nothing has failed that these filters match." in operator.types(failed)
     assert "no dead letters" in operator.types(letters)
     assert "There are no batches" in operator.types(batches)
+    assert "Nothing is wrong" in operator.types(doctor)
 
 
 def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) -> None:

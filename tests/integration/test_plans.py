@@ -7,18 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event, select, update
 
 from benchmarks.seed import seed
-from models.tables import Confirmation
+from models.tables import Confirmation, OutboxEvent
 from tasks import batches, confirm, failures, purge
 from tasks.accept import Delivery
 from tests.system import job
 from worker import events, show
 from worker.database import now_plus
+from worker.doctor import work
 from worker.process import Process
 from worker.relay import Relay
 from worker.scheduler import Scheduler
+from worker.settings import VaultSettings, read
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -115,4 +117,22 @@ def test_what_operators_ask(process: Process) -> None:
         assert purge.purge(connection, since - timedelta(days=3), 10) == 10
 
     assert len(statements) > 15
+    assert not read_through(process, statements)
+
+
+def test_what_the_doctor_looks_at(process: Process) -> None:
+    with process.engine.begin() as connection:
+        late = select(Confirmation.id).where(Confirmation.state == "confirmed").limit(5)
+        connection.execute(
+            update(Confirmation).where(Confirmation.id.in_(late)).values(state="retrying", due_at=now_plus(-600))
+        )
+        unsent = select(OutboxEvent.id).limit(5)
+        connection.execute(
+            update(OutboxEvent).where(OutboxEvent.id.in_(unsent)).values(published_at=None, created_at=now_plus(-600))
+        )
+    with seen(process) as statements, process.engine.connect() as connection:
+        found = {one.check: one.level for one in work.look(connection, read(VaultSettings))}
+
+    assert (found["due"], found["outbox"]) == ("warning", "warning")
+    assert len(statements) > 8
     assert not read_through(process, statements)

@@ -1,37 +1,90 @@
 """``confirm-offer health``: whether the workers of this machine are alive and consuming, for probes of containers."""
 
+import json
 import sys
+import time
+from typing import Any
 
 import click
 
-from worker import health as notes
-from worker.commands.console import Failed, json_option, plainly, print_json, tell
-
-WHY = {
-    notes.CONSUMER: "it is not connected to RabbitMQ, or has just started",
-    "scheduler": "database or RabbitMQ can't be reached, or it has just started",
-    "relay": "database or RabbitMQ can't be reached, or it has just started",
-}
+from worker import vitals
+from worker.vitals import Part, Worker
 
 
-@click.command("health", short_help="Tells whether the workers of this machine are well.")
-@json_option
-@plainly
-def health(as_json: bool) -> None:
-    """Exit code 0 where every worker of this machine and user is alive and consuming; it asks no server.
+@click.command(
+    "health",
+    short_help="Tells whether the workers of this machine are well.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--live", is_flag=True, help="Ask only whether a restart would help; an outage elsewhere is no reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def health(live: bool, as_json: bool) -> None:
+    """Exit code 0 where every worker of this machine and user is alive and consuming.
 
+    Alive, connected to RabbitMQ, with a database that answers, and Scheduler and Relay at work. It asks no server: the
+    worker notes it. With --live only a worker that is frozen or stuck is not alive; one that waits for RabbitMQ or
+    the database, or ends its last calls, is.
+
+    \b
     Example: confirm-offer health
+    Example: confirm-offer health --live
     """
-    workers = notes.workers()
-    is_well = bool(workers) and not any(worker.unwell for worker in workers)
+    try:
+        workers = vitals.workers()
+    except OSError as error:
+        raise click.ClickException(f"what workers note can't be read: {error.strerror}") from None
+    is_well = bool(workers) and all(worker.is_well for worker in workers)
+    is_alive = bool(workers) and all(worker.is_alive for worker in workers)
     if as_json:
-        print_json({"well": is_well, "workers": [{**worker._asdict(), "unwell": worker.unwell} for worker in workers]})
+        click.echo(json.dumps({"well": is_well, "alive": is_alive, "workers": [_facts(worker) for worker in workers]}))
     elif not workers:
-        raise Failed("no worker of this user runs on this machine; 'confirm-offer worker' starts one")
-    for worker in workers if not as_json else []:
-        if worker.unwell:
-            what = "; ".join(f"{part}: {WHY.get(part, 'it fails, see its log')}" for part in worker.unwell)
-            tell(False, f"worker {worker.pid} is not well: {what}")
-        else:
-            tell(False, f"worker {worker.pid} is well: {', '.join(worker.parts)}")
-    sys.exit(0 if is_well else 1)
+        click.echo(
+            "confirm-offer: no worker of this user runs on this machine; 'confirm-offer worker' starts one", err=True
+        )
+    else:
+        for worker in workers:
+            click.echo(_liveness(worker) if live else _wellness(worker))
+    sys.exit(0 if (is_alive if live else is_well) else 1)
+
+
+def _facts(worker: Worker) -> dict[str, Any]:
+    return {
+        "pid": worker.pid,
+        "well": worker.is_well,
+        "alive": worker.is_alive,
+        "stopping": worker.is_stopping,
+        "parts": {name: _ago(part.well_at) for name, part in worker.parts.items()},
+        "unwell": worker.unwell,
+        "stuck": worker.stuck,
+    }
+
+
+def _ago(moment: float) -> float | None:
+    """Seconds since a time; None where it never was."""
+    return round(time.time() - moment, 1) if moment else None
+
+
+def _wellness(worker: Worker) -> str:
+    if worker.is_frozen:
+        return _liveness(worker)
+    if worker.is_stopping:
+        return f"worker {worker.pid} is stopping: it takes nothing new"
+    if worker.unwell:
+        why = "".join(f"\n  {name}: {_why(worker.parts[name])}" for name in worker.unwell)
+        return f"worker {worker.pid} is not well{why}"
+    return f"worker {worker.pid} is well: {', '.join(worker.parts)}"
+
+
+def _why(part: Part) -> str:
+    since = f"{_ago(part.well_at):,.0f} s" if part.well_at else "its start"
+    if part.waits_for is not None:
+        return f"waits for {part.waits_for}, since {since}"
+    return f"not well since {since}" if part.well_at else "not yet well since its start"
+
+
+def _liveness(worker: Worker) -> str:
+    if worker.is_frozen:
+        return f"worker {worker.pid} is frozen: it has noted nothing for {_ago(worker.noted_at):,.0f} s"
+    if worker.stuck:
+        return f"worker {worker.pid} is stuck: {', '.join(worker.stuck)}"
+    return f"worker {worker.pid} is alive"

@@ -1,0 +1,72 @@
+"""The three places that list the settings say what worker/settings.py says: name and default of each, no other."""
+
+import re
+
+import pytest
+from pydantic import SecretStr
+
+from tests.system import PROJECT
+from worker.configuration import default_of, page
+from worker.settings import NAMES, SECTIONS
+
+DEFAULTS = {name: default_of(field) for section in SECTIONS for name, field in section.model_fields.items()}
+README = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]+) \|", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
+EXAMPLE = re.findall(r"^(# )?([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text("utf-8"), re.MULTILINE)
+OURS = {name for name in DEFAULTS if not name.startswith("OTEL_")}  # OpenTelemetry has its own documents
+FOR_COMPOSE = {"RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"}
+
+
+def test_the_page_is_made_from_the_settings() -> None:
+    assert (PROJECT / "docs" / "configuration.md").read_text("utf-8") == page(), "run 'make configuration'"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_setting_says_what_it_means(section: type) -> None:
+    fields = section.model_fields  # type: ignore[attr-defined]
+
+    assert [name for name, field in fields.items() if not field.description] == []
+    assert section.__doc__
+
+
+def test_a_secret_shows_no_value_in_the_page() -> None:
+    """But for the defaults, which are no secrets."""
+    secrets = [
+        (name, field) for section in SECTIONS for name, field in section.model_fields.items() if _is_secret(field)
+    ]
+
+    assert {name for name, _ in secrets} >= {"XONE_CLIENT_SECRET", "DATA_KEYS", "SENTRY_DSN"}
+    for name, _ in secrets:
+        assert f"| `{name}` | {DEFAULTS[name]} | secret |" in page()
+
+
+def _is_secret(field: object) -> bool:
+    return SecretStr.__name__ in str(field)
+
+
+def test_the_readme_names_each_setting_with_its_default() -> None:
+    told = {}
+    for names, default in README:
+        listed = names.replace("`", "").split(", ")
+        values = default.replace("`", "").strip().split(", ")
+        told |= dict(zip(listed, values * len(listed) if len(values) == 1 else values, strict=False))
+
+    assert told == {name: default.strip("`") for name, default in DEFAULTS.items() if name in told.keys() | OURS}
+
+
+def test_the_example_names_each_setting_with_its_default() -> None:
+    told = {name: value for _, name, value in EXAMPLE if name not in FOR_COMPOSE}
+
+    assert told == {
+        name: "" if default in ("required", "none") else default.strip("`")
+        for name, default in DEFAULTS.items()
+        if name in told.keys() | OURS
+    }
+    assert [name for hash_sign, name, _ in EXAMPLE if not hash_sign] == [
+        "DATA_KEYS",
+        "XONE_CLIENT_ID",
+        "XONE_CLIENT_SECRET",
+    ]
+
+
+def test_no_setting_stands_in_two_sections() -> None:
+    assert len(NAMES) == len(set(NAMES))

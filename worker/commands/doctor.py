@@ -1,0 +1,64 @@
+"""``confirm-offer doctor``: what is wrong with this set-up, and what to do."""
+
+import sys
+from collections import Counter
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from worker.commands.console import json_option, out, plainly, print_json
+from worker.commands.layout import counted, say
+from worker.doctor import examine
+from worker.doctor import settings as of_settings
+from worker.doctor.finding import Finding, Level
+
+STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "bold red"}
+
+
+@click.command("doctor")
+@json_option
+@plainly
+def doctor(as_json: bool) -> None:
+    """Checks settings, machine, database, broker and XONE, and says what to mend.
+
+    It changes nothing, and shows no secret and no personal data. Of XONE it asks for a token, once. Run it with the
+    settings of the workers, where they run.
+
+    Exit code 1 where something is wrong, 2 where a setting is; warnings alone are no failure.
+
+    Example: confirm-offer doctor
+    """
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            out.print(_row(finding))
+    count = Counter(finding.level for finding in findings)
+    if as_json:
+        print_json({"well": not count[Level.WRONG], "findings": [finding._asdict() for finding in findings]})
+    else:
+        say(out)
+        say(out, _end(count))
+    is_setting_wrong = any(one.level is Level.WRONG and one.check == of_settings.CHECK for one in findings)
+    sys.exit(2 if is_setting_wrong else 1 if count[Level.WRONG] else 0)
+
+
+def _row(finding: Finding) -> Table:
+    """A line or more, aligned with all others."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=max(len(level) for level in Level))
+    table.add_column(width=12)
+    table.add_column(overflow="fold")
+    text = Text(finding.found)
+    if finding.mend is not None:
+        text.append(f"\n→ {finding.mend}", style="bold")
+    table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, text)
+    return table
+
+
+def _end(count: Counter[Level]) -> str:
+    warnings = counted(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
+    if not count[Level.WRONG]:
+        return f"Nothing is wrong, {warnings}."
+    return f"{count[Level.WRONG]} wrong, {warnings}. Mend that and run it again: what stands behind it was not checked."

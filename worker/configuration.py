@@ -1,0 +1,62 @@
+"""docs/configuration.md, made from the settings: ``python -m worker.configuration > docs/configuration.md``."""
+
+from itertools import groupby
+from typing import Any
+
+import click
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from worker.settings import SECTIONS, Section
+
+HEAD = """# Configuration
+
+Settings come from the environment and from a file `.env` in the working folder; the environment goes before the file.
+A missing or wrong one ends a program at its start with one line that names it, and exit code 2. A command asks only for
+the settings that it uses. `confirm-offer doctor` checks them all, and what they lead to.
+
+This page is made from the program (`make configuration`).
+"""
+
+
+def page() -> str:
+    """The whole page. Sections of one title stand together."""
+    parts = [HEAD]
+    for title, sections in groupby(SECTIONS, lambda section: section.__doc__):
+        parts.append(
+            f"## {title}\n\n| name | default | values | meaning |\n|---|---|---|---|\n" + _rows(list(sections))
+        )
+    return "\n".join(parts)
+
+
+def _rows(sections: list[type[Section]]) -> str:
+    rows = []
+    for section in sections:
+        schema = section.model_json_schema()["properties"]
+        for name, field in section.model_fields.items():
+            meaning = " ".join((field.description or "").split())
+            rows.append(f"| `{name}` | {default_of(field)} | {values_of(schema[name])} | {meaning} |\n")
+    return "".join(rows)
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    return "none" if value in (None, "") else f"`{value}`"
+
+
+def values_of(schema: dict[str, Any]) -> str:
+    """What a setting may be, as its JSON Schema says."""
+    schema = schema.get("anyOf", [schema])[0]
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "string":
+        return "secret" if schema.get("format") == "password" else "text"
+    kind = {"integer": "whole number", "number": "number"}[schema["type"]]
+    least = f" from {schema['minimum']}" if "minimum" in schema else f" above {schema['exclusiveMinimum']:g}"
+    return kind + least + (f", at most {schema['maximum']}" if "maximum" in schema else "")
+
+
+if __name__ == "__main__":
+    click.echo(page(), nl=False)

@@ -1,0 +1,129 @@
+"""The work, as the database tells: do the keys open what is stored, does anything wait that should not?"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select
+
+from models.states import BatchState, State
+from models.tables import Batch, Confirmation, OutboxEvent, Pause
+from tasks.failures import in_literally
+from worker.commands.layout import counted, lasting, whom
+from worker.database import now, now_plus, seconds_since
+from worker.doctor.finding import Finding, ok, warning, wrong
+from worker.errors import SealError
+from worker.pauses import ALL
+from worker.settings import VaultSettings
+from worker.vault import Vault
+
+SKEW = 5.0  # seconds
+LATE = 60.0  # seconds; the Scheduler and the Relay come round several times a second
+MOST = 100_000  # to be counted
+KEYS = "data keys"
+
+
+def look(connection: Connection, vault: VaultSettings | None) -> Iterator[Finding]:
+    yield _clock(connection)
+    if vault is not None:
+        yield _keys(connection, Vault(vault.keys))
+    paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
+    if paused:
+        commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
+        yield warning("calls", f"paused by a person for {_some([whom(one) for one in paused])}", _some(commands))
+    yield _due(connection, paused)
+    yield _events(connection)
+    if reviews := _count(connection, in_literally(State.NEEDS_REVIEW)):
+        what = "confirmation waits" if reviews == 1 else "confirmations wait"
+        yield warning(
+            "review", f"{reviews:,} {what} for a person", "confirm-offer failed --list --include-needs-review"
+        )
+    batches = list(connection.execute(select(Batch.id).where(Batch.state == BatchState.PAUSED)).scalars())
+    if batches:
+        commands = [f"confirm-offer batch resume {batch}" for batch in batches]
+        yield warning("batches", f"{counted(len(batches), 'batch is', 'batches are')} paused", _some(commands))
+
+
+def _clock(connection: Connection) -> Finding:
+    """Due times are the database's. Filters of commands, such as --since 3h, and logs are this machine's."""
+    before = time.time()
+    theirs = connection.execute(select(now())).scalar_one().timestamp()
+    ours = (before + time.time()) / 2
+    if abs(theirs - ours) > SKEW:
+        which = "behind" if theirs > ours else "ahead of"
+        return warning(
+            "clock",
+            f"this machine is {lasting(abs(theirs - ours))} {which} the database",
+            "let both keep time by NTP (timedatectl)",
+        )
+    return ok("clock", f"within {SKEW:g} s of the database's")
+
+
+def _keys(connection: Connection, vault: Vault) -> Finding:
+    """Opens what was stored last, and what has been left alone for longest."""
+    sealed = select(Confirmation.id, Confirmation.sealed_body).where(Confirmation.sealed_body.is_not(None)).limit(1)
+    ended = in_literally(State.CONFIRMED, State.PENDING, State.FAILED)
+    rows = [
+        *connection.execute(sealed.order_by(Confirmation.id.desc())),
+        *connection.execute(sealed.where(ended, Confirmation.purged_at.is_(None)).order_by(Confirmation.updated_at)),
+    ]
+    if not rows:
+        return ok(KEYS, "valid; nothing is stored yet that they would have to open")
+    for row in rows:
+        try:
+            vault.open(row.id, "body", row.sealed_body)
+        except SealError:
+            which = "newest" if row is rows[0] else "oldest"
+            return wrong(
+                KEYS,
+                f"the {which} that is stored opens with none of DATA_KEYS",
+                "add the key that was in use when it was stored, behind the others",
+            )
+    if not all(vault.is_current(row.sealed_body) for row in rows):
+        return warning(KEYS, "something stored opens with an older key only", "keep all keys, or: confirm-offer rekey")
+    return ok(KEYS, "the first opens the newest and the oldest that is stored")
+
+
+def _due(connection: Connection, paused: list[str]) -> Finding:
+    is_late = Confirmation.due_at <= now_plus(-LATE)
+    late = 0 if ALL in paused else _count(connection, is_late, Confirmation.partner_id.not_in(paused))
+    if not late:
+        return ok("due", "nothing that is due waits")
+    oldest = connection.execute(select(func.max(seconds_since(Confirmation.due_at))).where(is_late)).scalar_one()
+    return warning(
+        "due",
+        f"{_about(late)} should have been tried before, the oldest {lasting(oldest)} ago",
+        "confirm-offer failed names what they wait for; confirm-offer health, where workers run, whether they are well",
+    )
+
+
+def _events(connection: Connection) -> Finding:
+    is_late = (OutboxEvent.published_at.is_(None), OutboxEvent.created_at <= now_plus(-LATE))
+    oldest = connection.execute(
+        select(seconds_since(OutboxEvent.created_at)).where(*is_late).order_by(OutboxEvent.created_at).limit(1)
+    ).scalar()
+    if oldest is None:
+        return ok("outbox", "no event waits to be published")
+    late = connection.execute(_limited(select(OutboxEvent.id).where(*is_late))).scalar_one()
+    what = "event waits" if late == 1 else "events wait"
+    return warning(
+        "outbox",
+        f"{_about(late)} {what} to be published, the oldest for {lasting(oldest)}",
+        "mend the broker if it is wrong; else run a worker with the part relay, and see its log",
+    )
+
+
+def _count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    return int(connection.execute(_limited(select(Confirmation.id).where(*conditions))).scalar_one())
+
+
+def _limited(query: Select[Any]) -> Select[Any]:
+    return select(func.count()).select_from(query.limit(MOST).subquery())
+
+
+def _about(number: int) -> str:
+    return f"{number:,}" + (" or more" if number == MOST else "")
+
+
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:3]) + (" …" if len(texts) > 3 else "")
