@@ -16,17 +16,27 @@ LOCK = 0x636F6E666972  # any number of our own
 
 def config(connection: Connection) -> Config:
     """Alembic's configuration for a connection whose transaction the caller commits."""
-    settings = Config()
-    settings.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    settings = _without_connection()
     settings.attributes["connection"] = connection
     return settings
 
 
+def _without_connection() -> Config:
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return settings
+
+
 def upgrade(engine: Engine) -> tuple[str | None, str | None]:
-    """Applies all migrations that are missing, in one transaction. Returns the revision before and after."""
+    """Applies all migrations that are missing, in one transaction. Returns the revision before and after.
+
+    Leaves the tables of a later version as they are: that version is being rolled back, and this one can use them.
+    """
     with engine.begin() as connection:
         database.one_at_a_time(connection, LOCK)
         before = revision(connection)
+        if before is not None and not is_known(before):
+            return before, before
         command.upgrade(config(connection), "head")
         return before, revision(connection)
 
@@ -38,9 +48,13 @@ def revision(connection: Connection) -> str | None:
 
 def newest() -> str | None:
     """The revision that this program was written for."""
-    settings = Config()
-    settings.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    return ScriptDirectory.from_config(settings).get_current_head()
+    return ScriptDirectory.from_config(_without_connection()).get_current_head()
+
+
+def is_known(revision: str) -> bool:
+    """Whether this program knows a revision, and not only a newer one does."""
+    scripts = ScriptDirectory.from_config(_without_connection())
+    return revision in {script.revision for script in scripts.walk_revisions()}
 
 
 def is_current(engine: Engine) -> bool:
