@@ -69,13 +69,19 @@ def job(offer_id: str, **changes: Any) -> dict[str, Any]:
 
 
 class WorkerProcess:
-    """``python -m worker worker`` as a subprocess; its log goes to a file."""
+    """``python -m worker worker`` as a subprocess; its log goes to a file. sources: of the version that it runs."""
 
-    def __init__(self, environment: dict[str, str], log: Path, command: Iterable[str] = ("-m", "worker", "worker")):
+    def __init__(
+        self,
+        environment: dict[str, str],
+        log: Path,
+        command: Iterable[str] = ("-m", "worker", "worker"),
+        sources: Path = PROJECT,
+    ):
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *command], env={**os.environ, **environment}, cwd=PROJECT, stdout=output, stderr=output
+                [sys.executable, *command], env={**os.environ, **environment}, cwd=sources, stdout=output, stderr=output
             )
 
     def stop(self, seconds: float = 30.0) -> int:
@@ -122,9 +128,11 @@ class System:
         self.engine.dispose()
         self.connection.release()
 
-    def start_worker(self, command: Iterable[str] = ("-m", "worker", "worker"), **settings: str) -> WorkerProcess:
+    def start_worker(
+        self, command: Iterable[str] = ("-m", "worker", "worker"), sources: Path = PROJECT, **settings: str
+    ) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers) + 1}.log"
-        worker = WorkerProcess({**self.environment, **settings}, log, command)
+        worker = WorkerProcess({**self.environment, **settings}, log, command, sources)
         self.workers.append(worker)
         return worker
 

@@ -110,7 +110,10 @@ def db_upgrade(as_json: bool) -> None:
     if before != after:
         with engine.begin() as connection:
             audit(connection, "db upgrade", who(), None, 1, before=before, after=after)
-    text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
+    if after is not None and not schema.is_known(after):
+        text = _later(after)
+    else:
+        text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
     tell(as_json, text, revision=after, before=before)
 
 
@@ -118,16 +121,26 @@ def db_upgrade(as_json: bool) -> None:
 @json_option
 @plainly
 def db_check(as_json: bool) -> None:
-    """Tells whether the database's tables are those of this version. Exit code 1 where they are not.
+    """Tells whether this version can work with the database's tables. Exit code 1 where it can't.
+
+    It can with its own and, while a later version is rolled out or back, with those of the version after it.
 
     Example: confirm-offer db check
     """
     engine = database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
         found, wanted = schema.revision(connection), schema.newest()
-    if found != wanted:
+    if found is None or (found != wanted and schema.is_known(found)):
         raise Failed(f"database is at revision {found or 'none'}, not at {wanted}; run 'confirm-offer db upgrade'")
-    tell(as_json, f"database is at revision {found}, as it should be", revision=found)
+    text = f"database is at revision {found}, as it should be" if found == wanted else _later(found)
+    tell(as_json, text, revision=found)
+
+
+def _later(found: str) -> str:
+    return (
+        f"database is at revision {found}, of a later version than this one, which has {schema.newest()};"
+        " left as it is (docs/upgrading.md)"
+    )
 
 
 @cli.group("broker")

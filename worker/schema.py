@@ -28,10 +28,15 @@ def _without_connection() -> Config:
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str | None]:
-    """Applies all migrations that are missing, in one transaction. Returns the revision before and after."""
+    """Applies all migrations that are missing, in one transaction. Returns the revision before and after.
+
+    Leaves the tables of a later version as they are: that version is being rolled back, and this one can use them.
+    """
     with engine.begin() as connection:
         database.one_at_a_time(connection, LOCK)
         before = revision(connection)
+        if before is not None and not is_known(before):
+            return before, before
         command.upgrade(config(connection), "head")
         return before, revision(connection)
 

@@ -1,0 +1,101 @@
+"""The pages: each link leads somewhere, each file that is named is there, and the index leads to each page."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.system import PROJECT
+
+FOLDERS = ("docs", "examples", "tests", "deploy", "benchmarks")
+PAGES = sorted(
+    page
+    for page in [*PROJECT.glob("*.md"), *(page for folder in FOLDERS for page in (PROJECT / folder).rglob("*.md"))]
+    if "node_modules" not in page.parts
+)
+NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+NAMED_FILE = re.compile(r"`((?:worker|tasks|models|migrations|docs|tests|examples|benchmarks|deploy)/[\w./-]+)`")
+FENCED = re.compile(r"^ *```.*?^ *```", flags=re.MULTILINE | re.DOTALL)
+LONGEST_README = 320  # lines
+COMING = {PROJECT / "docs" / name for name in ("configuration.md", "performance.md", "scaling.md")}  # linked already
+
+
+def prose(page: Path) -> str:
+    return FENCED.sub("", page.read_text("utf-8"))
+
+
+def links(page: Path) -> list[str]:
+    return [to for to in LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page))) if "://" not in to]
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    dead = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if target in COMING and not target.exists():
+            continue
+        if not target.exists() or (anchor and (target.suffix != ".md" or anchor not in anchors(target))):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_are_named_exist(page: Path) -> None:
+    assert [name for name in NAMED_FILE.findall(page.read_text("utf-8")) if not (PROJECT / name).exists()] == []
+
+
+def test_modules_of_the_architecture_exist() -> None:
+    """Its layers and its diagrams name modules without folder or without marks."""
+    page = (PROJECT / "docs/architecture.md").read_text("utf-8")
+    (layers,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    named = {
+        f"{line.split()[0]}/{name}"
+        for line in layers.splitlines()
+        for name in re.findall(r"\w+", re.split(r" {3,}", line, maxsplit=2)[1])
+    }
+    with_ending = {name.removesuffix(".py") for name in re.findall(r"\b(?:worker|tasks|models)/\w+\.py\b", page)}
+
+    assert len(named) > 20
+    assert len(with_ending) > 15
+    assert [
+        one for one in named | with_ending if not (PROJECT / f"{one}.py").exists() and not (PROJECT / one).is_dir()
+    ] == []
+
+
+def test_each_page_is_found_from_the_index() -> None:
+    index = PROJECT / "docs/index.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+
+    assert {page for page in (PROJECT / "docs").glob("*.md") if page != index} <= linked
+    assert {PROJECT / "docs/adr", PROJECT / "README.md", PROJECT / "CHANGELOG.md", PROJECT / "SECURITY.md"} <= linked
+
+
+def test_the_readme_stays_short_and_leads_to_the_index() -> None:
+    readme = PROJECT / "README.md"
+
+    assert "docs/index.md" in links(readme)
+    assert len(readme.read_text("utf-8").splitlines()) <= LONGEST_README
+
+
+def test_dead_links_are_seen(tmp_path: Path) -> None:
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    other.write_text("# A title, with `code`: what?\n```sh\n# no title\n```\n")
+    page.write_text(
+        "[a](other.md) [b](other.md#a-title-with-code-what) [c](#here) [d](gone.md) [e](other.md#no-title) "
+        "[f](#there) [g](https://example.com/x) ![h](gone.png) `[i](code.md)`\n\n## Here\n"
+    )
+
+    assert dead_links(page) == ["gone.md", "other.md#no-title", "#there", "gone.png"]

@@ -1,0 +1,195 @@
+"""Migrations expand: while one runs, and after it, workers of the version before go on over the same database.
+
+What takes something away is a contract step. It is marked with the release whose code no longer needs what goes:
+``contract_of = "0.2.0"`` in the revision, and that release must be out.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import op
+from alembic.migration import MigrationContext
+from alembic.operations import BatchOperations, MigrateOperation, Operations, ops
+from alembic.script import Script, ScriptDirectory
+from sqlalchemy.types import NullType
+
+from tests.system import PROJECT
+from worker import schema
+
+CHANGES_TABLES = re.compile(r"\b(alter|create|drop|rename|truncate|lock|grant|revoke)\b", re.IGNORECASE)
+REVISIONS = list(ScriptDirectory.from_config(schema._without_connection()).walk_revisions())
+
+
+def operations_of(upgrade: Callable[[], None]) -> list[MigrateOperation]:
+    """What an ``upgrade()`` does, taken down and not done."""
+    seen: list[MigrateOperation] = []
+    context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True})
+
+    @contextmanager
+    def batch_alter_table(table_name: str, *_: Any, **__: Any) -> Iterator[BatchOperations]:
+        batch = BatchOperations(context, impl=SimpleNamespace(table_name=table_name, schema=None))
+        yield taken_down(batch)
+
+    def taken_down(operations: Any) -> Any:
+        operations.invoke = seen.append
+        return operations
+
+    with Operations.context(context) as recorder:
+        taken_down(recorder).batch_alter_table = batch_alter_table
+        upgrade()
+    return seen
+
+
+def harm(upgrade: Callable[[], None]) -> list[str]:
+    """What in an ``upgrade()`` breaks the code of the version before. What it does to its own new tables is its own."""
+    operations = operations_of(upgrade)
+    own = {operation.table_name for operation in operations if isinstance(operation, ops.CreateTableOp)}
+    return [
+        f"{why} ({getattr(operation, 'table_name', 'SQL')})"
+        for operation in operations
+        if getattr(operation, "table_name", None) not in own and (why := _harm_of(operation))
+    ]
+
+
+def _harm_of(operation: MigrateOperation) -> str | None:
+    match operation:
+        case ops.CreateTableOp() | ops.CreateTableCommentOp() | ops.DropTableCommentOp():
+            return None
+        case ops.CreateIndexOp():
+            return "a unique index refuses rows that running code may write" if operation.unique else None
+        case ops.AddColumnOp():
+            column = operation.column
+            if not column.nullable and column.server_default is None:
+                return f"running code writes no {column.name}, which is NOT NULL and has no server default"
+            return "a constraint on a new column of an old table" if column.unique or column.foreign_keys else None
+        case ops.AlterColumnOp():
+            return _harm_of_alter(operation)
+        case ops.ExecuteSQLOp():
+            is_sql_of_tables = CHANGES_TABLES.search(str(operation.sqltext))
+            return (
+                "SQL that changes tables is not understood here; use Alembic's operations" if is_sql_of_tables else None
+            )
+        case ops.BulkInsertOp():
+            return None
+        case _:
+            return f"{type(operation).__name__.removesuffix('Op')} takes away or forbids what running code may use"
+
+
+def _harm_of_alter(operation: ops.AlterColumnOp) -> str | None:
+    if operation.modify_name is not None:
+        return f"running code knows {operation.column_name} by its old name"
+    if operation.modify_nullable is False and not operation.modify_server_default:
+        return f"running code may leave {operation.column_name} empty, and there is no server default"
+    if operation.modify_server_default is None:
+        return f"running code may rely on the server default of {operation.column_name}"
+    if operation.modify_type is not None and not _is_wider(operation.modify_type, operation.existing_type):
+        return f"the type of {operation.column_name} changes, and not only to a longer string"
+    return None
+
+
+def _is_wider(new: Any, old: Any) -> bool:
+    if not (isinstance(new, sa.String) and isinstance(old, sa.String)):
+        return False
+    return new.length is None or (old.length is not None and new.length >= old.length)
+
+
+def released() -> set[str]:
+    """The releases that are out, by the changelog."""
+    return set(re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE))
+
+
+def why_refused(revision: ModuleType, out: set[str]) -> str | None:
+    contract_of = getattr(revision, "contract_of", None)
+    if contract_of is not None:
+        return None if contract_of in out else f"contract_of names {contract_of}, which is not out"
+    return "; ".join(harm(revision.upgrade)) or None
+
+
+@pytest.mark.parametrize("script", REVISIONS, ids=[script.revision for script in REVISIONS])
+def test_no_migration_breaks_running_code(script: Script) -> None:
+    assert why_refused(script.module, released()) is None
+
+
+def revision(upgrade: Callable[[], None], **marks: str) -> ModuleType:
+    made = ModuleType("revision")
+    made.__dict__.update(upgrade=upgrade, **marks)
+    return made
+
+
+def in_batch(change: Callable[[BatchOperations], object]) -> None:
+    with op.batch_alter_table("t") as batch:
+        change(batch)
+
+
+def new_table_and_its_index() -> None:
+    op.create_table("new", sa.Column("id", sa.Integer(), nullable=False), sa.Column("x", sa.Text(), nullable=False))
+    op.create_index("ix_new_x", "new", ["x"], unique=True)
+    op.alter_column("new", "x", nullable=True)
+
+
+FINE = {
+    "new table": new_table_and_its_index,
+    "nullable column": lambda: op.add_column("t", sa.Column("x", sa.Text(), nullable=True)),
+    "column with default": lambda: op.add_column("t", sa.Column("x", sa.Integer(), server_default="0", nullable=False)),
+    "index": lambda: op.create_index("ix_t_x", "t", ["x"]),
+    "to nullable": lambda: op.alter_column("t", "x", nullable=True),
+    "longer string": lambda: op.alter_column("t", "x", type_=sa.String(64), existing_type=sa.String(32)),
+    "string without end": lambda: op.alter_column("t", "x", type_=sa.Text(), existing_type=sa.String(32)),
+    "new default": lambda: op.alter_column("t", "x", server_default="0"),
+    "not null with default": lambda: op.alter_column("t", "x", nullable=False, server_default="0"),
+    "rows": lambda: op.execute(sa.text("update t set x = y where x is null")),
+    "rows by bulk insert": lambda: op.bulk_insert(sa.table("t", sa.column("x", NullType())), [{"x": 1}]),
+    "nullable column in batch": lambda: in_batch(lambda t: t.add_column(sa.Column("x", sa.Text()))),
+}
+HARM = {
+    "drop table": (lambda: op.drop_table("t"), "DropTable"),
+    "rename table": (lambda: op.rename_table("t", "u"), "RenameTable"),
+    "drop column": (lambda: op.drop_column("t", "x"), "DropColumn"),
+    "drop column in batch": (lambda: in_batch(lambda t: t.drop_column("x")), "DropColumn"),
+    "rename column": (lambda: op.alter_column("t", "x", new_column_name="y"), "old name"),
+    "rename column in batch": (lambda: in_batch(lambda t: t.alter_column("x", new_column_name="y")), "old name"),
+    "not null": (lambda: op.alter_column("t", "x", nullable=False), "may leave x empty"),
+    "drop default": (lambda: op.alter_column("t", "x", server_default=None), "rely on the server default"),
+    "other type": (lambda: op.alter_column("t", "x", type_=sa.Integer(), existing_type=sa.Text()), "the type of x"),
+    "shorter string": (
+        lambda: op.alter_column("t", "x", type_=sa.String(8), existing_type=sa.String(16)),
+        "the type of x",
+    ),
+    "string of unknown length": (lambda: op.alter_column("t", "x", type_=sa.String(64)), "the type of x"),
+    "not null column": (lambda: op.add_column("t", sa.Column("x", sa.Text(), nullable=False)), "writes no x"),
+    "unique column": (lambda: op.add_column("t", sa.Column("x", sa.Text(), unique=True)), "constraint on a new column"),
+    "unique index": (lambda: op.create_index("ix_t_x", "t", ["x"], unique=True), "unique index"),
+    "unique constraint": (lambda: op.create_unique_constraint("uq", "t", ["x"]), "CreateUniqueConstraint"),
+    "check": (lambda: op.create_check_constraint("ck", "t", "x > 0"), "CreateCheckConstraint"),
+    "foreign key": (lambda: op.create_foreign_key("fk", "t", "u", ["x"], ["id"]), "CreateForeignKey"),
+    "drop constraint": (lambda: op.drop_constraint("uq", "t", type_="unique"), "DropConstraint"),
+    "drop index": (lambda: op.drop_index("ix_t_x", "t"), "DropIndex"),
+    "sql": (lambda: op.execute("ALTER TABLE t DROP COLUMN x"), "SQL that changes tables"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("upgrade", FINE.values(), ids=FINE)
+def test_what_expands_is_let_pass(upgrade: Callable[[], None]) -> None:
+    assert operations_of(upgrade), "something is done"
+    assert why_refused(revision(upgrade), set()) is None
+
+
+@pytest.mark.parametrize(("upgrade", "why"), HARM.values(), ids=HARM)
+def test_what_breaks_running_code_is_refused(upgrade: Callable[[], None], why: str) -> None:
+    assert why in (why_refused(revision(upgrade), set()) or "")
+
+
+def test_a_contract_step_may_follow_the_release_that_needs_it_no_more() -> None:
+    def upgrade() -> None:
+        op.drop_column("t", "x")
+
+    assert why_refused(revision(upgrade, contract_of="0.2.0"), {"0.1.0", "0.2.0"}) is None
+    assert why_refused(revision(upgrade, contract_of="0.3.0"), {"0.1.0", "0.2.0"}) == (
+        "contract_of names 0.3.0, which is not out"
+    )
+    assert "unreleased" not in released()
