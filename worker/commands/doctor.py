@@ -20,7 +20,7 @@ STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "bold red"}
 @json_option
 @plainly
 def doctor(as_json: bool) -> None:
-    """Checks settings, machine, database, broker and XONE, and says what to mend.
+    """Checks all that a worker needs, and says what to mend.
 
     It changes nothing, and shows no secret and no personal data. Of XONE it asks for a token, once. Run it with the
     settings of the workers, where they run.
