@@ -44,6 +44,8 @@ $config->setIsSecure($secure);
 $config->setNetworkProtocol($secure ? 'tls' : 'tcp'); // setIsSecure alone does not encrypt (3.5)
 $config->setSslVerify(true);
 $config->setSslVerifyName(true);
+$config->setConnectionTimeout(10); // seconds; its own 3 are little for TLS on a busy machine
+$config->setWriteTimeout(10);
 
 $channel = AMQPConnectionFactory::create($config)->channel();
 $quorum = new AMQPTable(['x-queue-type' => 'quorum']);

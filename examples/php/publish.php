@@ -22,6 +22,9 @@ $config->setIsSecure($secure);
 $config->setNetworkProtocol($secure ? 'tls' : 'tcp'); // setIsSecure alone does not encrypt (3.5)
 $config->setSslVerify(true);
 $config->setSslVerifyName(true);
+$config->setConnectionTimeout(10); // seconds; its own 3 are little for TLS on a busy machine
+$config->setReadTimeout(10);
+$config->setWriteTimeout(10);
 
 $connection = AMQPConnectionFactory::create($config);
 $channel = $connection->channel();

@@ -200,7 +200,6 @@ def test_what_is_kept_is_in_volumes(services: dict[str, Any]) -> None:
         assert mount["type"] == "volume" or mount["read_only"]
 
 
-@pytest.mark.skipif(not MONITORING.exists(), reason="there is no deploy/prometheus")
 def test_prometheus_and_grafana_find_what_they_are_given(services: dict[str, Any]) -> None:
     need_module("yaml")
     import yaml

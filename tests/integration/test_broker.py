@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kombu import Connection, Queue
@@ -44,7 +45,7 @@ def test_all_queues_are_quorum_queues(broker_url: str, rabbitmq: RabbitMQ) -> No
     assert dict(line.split() for line in told.splitlines() if line) == dict.fromkeys(queues, "quorum")
 
 
-def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Connection) -> None:
+def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Connection, tmp_path: Path) -> None:
     channel = connection.channel()
     channel.queue_delete(broker.JOBS)
     channel.queue_declare(broker.JOBS, durable=True, auto_delete=False)
@@ -57,7 +58,7 @@ def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Co
             env={
                 **os.environ,
                 "BROKER_URL": broker_url,
-                "DATABASE_URL": "sqlite:///unused.db",
+                "DATABASE_URL": f"sqlite:///{tmp_path}/unused.db",
                 "XONE_CLIENT_ID": "any",
                 "XONE_CLIENT_SECRET": "any",
                 "DATA_KEYS": "a" * 43 + "=",

@@ -181,11 +181,13 @@ def test_a_stall_late_in_the_call_gets_only_what_is_left() -> None:
 def test_the_deadline_of_a_call_is_not_that_of_the_one_before() -> None:
     """On a connection that is used again, each call has the whole time."""
 
+    timeout = 1.0
+
     def slow_half(connection: socket.socket, gone: threading.Event) -> None:
-        gone.wait(TIMEOUT * 0.6)
+        gone.wait(timeout * 0.6)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
 
-    http = Http(4, TIMEOUT, TIMEOUT)
+    http = Http(4, timeout, timeout)
     with serving(slow_half) as server:
         answers = [get(server, http) for _ in range(3)]
 
