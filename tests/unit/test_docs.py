@@ -18,7 +18,6 @@ LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 NAMED_FILE = re.compile(r"`((?:worker|tasks|models|migrations|docs|tests|examples|benchmarks|deploy)/[\w./-]+)`")
 FENCED = re.compile(r"^ *```.*?^ *```", flags=re.MULTILINE | re.DOTALL)
 LONGEST_README = 320  # lines
-COMING = {PROJECT / "docs" / name for name in ("configuration.md", "performance.md", "scaling.md")}  # linked already
 
 
 def prose(page: Path) -> str:
@@ -40,8 +39,6 @@ def dead_links(page: Path) -> list[str]:
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if target in COMING and not target.exists():
-            continue
         if not target.exists() or (anchor and (target.suffix != ".md" or anchor not in anchors(target))):
             dead.append(link)
     return dead
