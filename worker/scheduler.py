@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_AT = 10_000  # of the confirmations that have been due for longest
 IDLE, FEEDING = 0.5, 0.05  # seconds between turns
-LATE = 0.006  # seconds that a turn may come late
+LATE = 0.004  # seconds that a turn may come late
 DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
 
 
