@@ -75,7 +75,7 @@ def test_a_key_is_replaced_while_a_worker_works_and_then_retired(system: System)
     system.start_worker(DATA_KEYS=f"{old},{new}")
     system.publish(job(f"offer-{number}") for number in range(100))
     system.until_events(100)
-    system.publish(job(f"offer-{number}~html~1") for number in range(100, 300))
+    system.publish(job(f"offer-{number}~other-offer~1") for number in range(100, 300))
     until(lambda: system.count(Confirmation) > 120)
 
     beside = told("rekey", **settings(system, f"{new},{old}"))
@@ -97,7 +97,7 @@ def test_a_key_is_replaced_while_a_worker_works_and_then_retired(system: System)
     system.publish([job("offer-0"), job("offer-0", quotes=[{"id": "other"}]), job("offer-new")])
     system.until_events(311)
     until(lambda: system.queue_length("confirm-offer.dead-letters") == 1)
-    revealed = told("show", "offer-200~html~1", "--reveal", **settings(system, new))["revealed"]
+    revealed = told("show", "offer-200~other-offer~1", "--reveal", **settings(system, new))["revealed"]
     assert revealed["policyholder"]["sent"]["last_name"] == "Lovelace"
     assert revealed["links"]["coi"]["url"]
     none = run("rekey", **settings(system, new))
