@@ -186,8 +186,8 @@ def cpu_of(pid: int) -> float:
 
 def memory_of(pid: int) -> float:
     """MiB of memory that a process and its children hold."""
-    held = [Path(f"/proc/{member}/status").read_text().partition("VmRSS:")[2].split()[0] for member in family(pid)]
-    return sum(map(int, held)) / 1024
+    told = [Path(f"/proc/{member}/status").read_text().partition("VmRSS:")[2].split() for member in family(pid)]
+    return sum(int(words[0]) for words in told if words) / 1024  # one that has just ended holds none
 
 
 def quantile(values: list[float], share: float) -> float:
