@@ -135,6 +135,7 @@ def test_a_worker_without_its_database_is_alive_but_not_well(system: System, pro
     assert (probe().returncode, probe("--live").returncode) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_not_alive(system: System, probe: Probe, impatient: Callable[..., Result]) -> None:
     worker = system.start_worker()
     settled(probe)
@@ -150,6 +151,7 @@ def test_a_frozen_worker_is_not_alive(system: System, probe: Probe, impatient: C
     until(lambda: impatient().exit_code == 0)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_consumer_hangs_is_not_alive(
     system: System, probe: Probe, impatient: Callable[..., Result]
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System,
     assert probe().returncode == 0
 
 
+@pytest.mark.slow
 def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
     system: System, probe: Probe, rabbitmq: RabbitMQ
 ) -> None:
