@@ -62,13 +62,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
 @pytest.fixture
 def broker_url(rabbitmq: RabbitMQ) -> str:
     """A virtual host of the test's own, with exchanges and queues declared."""
-    name = f"test-{next(_numbers)}"
-    vhost, everything = f'<<"{name}">>', '<<".*">>'
-    permit = (
-        f'rabbit_auth_backend_internal:set_permissions(<<"guest">>, {vhost}, {everything}, {everything}, {everything}'
-    )
-    rabbitmq.ctl("eval", f'rabbit_vhost:add({vhost}, <<"test">>), {permit}, <<"test">>).')  # both in one start of ctl
-    url = f"{rabbitmq.url.removesuffix('//')}/{name}"
+    url = f"{rabbitmq.url.removesuffix('//')}/{rabbitmq.virtual_host()}"
     with broker.connect(url) as connection:
         broker.declare(connection)
     return url
