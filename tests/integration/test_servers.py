@@ -42,6 +42,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory, open_before: set[int]) 
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_confirmed_message_survives_a_crash_of_rabbitmq(rabbitmq: RabbitMQ) -> None:
     with connect(rabbitmq) as connection, connection.channel() as channel:
         channel.queue_declare("crash", durable=True, auto_delete=False, arguments=QUORUM)
@@ -124,6 +125,7 @@ def test_stop_leaves_no_process_behind(name: str, request: pytest.FixtureRequest
     server.start()
 
 
+@pytest.mark.slow
 def test_servers_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     require(RabbitMQ)
     require(PostgreSQL)
