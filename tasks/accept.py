@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, delete, select, update
-from uuid_utils.compat import uuid7
+from uuid_utils.compat import uuid4, uuid7
 
 from models.job import Job, JobRejected
 from models.states import State

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Sequence
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
+from uuid_utils.compat import uuid4
 
 from models.job import read_job
 from models.states import State

@@ -7,7 +7,6 @@ messages (protocols, strategies, remote control, events) is not reachable from o
 
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from celery.exceptions import WorkerShutdown
@@ -19,6 +18,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import create_request_cls
 from celery.worker.state import task_reserved
 from kombu.transport import pyamqp
+from uuid_utils.compat import uuid4
 from vine import promise
 
 from worker import broker
