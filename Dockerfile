@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
-COPY requirements-build.lock requirements-tracing.lock ./
+COPY requirements-build.lock requirements-extras.lock ./
 RUN python -m venv /tools \
  && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-build.lock
 # What runs gets neither pip nor setuptools.
 RUN python -m venv --without-pip /app \
- && /tools/bin/pip --python /app/bin/python install --no-cache-dir --require-hashes --no-deps -r requirements-tracing.lock
+ && /tools/bin/pip --python /app/bin/python install --no-cache-dir --require-hashes --no-deps -r requirements-extras.lock
 COPY pyproject.toml README.md ./
 COPY models models
 COPY tasks tasks

@@ -57,7 +57,7 @@ lint: setup audit  ## style and types, and whether a dependency has a known hole
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-AUDIT := $(BIN)/pip-audit --requirement requirements-tracing.lock --require-hashes --disable-pip --timeout 10
+AUDIT := $(BIN)/pip-audit --requirement requirements-extras.lock --require-hashes --disable-pip --timeout 10
 
 audit: setup
 	@told=$$($(AUDIT) --progress-spinner off 2>&1); case "$$told" in \
@@ -78,8 +78,8 @@ schemas: setup  ## renew docs/schemas from what the program says
 
 lock:  ## renew the lock files from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml -o requirements.lock
-	$(LOCK) --extra tracing -c requirements.lock pyproject.toml -o requirements-tracing.lock
-	$(LOCK) --extra dev --extra tracing -c requirements-tracing.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra gevent --extra tracing -c requirements.lock pyproject.toml -o requirements-extras.lock
+	$(LOCK) --extra dev --extra gevent --extra tracing -c requirements-extras.lock pyproject.toml -o requirements-dev.lock
 	$(LOCK) --extra bench -c requirements-dev.lock pyproject.toml -o requirements-bench.lock
 	echo "setuptools>=77" | $(LOCK) -c requirements-dev.lock - -o requirements-build.lock
 	$(LOCK) --no-deps -c requirements-dev.lock requirements-tools.in -o requirements-tools.lock

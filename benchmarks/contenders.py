@@ -55,6 +55,9 @@ class Contender:
 
 
 OURS = Contender("confirm-offer", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker"))
+GREEN = Contender(
+    "confirm-offer, gevent", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker", "--pool", "gevent")
+)
 CELERY = Contender(
     "afternoon, Celery", "", "afternoon-celery",
     ("-m", "celery", "-A", "benchmarks.afternoon.celery_app", "worker", "--pool", "threads", "-c", "{in_flight}"),
@@ -63,7 +66,7 @@ DRAMATIQ = Contender(
     "afternoon, dramatiq", "", "afternoon-dramatiq",
     ("-m", "dramatiq", "benchmarks.afternoon.dramatiq_app", "--processes", "1", "--threads", "{in_flight}"),
 )  # fmt: skip
-ALL = (CELERY, DRAMATIQ, OURS)
+ALL = (CELERY, DRAMATIQ, OURS, GREEN)
 
 
 def prepare(rig: Rig) -> None:

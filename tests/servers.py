@@ -211,7 +211,9 @@ class RabbitMQ(_Server):
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": "-",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(  # no scheduler spins for work that may come
+                ["+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
+            ),
             "RABBITMQ_CTL_ERL_ARGS": "+S 1:1",
             "RABBITMQ_CTL_DIST_PORT_MIN": "0",
             "RABBITMQ_CTL_DIST_PORT_MAX": "0",
@@ -275,7 +277,7 @@ class RabbitMQ(_Server):
         return done.stdout
 
     def virtual_host(self) -> str:
-        """The name of an empty one that nobody was given before. They are made in stock: one costs as much as twenty."""
+        """The name of an empty one that nobody was given before. Made in stock, for one costs as much as twenty."""
         if not self._unused:
             self._unused = list(itertools.islice(self._virtual_hosts, 20))
             names = ", ".join(f'<<"{name}">>' for name in reversed(self._unused))

@@ -9,6 +9,10 @@ def main() -> None:
 
         health.main(sys.argv[2:], prog_name="confirm-offer health")
     else:
+        if sys.argv[1:2] == ["worker"]:
+            from worker import green
+
+            green.switch_on_where_asked()
         from worker.cli import main as others
 
         others()

@@ -21,7 +21,7 @@ from amqp.spec import Basic
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from worker import tracing
+from worker import green, tracing
 from worker.errors import BrokerError
 
 JOBS = "confirm-offer.jobs"
@@ -80,6 +80,13 @@ def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
         "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # none: those that the system trusts
         "server_hostname": urlsplit(plain_url).hostname or "localhost",
     }
+
+
+def bound(connection: Connection) -> None:
+    """Puts the bounds on a connection that stands where py-amqp's have no effect: on sockets of gevent."""
+    if green.is_on() and connection.transport.driver_type == "amqp":
+        socket: Any = connection.connection.transport.sock
+        socket.settimeout((connection.transport_options or {})["read_timeout"])
 
 
 def declare(connection: Connection) -> list[str]:
@@ -176,6 +183,7 @@ class Publisher:
         if self._channel is None:
             self._connection = connect(self._url)
             self._connection.connect()
+            bound(self._connection)
             self._channel = self._connection.channel()
             self._published = 0
             if hasattr(self._channel, "confirm_select"):  # the in-memory transport has, and needs, no confirms

@@ -11,7 +11,7 @@ import structlog
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from worker import broker, database, logs, metrics, report, tracing, vitals
+from worker import broker, database, green, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.process import Process, current
@@ -30,6 +30,8 @@ BROKER_PATIENCE = {"read_timeout": 15, "write_timeout": 15}
 def make_app(process: Process) -> Celery:
     """A Celery application for the settings of a process. Raises SettingsError."""
     process.check_settings()
+    if process.worker.WORKER_POOL == "gevent":
+        green.check()
     is_memory = process.broker.url.startswith("memory")
     broker_url, tls = broker.with_tls(process.broker.url)
     app = Celery("confirm-offer", set_as_current=True)
@@ -50,7 +52,7 @@ def make_app(process: Process) -> Celery:
         accept_content=["json"],
         imports=("tasks.celery_tasks",),
         worker_consumer="worker.consumer:PlainConsumer",
-        worker_pool=process.worker.WORKER_POOL,
+        **({} if green.is_on() else {"worker_pool": process.worker.WORKER_POOL}),  # Celery has -P for gevent
         worker_concurrency=process.worker.WORKER_CONCURRENCY,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -108,7 +110,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         log.info(
             "worker_started",
             version=version("confirm-offer"),
-            pool=worker.WORKER_POOL,
+            pool="gevent" if green.is_on() else worker.WORKER_POOL,
             concurrency=worker.WORKER_CONCURRENCY,
             parts=sorted(worker.parts),
             tracing=tracing.is_on(),

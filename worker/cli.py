@@ -8,7 +8,7 @@ import click
 from cryptography.fernet import Fernet
 
 from tasks.audit import audit, who
-from worker import broker, database, schema
+from worker import broker, database, green, schema
 from worker.commands import (
     batches,
     doctor,
@@ -71,7 +71,7 @@ def demo(jobs: int, as_json: bool) -> None:
 
 @cli.command(short_help="Runs a worker: takes jobs, retries, publishes events.")
 @click.option("--concurrency", type=click.IntRange(1, 2000), help="Calls in flight (WORKER_CONCURRENCY).")
-@click.option("--pool", type=click.Choice(["threads", "prefork"]), help="Celery's pool (WORKER_POOL).")
+@click.option("--pool", type=click.Choice(["threads", "prefork", "gevent"]), help="Celery's pool (WORKER_POOL).")
 def worker(concurrency: int | None, pool: str | None) -> None:
     """Runs a worker: takes jobs, retries what is due, publishes events. "celery -A worker worker" starts the same.
 
@@ -80,6 +80,8 @@ def worker(concurrency: int | None, pool: str | None) -> None:
     process = current()
     given = {"WORKER_CONCURRENCY": concurrency, "WORKER_POOL": pool}
     process.worker = read(WorkerSettings, **{name: value for name, value in given.items() if value is not None})
+    if process.worker.WORKER_POOL == "gevent":
+        green.ensure()
     from worker.celery import app
 
     running = app.Worker(

@@ -37,6 +37,7 @@ class Declare(Connection):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         super().start(c)
         try:
+            broker.bound(c.connection)
             broker.declare(c.connection)
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))
@@ -84,6 +85,11 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
         super().register_with_event_loop(hub)
         # Besides, an idle loop sleeps through SIGTERM otherwise.
         hub.call_repeatedly(LOOK_UP, self.controller.health.consumer_well)
+
+    def perform_pending_operations(self) -> None:
+        """With gevent there is no event loop to call us; this comes each time round."""
+        super().perform_pending_operations()
+        self.controller.health.consumer_well()
 
     def ensure_connected(self, conn: Any) -> Any:
         """As Celery does it. Each round of waiting for the broker is noted: who waits does not hang."""

@@ -380,8 +380,9 @@ class WorkerSettings(Section):
 
     WORKER_CONCURRENCY: Annotated[PositiveInt, Field(le=2000)] = 64
     """Calls in flight in one worker."""
-    WORKER_POOL: Literal["threads", "prefork"] = "threads"
-    """`prefork` has one process for each call in flight."""
+    WORKER_POOL: Literal["threads", "prefork", "gevent"] = "threads"
+    """`gevent` takes less of the processor for a call than `threads`, and needs `confirm-offer[gevent]`. `prefork` has
+    one process for each call in flight."""
     WORKER_PARTS: str = "tasks,scheduler,relay"
     """The parts that this process runs: some of `tasks`, `scheduler`, `relay`. Each must run somewhere."""
     METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = None

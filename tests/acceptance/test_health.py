@@ -65,8 +65,9 @@ def settled(probe: Probe, *unwell: str) -> dict[str, Any]:
         (["-m", "worker", "worker"], {}),
         (["-m", "celery", "-A", "worker", "worker"], {}),
         (["-m", "worker", "worker"], {"WORKER_POOL": "prefork", "WORKER_CONCURRENCY": "2"}),
+        (["-m", "worker", "worker"], {"WORKER_POOL": "gevent"}),
     ],
-    ids=["worker", "celery", "prefork"],
+    ids=["worker", "celery", "prefork", "gevent"],
 )
 def test_a_worker_is_well_while_it_runs(
     command: list[str], settings: dict[str, str], system: System, probe: Probe
@@ -110,8 +111,9 @@ def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable
     assert not left.exists()
 
 
-def test_a_worker_without_rabbitmq_is_alive_but_not_well(system: System, probe: Probe) -> None:
-    system.start_worker(BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_worker_without_rabbitmq_is_alive_but_not_well(pool: str, system: System, probe: Probe) -> None:
+    system.start_worker(WORKER_POOL=pool, BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 
     found = settled(probe, "consumer", "scheduler", "relay")
     until(lambda: probe().stdout.count("waits for") == 3, every=0.2)

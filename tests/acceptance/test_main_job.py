@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
 from alembic import command
 from sqlalchemy import select
 
@@ -12,6 +13,14 @@ from models.states import State
 from models.tables import Booking, Confirmation
 from tests.system import PROJECT, System, job, until
 from worker import broker, schema
+
+WITHOUT_GEVENT = """
+import sys
+sys.modules["gevent"] = None
+sys.argv = ["confirm-offer", "worker"]
+from worker.__main__ import main
+main()
+"""
 
 
 def assert_each_once(system: System, offers: list[str]) -> None:
@@ -32,11 +41,12 @@ def assert_each_once(system: System, offers: list[str]) -> None:
     assert len(ids) == len(offers)
 
 
-def test_a_thousand_jobs_become_a_thousand_bookings_and_events(system: System) -> None:
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_thousand_jobs_become_a_thousand_bookings_and_events(pool: str, system: System) -> None:
     system.sandbox.latency = 0.05
     offers = [f"offer-{number}" for number in range(1000)]
     system.publish(map(job, offers))
-    worker = system.start_worker()
+    worker = system.start_worker(WORKER_POOL=pool)
 
     events = system.until_events(1000, seconds=120)
 
@@ -102,6 +112,45 @@ def test_a_prefork_worker_does_the_same(system: System) -> None:
     system.until_events(20)
 
     assert_each_once(system, offers)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "worker", "worker", "--pool", "gevent"],
+        ["-m", "celery", "-A", "worker", "worker", "-P", "gevent", "-c", "64"],
+    ],
+    ids=["worker", "celery"],
+)
+def test_a_gevent_worker_is_started_in_either_way(command: list[str], system: System) -> None:
+    worker = system.start_worker(command)
+    offers = [f"offer-{number}" for number in range(20)]
+    system.publish(map(job, offers))
+
+    system.until_events(20)
+
+    assert_each_once(system, offers)
+    (started,) = [line for line in worker.logged() if line["event"] == "worker_started"]
+    assert (started["pool"], started["concurrency"]) == ("gevent", 64)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            ["-m", "celery", "-A", "worker", "worker"],
+            "for gevent, start 'confirm-offer worker', or give Celery '-P gevent'",
+        ),
+        (["-c", WITHOUT_GEVENT], "gevent is not installed; install confirm-offer[gevent]"),
+    ],
+    ids=["not made ready", "not installed"],
+)
+def test_where_there_can_be_no_gevent_worker_it_says_so(command: list[str], told: str, system: System) -> None:
+    worker = system.start_worker(command, WORKER_POOL="gevent")
+
+    assert worker.process.wait(60) == 2
+    assert f"confirm-offer: WORKER_POOL: {told}" in worker.log.read_text()
 
 
 def test_parts_of_a_worker_run_by_themselves(system: System) -> None:

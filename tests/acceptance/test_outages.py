@@ -171,12 +171,18 @@ def test_sigterm_while_the_database_is_away_ends_soon(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_sigterm_while_the_broker_hangs_ends_in_its_grace_period(
-    own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+    pool: str,
+    own_rabbitmq: RabbitMQ,
+    postgresql_url: str,
+    sandbox: Sandbox,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     """As behind a network that is cut: connections stand, and nobody answers."""
     with System(own_rabbitmq.url, postgresql_url, sandbox, environment, tmp_path) as system:
-        worker = system.start_worker()
+        worker = system.start_worker(WORKER_POOL=pool)
         system.publish([job("offer-1")])
         system.until_events(1)
         own_rabbitmq.pause()

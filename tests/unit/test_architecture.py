@@ -29,9 +29,11 @@ LEAVES = {
     "worker.tracing",
     "worker.context",
     "worker.metrics",
+    "worker.green",
 }
-# The demo sets what settings then reads, and metrics sets where prometheus-client keeps its files.
-READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.metrics"}
+# The demo sets what settings then reads, metrics sets where prometheus-client keeps its files, and gevent's part comes
+# before pydantic can be imported.
+READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.metrics", "worker.green"}
 
 
 def name_of(path: Path) -> str:

@@ -23,7 +23,7 @@ def look(worker: WorkerSettings | None, sentry: SentrySettings | None) -> Iterat
 
 def _open_files(worker: WorkerSettings) -> Finding:
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    calls = worker.WORKER_CONCURRENCY if worker.WORKER_POOL == "threads" else 1
+    calls = worker.WORKER_CONCURRENCY if worker.WORKER_POOL != "prefork" else 1
     needed = FILES_BESIDES + FILES_FOR_A_CALL * calls
     if resource.RLIM_INFINITY in (allowed,) or allowed >= needed:
         return ok("open files", f"{_limit(allowed)} allowed; WORKER_CONCURRENCY={calls} may need {needed:,}")
