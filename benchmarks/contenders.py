@@ -30,7 +30,7 @@ class Contender:
         """The job as a checkout publishes it to this program."""
         content: Any = job(offer)
         headers: dict[str, Any] = {}
-        if self is CELERY:
+        if self is AFTERNOON:
             task_id = str(uuid4())
             content = [[content], {}, {}]
             headers = {"lang": "py", "task": "confirm_offer", "id": task_id, "root_id": task_id}
@@ -58,7 +58,7 @@ OURS = Contender("confirm-offer", broker.confirm_offer.name, broker.JOBS, ("-m",
 GREEN = Contender(
     "confirm-offer, gevent", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker", "--pool", "gevent")
 )
-CELERY = Contender(
+AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",
     ("-m", "celery", "-A", "benchmarks.afternoon.celery_app", "worker", "--pool", "threads", "-c", "{in_flight}"),
 )  # fmt: skip
@@ -66,7 +66,7 @@ DRAMATIQ = Contender(
     "afternoon, dramatiq", "", "afternoon-dramatiq",
     ("-m", "dramatiq", "benchmarks.afternoon.dramatiq_app", "--processes", "1", "--threads", "{in_flight}"),
 )  # fmt: skip
-ALL = (CELERY, DRAMATIQ, OURS, GREEN)
+ALL = (AFTERNOON, DRAMATIQ, OURS, GREEN)
 
 
 def prepare(rig: Rig) -> None:
@@ -74,7 +74,7 @@ def prepare(rig: Rig) -> None:
     code = "from benchmarks.afternoon.confirm import Base, engine; Base.metadata.create_all(engine)"
     environment = {**os.environ, **rig.environment, "DATABASE_URL": rig.afternoon_url, "WORKER_CONCURRENCY": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=PROJECT, check=True)
-    for contender in (CELERY, DRAMATIQ):
+    for contender in (AFTERNOON, DRAMATIQ):
         worker = contender.start(rig, rig.latency, 1)
         until(lambda name=contender.queue: rig.has_queue(name))
         worker.stop()

@@ -20,8 +20,8 @@ from worker.report import CheckIns
 log = structlog.get_logger(__name__)
 
 LOOK_AT = 10_000  # of the confirmations that have been due for longest
-IDLE, FEEDING = 0.5, 0.05  # seconds between turns
-LATE = 0.004  # seconds that a turn may come late
+IDLE, FEEDING = 0.5, 0.02  # seconds between turns
+LATE = 0.003  # seconds that a turn may come late
 DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
 
 
@@ -65,7 +65,7 @@ class Scheduler(Loop):
 
     def _room(self) -> int:
         """How many confirmations of batches may be under way: fewer while turns come late, so that live jobs do not."""
-        wanted = self._of_batches * 0.7 if self.lag > LATE else self._of_batches + 0.5
+        wanted = self._of_batches * 0.9 if self.lag > LATE else self._of_batches + 0.05
         self._of_batches = min(max(wanted, 1.0), self._most_of_batches)
         return int(self._of_batches)
 
