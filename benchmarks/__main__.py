@@ -45,7 +45,7 @@ def rounds_of(rig: Rig, cases: tuple[Case, ...], contenders: tuple[Contender, ..
     for number in range(rounds):
         for case in cases:
             for contender in contenders:
-                enough = max(jobs, 8 * case.in_flight * case.processes)  # so that those in flight at the start are few
+                enough = max(jobs, 6 * case.in_flight * case.processes)  # so that those in flight at the start are few
                 drained = drain(rig, contender, case, enough, f"{number}-{time.time_ns()}")
                 found.setdefault((case, contender), []).append(drained)
                 click.echo(f"{case}: {contender.name} {drained.rate:.0f}/s {drained.cpu:.2f} ms", err=True)

@@ -20,6 +20,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 MAX_ANSWER = 5 * 1024 * 1024
 CHUNK = 64 * 1024
+READ_AHEAD = 16 * 1024  # for each call in flight: room for most answers
 
 
 class AnswerTooLarge(Exception):
@@ -58,7 +59,7 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         deadline = time.monotonic() + (sock.gettimeout() or 0)  # urllib3 has set what is left of the total
         raw = self.fp.detach()
-        self.fp = io.BufferedReader(_UntilDeadline(raw, sock, deadline), CHUNK)
+        self.fp = io.BufferedReader(_UntilDeadline(raw, sock, deadline), READ_AHEAD)
 
 
 class _Connection(HTTPConnection):

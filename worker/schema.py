@@ -1,27 +1,33 @@
-"""The database's schema: bringing it up to date, and telling whether it is."""
+"""The database's schema: bringing it up to date, and telling whether it is.
+
+Alembic is imported where it is used: workers and most commands need none of its 8 MB.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 import migrations
 from worker import database
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
 LOCK = 0x636F6E666972  # any number of our own
 
 
-def config(connection: Connection) -> Config:
+def config(connection: Connection) -> "Config":
     """Alembic's configuration for a connection whose transaction the caller commits."""
     settings = _without_connection()
     settings.attributes["connection"] = connection
     return settings
 
 
-def _without_connection() -> Config:
+def _without_connection() -> "Config":
+    from alembic.config import Config
+
     settings = Config()
     settings.set_main_option("script_location", str(Path(migrations.__file__).parent))
     return settings
@@ -32,6 +38,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
 
     Leaves the tables of a later version as they are: that version is being rolled back, and this one can use them.
     """
+    from alembic import command
+
     with engine.begin() as connection:
         database.one_at_a_time(connection, LOCK)
         before = revision(connection)
@@ -43,18 +51,25 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
 
 def revision(connection: Connection) -> str | None:
     """The revision that the database has; None for an empty one."""
+    from alembic.migration import MigrationContext
+
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def newest() -> str | None:
     """The revision that this program was written for."""
-    return ScriptDirectory.from_config(_without_connection()).get_current_head()
+    return _scripts().get_current_head()
 
 
 def is_known(revision: str) -> bool:
     """Whether this program knows a revision, and not only a newer one does."""
-    scripts = ScriptDirectory.from_config(_without_connection())
-    return revision in {script.revision for script in scripts.walk_revisions()}
+    return revision in {script.revision for script in _scripts().walk_revisions()}
+
+
+def _scripts() -> "ScriptDirectory":
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_without_connection())
 
 
 def is_current(engine: Engine) -> bool:
