@@ -24,7 +24,7 @@ class Contender:
     name: str
     exchange: str
     queue: str
-    command: tuple[str, ...]  # arguments of Python; {in_flight} stands for the calls in flight
+    command: tuple[str, ...]  # arguments of Python; {in_flight} stands for the calls in flight, {node} for a name
 
     def message(self, offer: str) -> Message:
         """The job as a checkout publishes it to this program."""
@@ -48,7 +48,7 @@ class Contender:
 
     def start(self, rig: Rig, latency: float, in_flight: int) -> WorkerProcess:
         """A worker process of it. latency: of XONE's answers, in seconds."""
-        command = [part.format(in_flight=in_flight) for part in self.command]
+        command = [part.format(in_flight=in_flight, node=uuid4().hex) for part in self.command]
         database = rig.database_url if self.exchange else rig.afternoon_url
         settings = {"XONE_BASE_URL": rig.xone(latency), "WORKER_CONCURRENCY": str(in_flight), "DATABASE_URL": database}
         return rig.start_worker(command, **settings)
@@ -60,7 +60,7 @@ GREEN = Contender(
 )
 AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",
-    ("-m", "celery", "-A", "benchmarks.afternoon.celery_app", "worker", "--pool", "threads", "-c", "{in_flight}"),
+    ("-m", "celery", "-A", "benchmarks.afternoon.celery_app", "worker", "--pool", "threads", "-c", "{in_flight}", "-n", "{node}"),
 )  # fmt: skip
 DRAMATIQ = Contender(
     "afternoon, dramatiq", "", "afternoon-dramatiq",

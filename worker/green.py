@@ -14,10 +14,14 @@ def switch_on_where_asked() -> None:
 
     Celery's own way imports parts of kombu too early: kombu then sleeps for all of us while the broker is away.
     """
-    if os.environ.get("WORKER_POOL") == "gevent" and find_spec("gevent"):
+    if os.environ.get("WORKER_POOL") == "gevent" and is_installed():
         from gevent.monkey import patch_all
 
         patch_all()
+
+
+def is_installed() -> bool:
+    return find_spec("gevent") is not None
 
 
 def is_on() -> bool:
@@ -36,7 +40,7 @@ def check() -> None:
     """Raises SettingsError where this process can't have the pool."""
     from worker.errors import SettingsError
 
-    if not find_spec("gevent"):
+    if not is_installed():
         raise SettingsError("WORKER_POOL: gevent is not installed; install confirm-offer[gevent]")
     if not is_on():
         raise SettingsError("WORKER_POOL: for gevent, start 'confirm-offer worker', or give Celery '-P gevent' too")

@@ -228,6 +228,16 @@ def test_too_few_open_files(small: dict[str, str]) -> None:
     assert told.startswith("wrong: 512 are allowed, but a worker here may need 1,100 → lower WORKER_CONCURRENCY")
 
 
+def test_a_pool_that_is_not_installed(small: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gevent", None)
+
+    report = examined(small, WORKER_POOL="gevent")
+
+    told = "wrong: WORKER_POOL=gevent, and gevent is not installed here → install confirm-offer[gevent]"
+    assert report.bad()["pool"] == told
+    assert "pool" not in examined(small, WORKER_POOL="threads").bad()
+
+
 def test_sentry_that_can_not_be_reached(small: dict[str, str]) -> None:
     report = examined(small, SENTRY_DSN=f"http://MARK@127.0.0.1:{free_port()}/1")
 
