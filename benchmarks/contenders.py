@@ -60,8 +60,10 @@ GREEN = Contender(
 )
 AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",
-    ("-m", "celery", "-A", "benchmarks.afternoon.celery_app", "worker", "--pool", "threads", "-c", "{in_flight}")
-    + ("-n", "{node}"),
+    (
+        "-m", "celery", "-A", "benchmarks.afternoon.celery_app",
+        "worker", "--pool", "threads", "-c", "{in_flight}", "-n", "{node}",
+    ),
 )  # fmt: skip
 DRAMATIQ = Contender(
     "afternoon, dramatiq", "", "afternoon-dramatiq",
