@@ -65,7 +65,7 @@ def settled(probe: Probe, *unwell: str) -> dict[str, Any]:
         (["-m", "worker", "worker"], {}),
         (["-m", "celery", "-A", "worker", "worker"], {}),
         (["-m", "worker", "worker"], {"WORKER_POOL": "prefork", "WORKER_CONCURRENCY": "2"}),
-        (["-m", "worker", "worker"], {"WORKER_POOL": "gevent"}),
+        pytest.param(["-m", "worker", "worker"], {"WORKER_POOL": "gevent"}, marks=pytest.mark.slow),
     ],
     ids=["worker", "celery", "prefork", "gevent"],
 )
@@ -111,7 +111,7 @@ def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable
     assert not left.exists()
 
 
-@pytest.mark.parametrize("pool", ["threads", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_a_worker_without_rabbitmq_is_alive_but_not_well(pool: str, system: System, probe: Probe) -> None:
     system.start_worker(WORKER_POOL=pool, BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 

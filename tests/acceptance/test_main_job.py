@@ -41,7 +41,7 @@ def assert_each_once(system: System, offers: list[str]) -> None:
     assert len(ids) == len(offers)
 
 
-@pytest.mark.parametrize("pool", ["threads", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_a_thousand_jobs_become_a_thousand_bookings_and_events(pool: str, system: System) -> None:
     system.sandbox.latency = 0.05
     offers = [f"offer-{number}" for number in range(1000)]

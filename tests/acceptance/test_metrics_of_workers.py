@@ -48,7 +48,7 @@ def of(name: str, samples: Samples) -> Samples:
     }
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_a_worker_tells_what_became_of_its_jobs(system: System, pool: str) -> None:
     worker = system.start_worker(METRICS_PORT="0", WORKER_POOL=pool, WORKER_CONCURRENCY="4", RETRY_MAX_ATTEMPTS="3")
     port = port_of(worker)

@@ -104,6 +104,7 @@ def own_rabbitmq(tmp_path: Path):  # type: ignore[no-untyped-def]
     server.stop()
 
 
+@pytest.mark.slow
 def test_the_broker_away_at_start_and_in_the_middle(
     own_rabbitmq: RabbitMQ, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
 ) -> None:

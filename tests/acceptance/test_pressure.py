@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from sqlalchemy import func, select
 
 from models.states import State
@@ -14,6 +15,7 @@ def attempts_used(system: System) -> int:
         return int(connection.execute(select(func.max(Confirmation.attempts_used))).scalar_one())
 
 
+@pytest.mark.slow
 def test_an_xone_that_is_down_is_not_hammered_and_uses_up_no_jobs(system: System) -> None:
     system.sandbox.status_for_all = 500
     worker = system.start_worker(RETRY_MAX_ATTEMPTS="4", RETRY_BASE_DELAY="0.1", RETRY_MAX_DELAY="0.2")

@@ -23,7 +23,7 @@ def inbox() -> Iterator[Inbox]:
     inbox.close()
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_spans_of_all_processes_come_before_the_worker_ends(system: System, inbox: Inbox, pool: str) -> None:
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": inbox.url, "OTEL_BSP_SCHEDULE_DELAY": NEVER}
     worker = system.start_worker(**settings, WORKER_POOL=pool, WORKER_CONCURRENCY="2")
