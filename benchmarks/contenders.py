@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -55,9 +55,7 @@ class Contender:
 
 
 OURS = Contender("confirm-offer", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker"))
-GREEN = Contender(
-    "confirm-offer, gevent", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker", "--pool", "gevent")
-)
+GREEN = replace(OURS, name="confirm-offer, gevent", command=(*OURS.command, "--pool", "gevent"))
 AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",
     (
