@@ -48,7 +48,7 @@ compose-check: setup tools  ## docker-compose.yml, Dockerfile and Kubernetes man
 chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: setup servers  ## renew docs/performance.md; ARGS="--grown 2000000" measures full tables too
+bench: setup servers  ## renew docs/performance.md: what it costs, beside what others do
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@$(BIN)/python -m benchmarks $(ARGS)
 

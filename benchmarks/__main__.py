@@ -1,6 +1,6 @@
 """confirm-offer beside its afternoon versions: rate, CPU, latency, memory. ``make bench`` renews docs/performance.md.
 
-Takes about 25 minutes, and 35 more with ``--growth``. All runs in turn on this machine, each program several times.
+Takes about 50 minutes. All runs in turn on this machine, each program several times.
 """
 
 import os
@@ -12,16 +12,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
+from unittest.mock import patch
 
 import click
+from sqlalchemy import text
 
 from benchmarks.contenders import AFTERNOON, ALL, OURS, Contender, prepare
 from benchmarks.rig import Rig, quantile
 from benchmarks.seed import seed
-from benchmarks.throughput import Case, Drained, backlog, drain, middle, one_by_one, spike
+from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spike
+from tasks import purge
 from tests.system import PROJECT
+from worker.process import Process
+from worker.relay import Relay
+from worker.scheduler import Scheduler
 
 PAGE = PROJECT / "docs" / "performance.md"
 PLOT = PROJECT / "docs" / "performance.svg"
@@ -60,18 +67,19 @@ def side_by_side(found: Rounds) -> Iterator[str]:
         rate = [it.rate / theirs.rate for it, theirs in pairs]
         cpu = [theirs.cpu / it.cpu for it, theirs in pairs]
         yield (
-            f"| {case} | {contender.name} | {spread([it.rate for it in drained], 0)}"
-            f" | {spread([it.cpu for it in drained])} | {middle([it.database for it in drained]):.2f}"
-            f" | {middle([it.memory for it in drained]):.0f}"
+            f"| {case} | {contender.name} | {spread([it.rate for it in drained])}"
+            f" | {spread([it.cpu for it in drained])} | {median([it.database for it in drained]):.2f}"
+            f" | {median([it.memory for it in drained]):.0f}"
             + (" | | |" if contender is AFTERNOON else f" | {spread(rate)} | {spread(cpu)} |")
         )
     yield ""
     yield f"[^×]: Times the rate of '{AFTERNOON.name}', and what part of its CPU, each of the same round."
 
 
-def spread(values: list[float], digits: int = 2) -> str:
+def spread(values: list[float]) -> str:
     """The middle, and in brackets the least and the most."""
-    return f"{middle(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    digits = 0 if min(values) >= 100 else 2
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def at_ease(rig: Rig, contenders: tuple[Contender, ...], seconds: float) -> Iterator[str]:
@@ -100,50 +108,86 @@ def sudden(rig: Rig, jobs: int, rate: float) -> Iterator[str]:
     )
 
 
-def growth(rig: Rig, rows: int, rounds: int, jobs: int) -> Iterator[str]:
-    def measured() -> dict[str, str]:
-        drained = rounds_of(rig, (EASE,), (OURS,), rounds, jobs)[EASE, OURS]
-        took = one_by_one(rig, OURS, EASE, RATE, 20, f"grown-{time.time_ns()}")
-        return {
-            "confirmations a second": spread([it.rate for it in drained], 0),
-            "CPU ms": spread([it.cpu for it in drained]),
-            "PostgreSQL ms": spread([it.database for it in drained]),
-            "p50 and p99 at ease, ms": f"{quantile(took, 0.5) * 1000:.1f}, {quantile(took, 0.99) * 1000:.1f}",
-            **{f"`{words}`, s": f"{seconds:.2f}" for words, seconds in commands(rig).items()},
-        }
+def growth(rows: int, rounds: int, jobs: int) -> Iterator[str]:
+    """Two rigs, one with full tables. The rounds measure one after the other, and change who comes first."""
+    with rig_in_a_folder() as empty, rig_in_a_folder() as full:
+        began = time.monotonic()
+        seed(full.engine, rows)
+        with full.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("checkpoint"))
+        full.engine.dispose()
+        os.sync()
+        yield f"{rows:,} confirmations with all that hangs on them, made in {time.monotonic() - began:.0f} s:\n"
+        rigs = [empty, full]
+        found: dict[Rig, list[dict[str, float]]] = {empty: [], full: []}
+        for _ in range(rounds):
+            for rig in rigs:
+                found[rig].append(grown(rig, jobs))
+            rigs.reverse()
+    yield "| | empty tables | full tables | full ÷ empty |"
+    yield "|---|---|---|---|"
+    for name in found[empty][0]:
+        before, after = ([figures[name] for figures in found[rig]] for rig in (empty, full))
+        ratio = [it / without for without, it in zip(before, after, strict=True)]
+        yield f"| {name} | {spread(before)} | {spread(after)} | {spread(ratio)} |"
 
-    empty = measured()
-    began = time.monotonic()
-    seed(rig.engine, rows)
-    yield f"{rows:,} confirmations with all that hangs on them, added in {time.monotonic() - began:.0f} s:\n"
-    full = measured()
-    yield "| | before | with them |"
-    yield "|---|---|---|"
-    for name, before in empty.items():
-        yield f"| {name} | {before} | {full[name]} |"
+
+def grown(rig: Rig, jobs: int) -> dict[str, float]:
+    drained = drain(rig, OURS, EASE, jobs, f"drain-{time.time_ns()}")
+    took = one_by_one(rig, OURS, EASE, RATE, 40, f"ease-{time.time_ns()}")
+    found = {
+        "confirmations a second": drained.rate,
+        "CPU ms": drained.cpu,
+        "PostgreSQL ms": drained.database,
+        "at ease p50 ms": quantile(took, 0.5) * 1000,
+        "at ease p99 ms": quantile(took, 0.99) * 1000,
+        **turns(rig),
+        **{f"`{words}` s": seconds_of(lambda words=words: command(rig, words), 3) for words in COMMANDS},
+    }
+    click.echo(", ".join(f"{name} {figure:.2f}" for name, figure in found.items()), err=True)
+    return found
+
+
+def turns(rig: Rig) -> dict[str, float]:
+    """Milliseconds of turns that find nothing to do, and of a purge of the next 100."""
+    with patch.dict(os.environ, rig.environment):
+        process = Process()
+        scheduler, relay = Scheduler(process), Relay(process)
+
+        def purge_some() -> None:
+            with process.engine.begin() as connection:
+                purge.purge(connection, datetime.now(UTC) - timedelta(days=2))
+
+        does = {"Scheduler's turn ms": scheduler.turn, "Relay's turn ms": relay.turn, "purge of 100 ms": purge_some}
+        found = {name: seconds_of(do, 20) * 1000 for name, do in does.items()}
+        scheduler.close()
+        relay.close()
+        process.close()
+    return found
 
 
 COMMANDS = (
     "failed",
     "failed --code http-422 --list --limit 20",
     "show seeded-7",
-    "batches",
     "purge --older-than 36500d --dry-run",
 )
 
 
-def commands(rig: Rig) -> dict[str, float]:
-    """Seconds that each takes, the start of Python included."""
+def command(rig: Rig, words: str) -> None:
+    environment = {**rig.environment, "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-m", "worker", *words.split()], env=environment, cwd=PROJECT, capture_output=True)
 
-    def run(words: str) -> float:
+
+def seconds_of(do: Callable[[], object], times: int) -> float:
+    """The middle of so many."""
+
+    def took() -> float:
         began = time.monotonic()
-        environment = {**rig.environment, "PATH": "/usr/bin:/bin"}
-        subprocess.run(
-            [sys.executable, "-m", "worker", *words.split()], env=environment, cwd=PROJECT, capture_output=True
-        )
+        do()
         return time.monotonic() - began
 
-    return {words: middle([run(words) for _ in range(3)]) for words in COMMANDS}
+    return median(took() for _ in range(times))
 
 
 def plot(found: Rounds) -> None:
@@ -165,7 +209,7 @@ def plot(found: Rounds) -> None:
     for axis, (title, of) in zip(axes, figures, strict=True):
         for number, contender in enumerate(ALL):
             values = [[of(it) for it in found[case, contender]] for case in cases]
-            middles = [middle(several) for several in values]
+            middles = [median(several) for several in values]
             errors = [
                 [at - min(several) for at, several in zip(middles, values, strict=True)],
                 [max(several) - at for at, several in zip(middles, values, strict=True)],
@@ -216,27 +260,27 @@ def machine() -> str:
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--jobs", default=2000, show_default=True, type=click.IntRange(200), help="Of each run.")
 @click.option("--waiting", default=100_000, show_default=True, type=click.IntRange(0), help="Jobs of the long backlog.")
-@click.option("--grown", default=0, show_default=True, type=click.IntRange(0), help="Rows to measure growth with.")
+@click.option("--rows", default=2_000_000, show_default=True, type=click.IntRange(0), help="Of the full tables.")
 @click.option("--write/--print", default=True, help="Renew docs/performance.md, or print what it would hold.")
-def main(rounds: int, jobs: int, waiting: int, grown: int, write: bool) -> None:
+def main(rounds: int, jobs: int, waiting: int, rows: int, write: bool) -> None:
     with rig_in_a_folder() as rig:
         measured = f"Measured on {datetime.now(UTC):%Y-%m-%d} with {machine()}"
         found = rounds_of(rig, CASES, ALL, rounds, jobs)
-        rate = middle([it.rate for it in found[Case(0.05, 256), OURS]])
+        rate = median([it.rate for it in found[Case(0.05, 256), OURS]])
         sections = [
             f"{measured}; {rounds} rounds of {jobs} jobs or more; the middle (least to most).\n",
             "### Side by side\n", *side_by_side(found), "\n![rate and CPU](performance.svg)\n",
             f"### At ease: {RATE:.0f} jobs a second, publish to event less XONE's 50 ms\n", *at_ease(rig, ALL, 30),
             *(["\n### Backlog\n", *long_backlog(rig, waiting)] if waiting else []),
             "\n### Spike\n", *sudden(rig, 2000, rate),
-            *(["\n### Growth\n", *growth(rig, grown, rounds, jobs)] if grown else []),
+            *(["\n### Growth\n", *growth(rows, rounds, jobs)] if rows else []),
         ]  # fmt: skip
-    text = "\n".join(sections) + "\n"
+    page = "\n".join(sections) + "\n"
     if write:
         head, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(head + BEGIN + text + END + rest.partition(END)[2])
+        PAGE.write_text(head + BEGIN + page + END + rest.partition(END)[2])
         plot(found)
-    click.echo(text)
+    click.echo(page)
 
 
 if __name__ == "__main__":

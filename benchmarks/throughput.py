@@ -1,7 +1,7 @@
 """What is measured: a backlog worked off, single jobs at ease, a spike."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,7 +126,3 @@ def database_time(rig: Rig) -> float:
     """Milliseconds that PostgreSQL has spent on statements."""
     with rig.engine.connect() as connection:
         return float(connection.execute(text("select sum(active_time) from pg_stat_database")).scalar_one())
-
-
-def middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
