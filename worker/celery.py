@@ -11,10 +11,12 @@ from typing import Any
 import structlog
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.concurrency.thread import TaskPool as ThreadPool
 
 from worker import broker, database, green, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
+from worker.one_core import OneCore, ticks_of_cores
 from worker.process import Process, current
 from worker.relay import Relay
 from worker.retention import Retention
@@ -72,7 +74,7 @@ def make_app(process: Process) -> Celery:
 
 
 class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Scheduler, Retention and Relay of this worker, in threads.
+    """What this worker does beside its tasks, in threads: Scheduler, Retention, Relay, and what looks after itself.
 
     Started after the pool, so that prefork forks without them.
     """
@@ -91,6 +93,9 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
         self._health = parent.health = Health(self._process, duties, consumes="tasks" in parts)
         self._scrapes = parent.scrapes = self._counting(parent)
+        has_threads = issubclass(parent.pool_cls, ThreadPool)
+        stays = has_threads and self._process.worker.stays_on_one_core
+        self._one_core = parent.one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
 
     def _counting(self, parent: Any) -> Scrapes | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
@@ -113,11 +118,12 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
             version=version("confirm-offer"),
             pool="gevent" if green.is_on() else worker.WORKER_POOL,
             concurrency=worker.WORKER_CONCURRENCY,
+            one_core=self._one_core is not None,
             parts=sorted(worker.parts),
             tracing=tracing.is_on(),
             sentry=self._process.sentry.dsn is not None,
         )
-        for duty in (self._scheduler, self._retention, self._relay, self._health, self._scrapes):
+        for duty in (self._one_core, self._scheduler, self._retention, self._relay, self._health, self._scrapes):
             if duty is not None:
                 duty.start()
 
@@ -137,6 +143,8 @@ def _flush(sender: Any, **_: Any) -> None:
     relay = getattr(sender, "relay", None)
     if relay is not None:
         relay.flush()
+    if (one_core := getattr(sender, "one_core", None)) is not None:
+        one_core.stop()
     if (health := getattr(sender, "health", None)) is not None:
         health.stop()
     scrapes = getattr(sender, "scrapes", None)

@@ -3,6 +3,7 @@
 They come in sections, so that a command asks only for what it uses: ``read(DatabaseSettings)``.
 """
 
+import os
 import re
 import ssl
 from functools import cached_property
@@ -381,8 +382,11 @@ class WorkerSettings(Section):
     WORKER_CONCURRENCY: Annotated[PositiveInt, Field(le=2000)] = 64
     """Calls in flight in one worker."""
     WORKER_POOL: Literal["threads", "prefork", "gevent"] = "threads"
-    """`gevent` takes less of the processor for a call than `threads`, and needs `confirm-offer[gevent]`. `prefork` has
-    one process for each call in flight."""
+    """`gevent` has greenlets in place of `threads`, and needs `confirm-offer[gevent]`. `prefork` has one process for
+    each call in flight."""
+    WORKER_ONE_CORE: Literal["on", "off"] = "on"
+    """With `threads`, all threads of a worker stay on one core, and move together to another one where others need it
+    too. `off` leaves them to the kernel, which spreads them: a call then takes more than half as much CPU again."""
     WORKER_PARTS: str = "tasks,scheduler,relay"
     """The parts that this process runs: some of `tasks`, `scheduler`, `relay`. Each must run somewhere."""
     METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = None
@@ -390,6 +394,10 @@ class WorkerSettings(Section):
     Empty: none."""
     PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     """With prefork, the folder for files that its processes share. Empty: in the folder for temporary files."""
+
+    @property
+    def stays_on_one_core(self) -> bool:
+        return self.WORKER_ONE_CORE == "on" and hasattr(os, "sched_setaffinity")  # Linux has it, macOS does not
 
     @cached_property
     def parts(self) -> frozenset[str]:

@@ -1,0 +1,41 @@
+"""On which cores a worker runs, seen from outside."""
+
+import os
+
+import pytest
+
+from tests.system import System, job, until
+
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+ALL = frozenset(os.sched_getaffinity(0))
+
+
+def cores(pid: int) -> set[frozenset[int]]:
+    """Those that each thread may use."""
+    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{pid}/task")}
+
+
+@pytest.mark.parametrize("command", [["-m", "worker", "worker"], ["-m", "celery", "-A", "worker", "worker"]])
+def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
+    worker = system.start_worker(command)
+
+    until(lambda: {len(allowed) for allowed in cores(worker.process.pid)} == {1})
+
+    (started,) = [line for line in worker.logged() if line["event"] == "worker_started"]
+    assert started["one_core"] is True
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"WORKER_ONE_CORE": "off"}, {"WORKER_POOL": "prefork"}, {"WORKER_POOL": "gevent"}]
+)
+def test_where_it_is_off_or_makes_no_sense_the_kernel_decides(settings: dict[str, str], system: System) -> None:
+    worker = system.start_worker(WORKER_CONCURRENCY="2", **settings)
+    system.publish([job("offer-1")])
+
+    system.until_events(1)
+
+    (started,) = [line for line in worker.logged() if line["event"] == "worker_started"]
+    assert started["one_core"] is False
+    assert cores(worker.process.pid) == {ALL}

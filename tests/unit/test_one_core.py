@@ -1,0 +1,127 @@
+"""The threads of a worker stay on one core, and move together."""
+
+import os
+from collections.abc import Iterator, Mapping
+from threading import Event, Thread
+
+import pytest
+
+from worker.one_core import OneCore, Ticks, better, ticks_of_cores
+
+CORES = os.sched_getaffinity(0)
+
+
+def cores_of_threads() -> set[frozenset[int]]:
+    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}
+
+
+class Kernel:
+    """Counts ticks as the kernel does. Between two looks, all cores are idle but the busy ones."""
+
+    def __init__(self, *busy: int) -> None:
+        self.busy = busy
+        self.looks = 0
+
+    def __call__(self) -> Ticks:
+        self.looks += 1
+        return {core: (0 if core in self.busy else 50 * self.looks, 50 * self.looks) for core in CORES}
+
+
+@pytest.fixture
+def one_core() -> Iterator[OneCore]:
+    """Its turns are called by the test. One more thread waits until the end."""
+    ended = Event()
+    Thread(target=ended.wait).start()
+    made = OneCore(lambda: 0.0, Kernel())
+    yield made
+    made.close()
+    ended.set()
+
+
+@pytest.mark.parametrize(
+    ("idle", "ours", "found"),
+    [
+        ({0: 0.0, 1: 1.0}, 0.5, 1),
+        ({0: 0.05, 1: 0.0, 2: 0.5, 3: 0.9}, 0.1, 2),
+        ({0: 0.0, 1: 1.0}, 0.95, None),  # we have it alone
+        ({0: 0.3, 1: 1.0}, 0.5, None),  # there is time left
+        ({0: 0.05, 1: 0.1}, 0.5, None),  # no other has more
+        ({0: 0.0}, 0.5, None),
+    ],
+)
+def test_a_better_core_is_one_with_time_where_others_take_that_of_ours(
+    idle: Mapping[int, float], ours: float, found: int | None
+) -> None:
+    assert better(0, idle, ours, 0.0) == found
+
+
+def test_workers_that_share_a_core_do_not_all_choose_the_same_other_one() -> None:
+    assert {better(0, {0: 0.0, 1: 1.0, 2: 1.0}, 0.3, dice) for dice in (0.0, 0.49, 0.5, 0.99)} == {1, 2}
+
+
+def test_all_threads_stay_on_one_core_and_are_let_go_at_the_end(one_core: OneCore) -> None:
+    one_core.turn()
+    (cores,) = cores_of_threads()
+    ended = Event()
+    Thread(target=ended.wait).start()
+    one_core.turn()
+
+    assert len(cores) == 1
+    assert cores_of_threads() == {cores}
+
+    one_core.close()
+    ended.set()
+    assert cores_of_threads() == {frozenset(CORES)}
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_where_somebody_else_has_chosen_a_core_they_stay_there(one_core: OneCore) -> None:
+    one_core.turn()
+    (first,) = cores_of_threads()
+    other = min(CORES - first)
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {other})
+
+    one_core.turn()
+    one_core.turn()
+
+    assert cores_of_threads() == {frozenset({other})}
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), CORES)
+    one_core.turn()  # so that it lets them go to all again
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_they_move_together_where_others_need_their_core() -> None:
+    kernel = Kernel()
+    one_core = OneCore(lambda: 0.0, kernel)
+    one_core.turn()
+    ((first,),) = cores_of_threads()
+    one_core.turn()
+    assert cores_of_threads() == {frozenset({first})}
+
+    kernel.busy = (first,)
+    one_core.turn()
+    (second,) = cores_of_threads()
+    one_core.close()
+
+    assert len(second) == 1
+    assert first not in second
+
+
+def test_the_kernel_tells_how_long_each_core_has_been_idle() -> None:
+    ticks = ticks_of_cores()
+
+    assert ticks.keys() >= CORES
+    assert all(0 < idle < total for idle, total in ticks.values())
+
+
+def test_between_two_looks_pass_one_to_four_seconds() -> None:
+    pauses = []
+    for dice in (0.0, 1.0):
+        one_core = OneCore(lambda dice=dice: dice, Kernel())
+        one_core.turn()
+        one_core.close()
+        pauses.append(one_core.interval)
+
+    assert pauses == [1.0, 4.0]
