@@ -51,9 +51,10 @@ class Contender:
     def start(self, rig: Rig, latency: float, in_flight: int) -> WorkerProcess:
         """A worker process of it. latency: of XONE's answers, in seconds."""
         command = [part.format(in_flight=in_flight, node=uuid4().hex) for part in self.command]
-        database = rig.database_url if self.exchange else rig.afternoon_url
-        settings = {"XONE_BASE_URL": rig.xone(latency), "WORKER_CONCURRENCY": str(in_flight), "DATABASE_URL": database}
-        return rig.start_worker(command, **settings, **(IN_THE_IMAGE if self.exchange else {}))
+        own = (
+            {"DATABASE_URL": rig.database_url, **IN_THE_IMAGE} if self.exchange else {"DATABASE_URL": rig.afternoon_url}
+        )
+        return rig.start_worker(command, XONE_BASE_URL=rig.xone(latency), WORKER_CONCURRENCY=str(in_flight), **own)
 
 
 OURS = Contender("confirm-offer", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker"))

@@ -38,6 +38,11 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.
     raise AssertionError(f"not within {seconds} s: {condition.__name__}")
 
 
+def cores_of(pid: int) -> set[frozenset[int]]:
+    """The cores that each thread of a process may use."""
+    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{pid}/task")}
+
+
 def terminal(command: list[str], environment: dict[str, str], folder: Path, answer: str) -> tuple[int, str]:
     """Runs a program on a terminal of 80 columns. Its exit code, and what it showed. answer: to what it asks."""
     ours, theirs = pty.openpty()

@@ -16,7 +16,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from worker import broker, database, green, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
-from worker.one_core import OneCore, ticks_of_cores
+from worker.one_core import OneCore, can_choose, ticks_of_cores
 from worker.process import Process, current
 from worker.relay import Relay
 from worker.retention import Retention
@@ -93,8 +93,9 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
         self._health = parent.health = Health(self._process, duties, consumes="tasks" in parts)
         self._scrapes = parent.scrapes = self._counting(parent)
-        has_threads = issubclass(parent.pool_cls, ThreadPool)
-        stays = has_threads and self._process.worker.stays_on_one_core
+        stays = (
+            self._process.worker.WORKER_ONE_CORE == "on" and issubclass(parent.pool_cls, ThreadPool) and can_choose()
+        )
         self._one_core = parent.one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
 
     def _counting(self, parent: Any) -> Scrapes | None:

@@ -26,6 +26,11 @@ GAIN = 0.15  # of a core: what a move must promise
 Ticks = dict[int, tuple[int, int]]  # by core: how long it has been idle, and how long it has been at all
 
 
+def can_choose() -> bool:
+    """Whether this system lets a process choose its cores: Linux does, macOS does not."""
+    return hasattr(os, "sched_setaffinity")
+
+
 class OneCore(Loop):
     """Holds all threads of this process on one core; on a better one where others need this one too."""
 

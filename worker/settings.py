@@ -3,7 +3,6 @@
 They come in sections, so that a command asks only for what it uses: ``read(DatabaseSettings)``.
 """
 
-import os
 import re
 import ssl
 from functools import cached_property
@@ -394,10 +393,6 @@ class WorkerSettings(Section):
     Empty: none."""
     PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     """With prefork, the folder for files that its processes share. Empty: in the folder for temporary files."""
-
-    @property
-    def stays_on_one_core(self) -> bool:
-        return self.WORKER_ONE_CORE == "on" and hasattr(os, "sched_setaffinity")  # Linux has it, macOS does not
 
     @cached_property
     def parts(self) -> frozenset[str]:

@@ -4,23 +4,18 @@ import os
 
 import pytest
 
-from tests.system import System, job, until
+from tests.system import System, cores_of, job, until
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 ALL = frozenset(os.sched_getaffinity(0))
 
 
-def cores(pid: int) -> set[frozenset[int]]:
-    """Those that each thread may use."""
-    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{pid}/task")}
-
-
 @pytest.mark.parametrize("command", [["-m", "worker", "worker"], ["-m", "celery", "-A", "worker", "worker"]])
 def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
     worker = system.start_worker(command)
 
-    until(lambda: {len(allowed) for allowed in cores(worker.process.pid)} == {1})
+    until(lambda: {len(allowed) for allowed in cores_of(worker.process.pid)} == {1})
 
     (started,) = [line for line in worker.logged() if line["event"] == "worker_started"]
     assert started["one_core"] is True
@@ -38,4 +33,4 @@ def test_where_it_is_off_or_makes_no_sense_the_kernel_decides(settings: dict[str
 
     (started,) = [line for line in worker.logged() if line["event"] == "worker_started"]
     assert started["one_core"] is False
-    assert cores(worker.process.pid) == {ALL}
+    assert cores_of(worker.process.pid) == {ALL}

@@ -6,20 +6,27 @@ from threading import Event, Thread
 
 import pytest
 
+from tests.system import cores_of
 from worker.one_core import OneCore, Ticks, better, ticks_of_cores
 
 CORES = os.sched_getaffinity(0)
 
 
 def cores_of_threads() -> set[frozenset[int]]:
-    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}
+    return cores_of(os.getpid())
+
+
+def put_on(cores: set[int]) -> None:
+    """What an operator does with ``taskset -a``."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
 
 
 class Kernel:
     """Counts ticks as the kernel does. Between two looks, all cores are idle but the busy ones."""
 
-    def __init__(self, *busy: int) -> None:
-        self.busy = busy
+    def __init__(self) -> None:
+        self.busy: frozenset[int] = frozenset()
         self.looks = 0
 
     def __call__(self) -> Ticks:
@@ -28,11 +35,16 @@ class Kernel:
 
 
 @pytest.fixture
-def one_core() -> Iterator[OneCore]:
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def one_core(kernel: Kernel) -> Iterator[OneCore]:
     """Its turns are called by the test. One more thread waits until the end."""
     ended = Event()
     Thread(target=ended.wait).start()
-    made = OneCore(lambda: 0.0, Kernel())
+    made = OneCore(lambda: 0.0, kernel)
     yield made
     made.close()
     ended.set()
@@ -79,34 +91,29 @@ def test_where_somebody_else_has_chosen_a_core_they_stay_there(one_core: OneCore
     one_core.turn()
     (first,) = cores_of_threads()
     other = min(CORES - first)
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), {other})
+    put_on({other})
 
     one_core.turn()
     one_core.turn()
 
     assert cores_of_threads() == {frozenset({other})}
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), CORES)
+    put_on(CORES)
     one_core.turn()  # so that it lets them go to all again
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_they_move_together_where_others_need_their_core() -> None:
-    kernel = Kernel()
-    one_core = OneCore(lambda: 0.0, kernel)
+def test_they_move_together_where_others_need_their_core(one_core: OneCore, kernel: Kernel) -> None:
     one_core.turn()
-    ((first,),) = cores_of_threads()
+    (first,) = cores_of_threads()
     one_core.turn()
-    assert cores_of_threads() == {frozenset({first})}
+    assert cores_of_threads() == {first}
 
-    kernel.busy = (first,)
+    kernel.busy = first
     one_core.turn()
     (second,) = cores_of_threads()
-    one_core.close()
 
     assert len(second) == 1
-    assert first not in second
+    assert not first & second
 
 
 def test_the_kernel_tells_how_long_each_core_has_been_idle() -> None:
