@@ -7,7 +7,7 @@ import sqlite from "node-sqlite3-wasm";
 
 const queue = process.env.QUEUE ?? "orders.booking-events";
 
-const database = new sqlite.Database("orders.db"); // stands for yours
+const database = new sqlite.Database("orders.db"); // stands for yours; while this runs, let no other SQLite open it
 database.exec("create table if not exists latest (subject text primary key, id text, sequence integer)");
 database.exec("create table if not exists mails (event_id text, type text, subject text)");
 const NEWS = `
