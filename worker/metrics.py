@@ -9,12 +9,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics, values
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from models.event import EventType
 from models.states import Outcome, State
@@ -95,15 +96,27 @@ class Instruments:
             self.calls_in_flight.labels(call)
             self.call_duration.labels(call)
 
-    def exposed(self) -> CollectorRegistry | MultiProcessCollector:
+    def exposed(self) -> Collector:
         """What collects them; in the mode for several processes, the sum of all, and no gauge of a dead one."""
-        if self.folder is None:
-            return self.registry
-        for path in self.folder.glob("gauge_live*_*.db"):
-            pid = int(path.stem.rpartition("_")[2])
-            if not is_alive(pid):
-                mark_process_dead(pid, str(self.folder))
-        return MultiProcessCollector(None, str(self.folder))
+        return self.registry if self.folder is None else _Files(self.folder)
+
+
+class _Files(Collector):
+    """The files of several processes, which begin, end and are killed, and which other scrapes remove meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        files = []
+        for path in self._folder.glob("*.db"):
+            if path.name.startswith("gauge_live") and not is_alive(int(path.stem.rpartition("_")[2])):
+                path.unlink(missing_ok=True)
+                continue
+            with suppress(FileNotFoundError):
+                if path.stat().st_size:  # none in the moment in which its process begins it
+                    files.append(str(path))
+        yield from MultiProcessCollector.merge(files)
 
 
 _instruments: Instruments | None = None

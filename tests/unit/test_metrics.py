@@ -154,6 +154,16 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_is_just_being_started_is_no_error(tmp_path: Path) -> None:
+    instruments = metrics.begin(several_in=tmp_path)
+    assert instruments.folder is not None
+    metrics.dead_lettered("poison")
+    for kind in ("counter", "gauge_livesum"):  # made, and nothing is written yet
+        (instruments.folder / f"{kind}_{os.getppid()}.db").touch()
+
+    assert shown(instruments) == {'dead_letters_total{code="poison"}': 1}
+
+
 def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:
     ended = os.fork()
     if not ended:
