@@ -89,14 +89,14 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         days = self._process.retention_days if self._scheduler is not None else None
         self._retention = Retention(self._process, days) if days is not None else None
         self._relay = Relay(self._process) if "relay" in parts else None
-        parent.relay = self._relay
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
-        self._health = parent.health = Health(self._process, duties, consumes="tasks" in parts)
-        self._scrapes = parent.scrapes = self._counting(parent)
+        self._health = Health(self._process, duties, consumes="tasks" in parts)
+        self._scrapes = self._counting(parent)
         stays = (
             self._process.worker.WORKER_ONE_CORE == "on" and issubclass(parent.pool_cls, ThreadPool) and can_choose()
         )
-        self._one_core = parent.one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
+        self._one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
+        parent.duties = self  # for _flush
 
     def _counting(self, parent: Any) -> Scrapes | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
@@ -138,20 +138,20 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
     def terminate(self, parent: Any) -> None:
         self.stop(parent)
 
+    def end(self) -> None:
+        """The last task has ended: its event is published."""
+        if self._relay is not None:
+            self._relay.flush()
+        for duty in (self._one_core, self._health, self._scrapes):
+            if duty is not None:
+                duty.stop()
+        metrics.end()
+
 
 @signals.worker_shutdown.connect
 def _flush(sender: Any, **_: Any) -> None:
-    relay = getattr(sender, "relay", None)
-    if relay is not None:
-        relay.flush()
-    if (one_core := getattr(sender, "one_core", None)) is not None:
-        one_core.stop()
-    if (health := getattr(sender, "health", None)) is not None:
-        health.stop()
-    scrapes = getattr(sender, "scrapes", None)
-    if scrapes is not None:
-        scrapes.stop()
-        metrics.end()
+    if (duties := getattr(sender, "duties", None)) is not None:
+        duties.end()
     current().close()
     log.info("worker_stopped")
     _send_what_is_told()
