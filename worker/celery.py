@@ -90,13 +90,13 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._retention = Retention(self._process, days) if days is not None else None
         self._relay = Relay(self._process) if "relay" in parts else None
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
-        self._health = Health(self._process, duties, consumes="tasks" in parts)
+        self.health = Health(self._process, duties, consumes="tasks" in parts)
         self._scrapes = self._counting(parent)
         stays = (
             self._process.worker.WORKER_ONE_CORE == "on" and issubclass(parent.pool_cls, ThreadPool) and can_choose()
         )
         self._one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
-        parent.duties = self  # for _flush
+        parent.duties = self  # for the consumer, and for _flush
 
     def _counting(self, parent: Any) -> Scrapes | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
@@ -110,7 +110,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         except OSError as error:
             raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
         engine = database.connect(read(DatabaseSettings).url, connections=1)
-        return Scrapes(port, Exposed(instruments, engine, self._health.notes))
+        return Scrapes(port, Exposed(instruments, engine, self.health.notes))
 
     def start(self, parent: Any) -> None:
         worker = self._process.worker
@@ -124,13 +124,13 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
             tracing=tracing.is_on(),
             sentry=self._process.sentry.dsn is not None,
         )
-        for duty in (self._one_core, self._scheduler, self._retention, self._relay, self._health, self._scrapes):
+        for duty in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
             if duty is not None:
                 duty.start()
 
     def stop(self, parent: Any) -> None:
         """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
-        self._health.is_stopping = True
+        self.health.is_stopping = True
         for duty in (self._scheduler, self._retention):
             if duty is not None:
                 duty.stop()
@@ -142,7 +142,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         """The last task has ended: its event is published."""
         if self._relay is not None:
             self._relay.flush()
-        for duty in (self._one_core, self._health, self._scrapes):
+        for duty in (self._one_core, self.health, self._scrapes):
             if duty is not None:
                 duty.stop()
         metrics.end()
