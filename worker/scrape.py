@@ -51,11 +51,15 @@ class Exposed(Collector):
 
     def __init__(self, instruments: Instruments, engine: Engine, notes: Callable[[], Mapping[str, float]]) -> None:
         """engine: for this alone; notes: of worker/health.py."""
-        self._instruments = instruments
-        self._others = (WorkerFacts(notes), DatabaseFacts(engine), ProcessCollector(registry=None))
+        self._collectors = (
+            instruments.exposed(),
+            WorkerFacts(notes),
+            DatabaseFacts(engine),
+            ProcessCollector(registry=None),
+        )
 
     def collect(self) -> Iterator[Metric]:
-        for collector in (self._instruments.exposed(), *self._others):
+        for collector in self._collectors:
             yield from collector.collect()
 
 
