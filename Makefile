@@ -68,7 +68,7 @@ audit: setup
 	esac
 
 configuration: setup  ## docs/configuration.md from the settings
-	@$(BIN)/python -m worker.configuration > docs/configuration.md
+	@$(BIN)/python -m worker.published.settings_page > docs/configuration.md
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock" $(LOCK_ARGS)

@@ -4,10 +4,9 @@ A booking is never refused for a detail: of a field whose value does not fit, an
 value is kept as it came (``leftovers``). Only ``id`` and ``offer_id`` are required.
 """
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -170,37 +169,3 @@ def _leftovers(node: Any, path: str) -> list[tuple[str, Any]]:
         for index, item in enumerate(node):
             found += _leftovers(item, f"{path}[{index}]")
     return found
-
-
-def read_exact(text: str | bytes) -> Any:
-    """JSON with its decimals as they were written: 19.90 stays ``Decimal("19.90")``. Raises ValueError.
-
-    What is no amount of anything (NaN, 1e999999999) stays as the text that it is: it has no JSON form to be stored.
-    """
-    return json.loads(text, parse_float=_decimal, parse_constant=str)
-
-
-def _decimal(text: str) -> Decimal | str:
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return text
-    return number if abs(number.adjusted()) < 1000 else text
-
-
-def write_exact(content: Any) -> str:
-    """JSON in which a Decimal is a decimal string and a time is ISO 8601."""
-    return json.dumps(content, default=_exact, separators=(",", ":"))
-
-
-def _exact(value: Any) -> str:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, datetime):
-        return moment(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def moment(value: datetime) -> str:
-    """RFC 3339 in UTC with microseconds: ``2026-01-01T00:00:00.000000Z``."""
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from models.booking import Booking, moment, write_exact
+from models.booking import Booking
+from models.exact_json import moment, write_exact
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 

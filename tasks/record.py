@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Row, Select, bindparam, insert, select, updat
 from uuid_utils.compat import uuid7
 
 from models import booking as xone
-from models.booking import write_exact
 from models.event import EventType, booking_data, cloud_event, error_data
+from models.exact_json import write_exact
 from models.states import State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import emails

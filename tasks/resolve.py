@@ -9,8 +9,9 @@ from uuid import UUID
 from pydantic import ValidationError
 from sqlalchemy import Connection, Row, select
 
-from models.booking import Booking, read_exact
+from models.booking import Booking
 from models.event import EventType
+from models.exact_json import read_exact
 from models.states import Outcome, State
 from models.tables import Confirmation
 from tasks.audit import audit

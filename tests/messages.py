@@ -9,8 +9,8 @@ from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
 
 from models.event import EventType
-from models.schemas import envelope_schema
-from worker.asyncapi import dead_letter_headers
+from worker.published.asyncapi import dead_letter_headers
+from worker.published.json_schema import envelope_schema
 
 _CLOUD_EVENT = Draft7Validator(json.loads((Path(__file__).parent / "schemas" / "cloudevents.json").read_text()))
 _DEAD_LETTER = Draft202012Validator(

@@ -12,7 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 
-from models.booking import write_exact
+from models.exact_json import write_exact
 from models.types import Time
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 
-from models.booking import moment
+from models.exact_json import moment
 from models.states import BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
 from tasks import pauses

@@ -19,7 +19,8 @@ import requests
 from pydantic import ValidationError
 from urllib3.exceptions import ConnectTimeoutError
 
-from models.booking import Booking, read_exact
+from models.booking import Booking
+from models.exact_json import read_exact
 from worker import metrics, tracing
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.gate import Gate

@@ -19,12 +19,12 @@ import pytest
 from amqp.exceptions import NotFound
 from kombu import Producer
 
-from models.schemas import JOB_EXAMPLE
 from tests.acceptance.test_tls import over_tls
 from tests.certificates import Authority
 from tests.servers import RabbitMQ, lacking
 from tests.system import PROJECT, System, until
 from worker import broker
+from worker.published.json_schema import JOB_EXAMPLE
 
 EXAMPLES = PROJECT / "examples"
 README = (PROJECT / "README.md").read_text()

@@ -10,7 +10,7 @@ from models.event import EventType
 from tests.messages import problems_of_dead_letter, problems_of_event
 from tests.system import System, job, until
 from worker import broker
-from worker.asyncapi import document
+from worker.published.asyncapi import document
 
 LINKS = {"coi", "account_url", "fnol_link", "sign_up_url"}
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"

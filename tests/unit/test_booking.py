@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from models.booking import Booking, ExtraFields, moment, read_exact, write_exact
+from models.booking import Booking, ExtraFields
+from models.exact_json import moment, read_exact, write_exact
 
 # The response on the page, field for field, with values as XONE sends them.
 SAMPLE = """{

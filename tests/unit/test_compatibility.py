@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from models.event import EventType
-from models.schemas import envelope_schema, event_schema, job_schema
 from tests.compatibility import refusals
 from tests.system import PROJECT
-from worker.asyncapi import document
+from worker.published.asyncapi import document
+from worker.published.json_schema import envelope_schema, event_schema, job_schema
 
 SCHEMAS = PROJECT / "docs" / "schemas"
 VERSIONS = sorted(folder.name for folder in SCHEMAS.iterdir() if folder.is_dir())

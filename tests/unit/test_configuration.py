@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.system import PROJECT
-from worker.configuration import default_of, page
+from worker.published.settings_page import default_of, page
 from worker.settings import NAMES, SECTIONS
 
 DEFAULTS = {name: default_of(field) for section in SECTIONS for name, field in section.model_fields.items()}

@@ -18,13 +18,20 @@ from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
 from models.booking import Booking
 from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, error_data
 from models.job import JobRejected, read_job
-from models.schemas import JOB_EXAMPLE, data_schema, envelope_schema, event_example, event_schema, job_schema
 from tests.messages import problems_of_event
 from tests.servers import lacking
 from tests.system import PROJECT
 from tests.unit.test_job import ACCEPTED, ANY_JSON, FULL, MINIMAL, NOT_A_JOB, PASSED_ON, changed, to_bytes
-from worker.asyncapi import document
 from worker.cli import cli
+from worker.published.asyncapi import document
+from worker.published.json_schema import (
+    JOB_EXAMPLE,
+    data_schema,
+    envelope_schema,
+    event_example,
+    event_schema,
+    job_schema,
+)
 
 OFFICIAL = PROJECT / "tests" / "schemas"
 JOB = Draft202012Validator(job_schema())

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from sqlalchemy import Row
 
-from models.booking import moment
 from models.event import EventType
+from models.exact_json import moment
 from tasks.audit import Tally
 from worker import database
 from worker.broker import Publisher

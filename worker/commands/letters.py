@@ -15,7 +15,7 @@ from typing import Any, Self
 import click
 from rich.progress import Progress
 
-from models.booking import moment
+from models.exact_json import moment
 from models.job import JobRejected, read_job
 from tasks.audit import Tally
 from worker import broker, database

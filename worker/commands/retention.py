@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy import Engine, Row
 
-from models.booking import moment
+from models.exact_json import moment
 from models.states import State
 from tasks import emails
 from tasks import purge as purging

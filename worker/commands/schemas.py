@@ -20,7 +20,7 @@ def job() -> None:
 
     Example: confirm-offer schema job > job.json
     """
-    from models.schemas import job_schema
+    from worker.published.json_schema import job_schema
 
     _print(job_schema())
 
@@ -34,7 +34,7 @@ def event() -> None:
 
     Example: confirm-offer schema event > event.json
     """
-    from models.schemas import event_schema
+    from worker.published.json_schema import event_schema
 
     _print(event_schema())
 
@@ -48,7 +48,7 @@ def asyncapi() -> None:
 
     Example: confirm-offer schema asyncapi > asyncapi.json
     """
-    from worker.asyncapi import document
+    from worker.published.asyncapi import document
 
     _print(document())
 

@@ -5,9 +5,9 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from models.event import CONTENT_TYPE, EventType
-from models.schemas import JOB_EXAMPLE, VERSION, envelope_schema, event_example, job_schema
 from worker.broker import JOBS, booking_events, confirm_offer, dead_letters_queue, unrouted_queue
 from worker.letters import CODES
+from worker.published.json_schema import JOB_EXAMPLE, VERSION, envelope_schema, event_example, job_schema
 
 BINDING = {"bindingVersion": "0.3.0"}
 MESSAGE = {"amqp": {"contentEncoding": "utf-8", **BINDING}}
