@@ -28,11 +28,11 @@ from tasks.decide import (
 from tasks.record import Made, record
 from worker import context, metrics, tracing
 from worker.errors import Poison, Refused, XoneError
-from worker.gate import Held
 from worker.patience import patiently
 from worker.process import Process
 from worker.turns import HORIZON, take_turn
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
+from worker.xone.circuit_breaker import Held
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from models.states import Outcome, State
 from tasks.claim import STOPPED, History
 from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
 
 READ_BACK_TRIES = 8  # a booking that must exist may be listed minutes later
 UNCOUNTED = frozenset({423, 429})

@@ -27,7 +27,7 @@ from worker.settings import (
 )
 from worker.together import GroupCommit, Item, Result
 from worker.vault import Vault
-from worker.xone import Xone
+from worker.xone.client import Xone
 
 
 class Process:

@@ -24,7 +24,7 @@ from worker.database import now_plus
 from worker.errors import Unknown
 from worker.process import Process
 from worker.sandbox import Sandbox
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
 
 
 def body_of(offer_id: str, **changes: Any) -> bytes:

@@ -32,9 +32,9 @@ MARKED = {
 STEPS = {
     "validation": "tasks.confirm.read_job",
     "accept": "tasks.confirm.accept_new",
-    "token": "worker.xone.Xone._request_token",
-    "call": "worker.http.Http.send",
-    "parse": "worker.xone.read_confirm_answer",
+    "token": "worker.xone.client.Xone._request_token",
+    "call": "worker.xone.transport.Http.send",
+    "parse": "worker.xone.answers.read_confirm_answer",
     "decide": "tasks.confirm.decide",
     "record": "tasks.record.store_booking",
     "relay": "worker.relay.message_of",

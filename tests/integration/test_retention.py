@@ -43,7 +43,7 @@ from worker.retention import Retention
 from worker.sandbox import Sandbox
 from worker.settings import VaultSettings, read
 from worker.vault import Vault
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"
 TO_COME = datetime.now(UTC) + timedelta(days=1)

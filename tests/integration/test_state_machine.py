@@ -43,10 +43,10 @@ from tasks.record import EVENT_OF, Made, record
 from tests.system import job
 from worker.database import now_plus
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.gate import RUN, Gate, Held
 from worker.process import Process
 from worker.settings import RetrySettings, XoneSettings
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
+from worker.xone.circuit_breaker import RUN, Gate, Held
 
 EXAMPLES = {"postgresql": 40, "sqlite": 80}  # a step on PostgreSQL takes more than twice as long
 SETTINGS = settings(

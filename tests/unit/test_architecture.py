@@ -13,13 +13,13 @@ LEAVES = {
     "worker.database",
     "worker.vault",
     "worker.errors",
-    "worker.xone",
-    "worker.wording",
-    "worker.http",
-    "worker.token",
+    "worker.xone.client",
+    "worker.xone.refusal_text",
+    "worker.xone.transport",
+    "worker.xone.oauth_token",
     "worker.broker",
-    "worker.gate",
-    "worker.readback",
+    "worker.xone.circuit_breaker",
+    "worker.xone.read_back",
     "worker.turns",
     "worker.pauses",
     "worker.patience",
@@ -95,7 +95,7 @@ def test_imports_go_downwards(module: str) -> None:
 
 def test_there_are_imports_to_check() -> None:
     """The tests here would pass if imports were not found."""
-    assert "models.booking" in ALL_IMPORTS["worker.xone"]
+    assert "models.booking" in ALL_IMPORTS["worker.xone.client"]
     assert "worker.broker" in ALL_IMPORTS["tasks.celery_tasks"]
     assert "worker.celery" in ALL_IMPORTS["worker.cli"] - IMPORTED_AT_ONCE["worker.cli"]
 
@@ -106,7 +106,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
 
-    assert order.index("models.booking") < order.index("worker.xone") < order.index("tasks.confirm")
+    assert order.index("models.booking") < order.index("worker.xone.client") < order.index("tasks.confirm")
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("models")])

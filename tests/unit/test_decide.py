@@ -25,7 +25,7 @@ from tasks.decide import (
 )
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
-from worker.xone import Confirmed
+from worker.xone.answers import Confirmed
 
 CONFIRMED, PENDING, RETRYING = State.CONFIRMED, State.PENDING, State.RETRYING
 FAILED, REVIEW = State.FAILED, State.NEEDS_REVIEW

@@ -14,7 +14,7 @@ from worker.errors import (
     Unknown,
     XoneError,
 )
-from worker.gate import RUN, Gate, Held
+from worker.xone.circuit_breaker import RUN, Gate, Held
 
 DOWN = [
     NotSent("connect", ""),

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.certificates import Authority, Certificate
-from worker.http import MAX_ANSWER, AnswerTooLarge, Http, NoTls
+from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, Http, NoTls
 
 TIMEOUT = 0.3
 GENEROUS = 3 * TIMEOUT

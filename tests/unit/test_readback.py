@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.system import until
-from worker import readback
 from worker.errors import Unknown
-from worker.gate import Held
-from worker.readback import Listed, ReadBack
+from worker.xone import read_back
+from worker.xone.circuit_breaker import Held
+from worker.xone.read_back import Listed, ReadBack
 
 NONE: frozenset[str] = frozenset()
 
@@ -62,7 +62,7 @@ class Callers:
 
 @pytest.fixture
 def callers(monkeypatch: pytest.MonkeyPatch) -> Callers:
-    monkeypatch.setattr(readback, "WAIT", 0.01)
+    monkeypatch.setattr(read_back, "WAIT", 0.01)
     return Callers(List())
 
 

@@ -15,9 +15,9 @@ import structlog
 from tests.conftest import Capturing
 from worker import context, logs
 from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown
-from worker.gate import Gate
 from worker.report import CheckIns, allowed_only, configure_sentry, describe, report, transaction, where
 from worker.settings import LogSettings, SentrySettings
+from worker.xone.circuit_breaker import Gate
 
 MARK = "Geheimnis"
 
@@ -433,9 +433,9 @@ def test_why_there_is_no_connection_is_logged(output: io.StringIO) -> None:
 @pytest.mark.parametrize(
     ("logger", "level", "shows"),
     [
-        ("worker.xone", "info", True),
+        ("worker.xone.client", "info", True),
         ("tasks.confirm", "info", True),
-        ("worker.xone", "debug", False),
+        ("worker.xone.client", "debug", False),
         ("amqp", "info", False),
         ("urllib3.connectionpool", "info", False),
         ("sqlalchemy.engine.Engine", "info", False),

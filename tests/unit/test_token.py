@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from worker.token import DEFAULT_LIFETIME, Token, TokenCache, issued
+from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
 
 
 class Clock:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import Refused
-from worker.wording import MAX_BODY, MAX_LENGTH, VOCABULARY, wording
-from worker.xone import Answer, read_confirm_answer
+from worker.xone.answers import Answer, read_confirm_answer
+from worker.xone.refusal_text import MAX_BODY, MAX_LENGTH, VOCABULARY, wording
 
 TABLE: list[tuple[Any, str]] = [
     (

@@ -18,12 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, SSLError
 
-from worker import xone
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.gate import Gate
 from worker.sandbox import FAULTS, Sandbox
 from worker.settings import XoneSettings
-from worker.xone import Xone, retry_after
+from worker.xone import answers
+from worker.xone import client as xone_client
+from worker.xone.answers import retry_after
+from worker.xone.circuit_breaker import Gate
+from worker.xone.client import Xone
 
 KEY = UUID("01890000-0000-4000-8000-000000000001")
 MARK = "Geheimnis"  # stands for personal data: no error may repeat it
@@ -59,7 +61,7 @@ def client(sandbox: Sandbox) -> Xone:
     return client_of(sandbox.url)
 
 
-def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> xone.Confirmed:
+def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> answers.Confirmed:
     return client.confirm("P-1", offer_id, BODY, KEY, **more)
 
 
@@ -403,7 +405,7 @@ def test_a_tls_handshake_that_is_not_answered_was_not_sent() -> None:
 def test_a_failure_of_tls_after_the_handshake_is_unknown() -> None:
     broken = requests.exceptions.SSLError(MaxRetryError(None, "/", SSLError("bad record mac")))  # type: ignore[arg-type]
 
-    error = xone._transport_failure(broken)
+    error = answers.transport_failure(broken)
 
     assert (type(error), error.code) == (Unknown, "connection-lost")
 
@@ -647,7 +649,7 @@ def test_a_list_without_an_end_can_not_be_read() -> None:
         error = failure(lambda: find(client_of(script.url)))
 
     assert (type(error), error.code) == (Refused, "too-large")
-    assert len(script.paths()) == 1 + xone.MAX_PAGES
+    assert len(script.paths()) == 1 + xone_client.MAX_PAGES
 
 
 # --- Retry-After ---
@@ -686,7 +688,7 @@ def test_retry_after_is_seconds_or_a_date_bounded_to_an_hour(value: str | None, 
 def test_any_retry_after_is_read_or_ignored(value: str) -> None:
     seconds = retry_after(value, NOW)
 
-    assert seconds is None or 0 <= seconds <= xone.MAX_RETRY_AFTER
+    assert seconds is None or 0 <= seconds <= answers.MAX_RETRY_AFTER
 
 
 def test_retry_after_reaches_the_error(client: Xone) -> None:

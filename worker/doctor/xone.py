@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from worker.doctor.finding import Finding, ok, plain, wrong
 from worker.errors import XoneError
 from worker.settings import XoneSettings
-from worker.xone import Xone
+from worker.xone.client import Xone
 
 HOST, TOKEN = "XONE", "token"
 WAIT = "nothing to mend here: workers go on by themselves when it answers again"

@@ -8,54 +8,32 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID
 
 import requests
 from pydantic import ValidationError
-from urllib3.exceptions import ConnectTimeoutError
 
 from models.booking import Booking
-from models.exact_json import read_exact
 from worker import metrics, tracing
-from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.gate import Gate
-from worker.http import AnswerTooLarge, Http, NoTls
-from worker.readback import ReadBack
+from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown
 from worker.settings import XoneSettings
-from worker.token import DEFAULT_LIFETIME, Token, TokenCache, issued
-from worker.wording import wording
+from worker.xone.answers import (
+    LATER,
+    Answer,
+    Confirmed,
+    failure_of,
+    read_confirm_answer,
+    retry_after,
+    transport_failure,
+)
+from worker.xone.circuit_breaker import Gate
+from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
+from worker.xone.read_back import ReadBack
+from worker.xone.transport import AnswerTooLarge, Http
 
-MAX_RETRY_AFTER = 3600.0  # seconds
 MAX_PAGES = 50  # of the list of bookings
-REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
-LATER = frozenset({423, 429, 503})
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """A booking that XONE returned, and the status of the answer."""
-
-    booking: Booking
-    http_status: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Any
-    body: bytes
-
-    def json(self) -> Any:
-        """The body, decimals exact. None where it is no JSON."""
-        try:
-            return read_exact(self.body)
-        except (ValueError, RecursionError):
-            return None
 
 
 class Xone:
@@ -127,7 +105,7 @@ class Xone:
         for _ in range(MAX_PAGES):
             answer = self._authorized("bookings", "GET", template, url, {}, None, before_call)
             if answer.status != 200:
-                raise _failure(answer)
+                raise failure_of(answer)
             content = answer.json()
             if not isinstance(content, dict) or not isinstance(content.get("data"), list):
                 raise Unknown("bad-answer", "the list of bookings is not as expected", answer.status)
@@ -208,99 +186,12 @@ class Xone:
             except AnswerTooLarge:
                 raise Unknown("too-large", "the answer is larger than 5 MiB") from None
             except requests.RequestException as error:
-                raise _transport_failure(error) from None
+                raise transport_failure(error) from None
             tracing.answered(answer.status)
             return answer
 
     def _url(self, path: str) -> str:
         return self._settings.XONE_BASE_URL.rstrip("/") + path
-
-
-def read_confirm_answer(answer: Answer, offer_id: str) -> Confirmed:
-    """The booking in an answer to confirm. Raises the XoneError that the answer means."""
-    if not 200 <= answer.status < 300:
-        raise _failure(answer, offer_id)
-    content = answer.json()
-    if content is None:
-        raise _unreadable(answer, "no JSON")
-    if not isinstance(content, dict):
-        raise _unreadable(answer, "no JSON object")
-    if content.get("errors"):
-        raise _unreadable(answer, "errors beside the data")
-    booking = _booking(content.get("data"))
-    if booking is None:
-        raise _unreadable(answer, "no booking id and offer id")
-    if booking.offer_id != offer_id:
-        raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
-    return Confirmed(booking, answer.status)
-
-
-def _booking(data: Any) -> Booking | None:
-    try:
-        return Booking.model_validate(data)
-    except ValidationError:
-        return None
-
-
-def _unreadable(answer: Answer, what: str) -> Unknown:
-    return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
-
-
-def _failure(answer: Answer, offer_id: str | None = None) -> XoneError:
-    """The error that a status other than 2xx means."""
-    status, code, said = answer.status, f"http-{answer.status}", wording(answer.body)
-    detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {said}" if said else "")
-    if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
-        return _already_booked(answer, offer_id)
-    if 300 <= status < 400:
-        return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
-    if status in LATER:
-        return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
-    if status in REFUSALS:
-        return Refused(code, detail, status, answer.body)
-    return Unknown(code, detail, status, answer.body)
-
-
-_BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
-_REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
-
-
-def _already_booked(answer: Answer, offer_id: str | None) -> AlreadyBooked:
-    reference = _REFERENCE.search(answer.body)
-    known_as = f" as {reference[1].decode()}" if reference else ""
-    error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
-    content = answer.json()
-    booking = _booking(content.get("data")) if isinstance(content, dict) else None
-    if booking is not None and booking.offer_id == offer_id:
-        error.booking = booking
-    return error
-
-
-def _transport_failure(error: requests.RequestException) -> XoneError:
-    """Connect, TLS and name failures: nothing was sent. Anything later: XONE may have booked."""
-    cause: BaseException | None = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
-    cause = getattr(cause, "reason", None) or cause
-    if isinstance(cause, NoTls):
-        return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
-    if isinstance(cause, ConnectTimeoutError):  # its kinds: refused, no such name, no answer in time
-        return NotSent("connect", "XONE can't be reached")
-    if isinstance(error, requests.Timeout) or "Timeout" in str(error):
-        return Unknown("timeout", "no whole answer within XONE_TIMEOUT")
-    return Unknown("connection-lost", "the connection broke before the answer was whole")
-
-
-def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or a date; bounded to an hour. None where it is neither."""
-    if not value:
-        return None
-    try:
-        seconds = float(int(value))
-    except (ValueError, OverflowError):
-        try:
-            seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def _lifetime(expires_in: Any) -> float:
@@ -309,12 +200,3 @@ def _lifetime(expires_in: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         return DEFAULT_LIFETIME
     return seconds if 0 < seconds < 1e9 else DEFAULT_LIFETIME
-
-
-def _reason_phrase(status: int) -> str:
-    from http import HTTPStatus
-
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""

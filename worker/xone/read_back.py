@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from worker.errors import XoneError
-from worker.gate import Held
+from worker.xone.circuit_breaker import Held
 
 Listed = dict[str, Any]
 Reading = Callable[[], Generator[Listed, None, None]]

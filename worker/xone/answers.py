@@ -1,0 +1,139 @@
+"""The one place that turns an answer of XONE into a booking or an error."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+from pydantic import ValidationError
+from urllib3.exceptions import ConnectTimeoutError
+
+from models.booking import Booking
+from models.exact_json import read_exact
+from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
+from worker.xone.refusal_text import wording
+from worker.xone.transport import NoTls
+
+MAX_RETRY_AFTER = 3600.0  # seconds
+REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
+LATER = frozenset({423, 429, 503})
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A booking that XONE returned, and the status of the answer."""
+
+    booking: Booking
+    http_status: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Any
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, decimals exact. None where it is no JSON."""
+        try:
+            return read_exact(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+def read_confirm_answer(answer: Answer, offer_id: str) -> Confirmed:
+    """The booking in an answer to confirm. Raises the XoneError that the answer means."""
+    if not 200 <= answer.status < 300:
+        raise failure_of(answer, offer_id)
+    content = answer.json()
+    if content is None:
+        raise _unreadable(answer, "no JSON")
+    if not isinstance(content, dict):
+        raise _unreadable(answer, "no JSON object")
+    if content.get("errors"):
+        raise _unreadable(answer, "errors beside the data")
+    booking = _booking(content.get("data"))
+    if booking is None:
+        raise _unreadable(answer, "no booking id and offer id")
+    if booking.offer_id != offer_id:
+        raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
+    return Confirmed(booking, answer.status)
+
+
+def _booking(data: Any) -> Booking | None:
+    try:
+        return Booking.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _unreadable(answer: Answer, what: str) -> Unknown:
+    return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
+
+
+def failure_of(answer: Answer, offer_id: str | None = None) -> XoneError:
+    """The error that a status other than 2xx means."""
+    status, code, said = answer.status, f"http-{answer.status}", wording(answer.body)
+    detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {said}" if said else "")
+    if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
+        return _already_booked(answer, offer_id)
+    if 300 <= status < 400:
+        return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
+    if status in LATER:
+        return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
+    if status in REFUSALS:
+        return Refused(code, detail, status, answer.body)
+    return Unknown(code, detail, status, answer.body)
+
+
+_BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
+_REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
+
+
+def _already_booked(answer: Answer, offer_id: str | None) -> AlreadyBooked:
+    reference = _REFERENCE.search(answer.body)
+    known_as = f" as {reference[1].decode()}" if reference else ""
+    error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
+    content = answer.json()
+    booking = _booking(content.get("data")) if isinstance(content, dict) else None
+    if booking is not None and booking.offer_id == offer_id:
+        error.booking = booking
+    return error
+
+
+def transport_failure(error: requests.RequestException) -> XoneError:
+    """Connect, TLS and name failures: nothing was sent. Anything later: XONE may have booked."""
+    cause: BaseException | None = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
+    cause = getattr(cause, "reason", None) or cause
+    if isinstance(cause, NoTls):
+        return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
+    if isinstance(cause, ConnectTimeoutError):  # its kinds: refused, no such name, no answer in time
+        return NotSent("connect", "XONE can't be reached")
+    if isinstance(error, requests.Timeout) or "Timeout" in str(error):
+        return Unknown("timeout", "no whole answer within XONE_TIMEOUT")
+    return Unknown("connection-lost", "the connection broke before the answer was whole")
+
+
+def retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds that a Retry-After header asks for: a number, or a date; bounded to an hour. None where it is neither."""
+    if not value:
+        return None
+    try:
+        seconds = float(int(value))
+    except (ValueError, OverflowError):
+        try:
+            seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def _reason_phrase(status: int) -> str:
+    from http import HTTPStatus
+
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
