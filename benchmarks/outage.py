@@ -29,8 +29,8 @@ from models.job import read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
 from tests.system import PROJECT, job, until
-from worker.database import now
-from worker.vault import Vault
+from worker.storage.database import now
+from worker.storage.encryption import Vault
 
 GROUPS = (  # of failed confirmations: share, code, status, detail
     (0.75, "http-503", 503, "XONE answered 503 Service Unavailable"),

@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 
 from tests.servers import PostgreSQL, RabbitMQ
 from tests.system import PROJECT, WorkerProcess, job
-from worker import broker, database, schema
+from worker import broker
+from worker.storage import database, migrator
 
 EVENTS = Queue("benchmark.events", broker.booking_events, routing_key="#", durable=True)
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -45,7 +46,7 @@ class Rig:
         self.afternoon_url = self.postgresql.url("afternoon")
         self.database_url = self.postgresql.url("confirm_offer")
         self.engine: Engine = database.connect(self.database_url)
-        schema.upgrade(self.engine)
+        migrator.upgrade(self.engine)
         with broker.connect(self.rabbitmq.url) as connection:
             broker.declare(connection)
             EVENTS(connection.default_channel).declare()

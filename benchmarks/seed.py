@@ -11,7 +11,7 @@ import time
 import click
 from sqlalchemy import Engine, text
 
-from worker import database, schema
+from worker.storage import database, migrator
 
 STEP = 100_000
 PARTNERS = 50
@@ -62,7 +62,7 @@ def seed(engine: Engine, rows: int) -> None:
 @click.option("--rows", default=2_000_000, show_default=True, type=click.IntRange(1))
 def main(url: str, rows: int) -> None:
     engine = database.connect(url)
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     began = time.monotonic()
     seed(engine, rows)
     click.echo(f"{rows} confirmations in {time.monotonic() - began:.0f} s")

@@ -16,8 +16,8 @@ from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import emails
 from tasks.claim import Claim, History, claim, claim_of, open_attempts
-from worker.database import DIALECTS, insert_if_absent, locked, now, now_plus
-from worker.vault import Vault
+from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
+from worker.storage.encryption import Vault
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Engine, insert, update
 
 from models.tables import AuditEntry
-from worker.database import now
+from worker.storage.database import now
 
 WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
 

@@ -29,7 +29,7 @@ from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation
 from tasks.audit import audit
 from tasks.failures import Selection
-from worker.database import Writes, locked, now, now_plus, seconds_since
+from worker.storage.database import Writes, locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
 CANCELLED = "cancelled"

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_
 
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
-from worker.database import DIALECTS, now, now_plus, seconds_since
-from worker.vault import Vault
+from worker.storage.database import DIALECTS, now, now_plus, seconds_since
+from worker.storage.encryption import Vault
 
 STOPPED = "connection-lost", "the worker stopped during this attempt"
 

@@ -30,7 +30,7 @@ from worker import context, metrics, tracing
 from worker.errors import Poison, Refused, XoneError
 from worker.patience import patiently
 from worker.process import Process
-from worker.turns import HORIZON, take_turn
+from worker.storage.rate_limiter import HORIZON, take_turn
 from worker.xone.answers import Confirmed
 from worker.xone.circuit_breaker import Held
 

@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, union
 
 from models.tables import Confirmation, FurtherEmail
-from worker.database import DIALECTS, Writes, insert_if_absent
-from worker.vault import Vault
+from worker.storage.database import DIALECTS, Writes, insert_if_absent
+from worker.storage.encryption import Vault
 
 
 def of_request(vault: Vault, body: bytes) -> list[bytes]:

@@ -4,8 +4,8 @@ from sqlalchemy import Connection, Row, delete, select
 
 from models.tables import Pause
 from tasks.audit import audit
-from worker.database import insert_if_absent, now
-from worker.pauses import ALL
+from worker.storage.database import insert_if_absent, now
+from worker.storage.pause_cache import ALL
 
 
 def pause(connection: Connection, partner_id: str, reason: str, by: str) -> bool:

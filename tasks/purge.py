@@ -19,8 +19,8 @@ from models.tables import Confirmation, FurtherEmail, OutboxEvent
 from tasks import emails
 from tasks.failures import in_literally
 from tasks.sealed import SEALED, id_in
-from worker.database import locked, now
-from worker.vault import Vault
+from worker.storage.database import locked, now
+from worker.storage.encryption import Vault
 
 ENDED = (State.CONFIRMED, State.PENDING, State.FAILED)
 STEP = 100  # confirmations in one transaction

@@ -22,8 +22,8 @@ from tasks import emails
 from tasks.batches import end_item
 from tasks.claim import Claim, close_abandoned_attempts
 from tasks.decide import Decision
-from worker.database import Writes, locked, now, now_plus
-from worker.vault import Vault
+from worker.storage.database import Writes, locked, now, now_plus
+from worker.storage.encryption import Vault
 
 log = structlog.get_logger(__name__)
 

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func,
 from models.tables import Confirmation, FurtherEmail
 from tasks import emails
 from tasks.sealed import SEALED, id_in, place_of
-from worker.database import locked
 from worker.errors import SealError
-from worker.vault import Vault
+from worker.storage.database import locked
+from worker.storage.encryption import Vault
 
 STEP = 100  # confirmations in one transaction
 

@@ -19,7 +19,7 @@ from tasks.batches import skip_everywhere
 from tasks.decide import Decision, booked
 from tasks.record import EVENT_OF, settle, store_booking, to_be_settled
 from worker.errors import ResolveError, XoneError
-from worker.vault import Vault
+from worker.storage.encryption import Vault
 
 MAX_WHY = 500  # characters
 

@@ -34,9 +34,10 @@ from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent
 from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import WorkerProcess, job
-from worker import broker, database, schema
-from worker.database import now
+from worker import broker
 from worker.sandbox import Sandbox
+from worker.storage import database, migrator
+from worker.storage.database import now
 
 DATABASE = "confirm_offer"
 EVENTS = Queue("chaos.events", broker.booking_events, routing_key="#", queue_arguments={"x-queue-type": "quorum"})
@@ -248,7 +249,7 @@ def running(plan: Plan, folder: Path) -> Iterator[Parts]:
         postgresql.create_database(DATABASE)
         engine = database.connect(postgresql.url(DATABASE))
         stack.callback(engine.dispose)
-        schema.upgrade(engine)
+        migrator.upgrade(engine)
         with broker.connect(rabbitmq.url) as connection:
             broker.declare(connection)
             EVENTS(connection.channel()).declare()

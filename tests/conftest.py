@@ -21,11 +21,12 @@ from sqlalchemy import Engine
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import broker, context, database, logs, schema
+from worker import broker, context, logs
 from worker.process import Process
 from worker.report import configure_sentry
 from worker.sandbox import Sandbox
 from worker.settings import SentrySettings
+from worker.storage import database, migrator
 
 _numbers = itertools.count(1)
 
@@ -53,7 +54,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
     server.start()
     server.create_database("template_confirm_offer")
     engine = database.connect(server.url("template_confirm_offer"))
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     engine.dispose()
     yield server
     server.stop()
@@ -81,7 +82,7 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path}/confirm-offer.db"
     engine = database.connect(url)
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     engine.dispose()
     return url
 

@@ -21,9 +21,10 @@ from sqlalchemy import Engine, func, select, update
 
 from models.tables import Confirmation
 from tests.messages import problems_of_event
-from worker import broker, database
-from worker.database import now_plus
+from worker import broker
 from worker.sandbox import Sandbox
+from worker.storage import database
+from worker.storage.database import now_plus
 
 PROJECT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-from worker import broker, database, green, logs, metrics, report, tracing, vitals
+from worker import broker, green, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.one_core import OneCore, can_choose, ticks_of_cores
@@ -23,6 +23,7 @@ from worker.retention import Retention
 from worker.scheduler import Scheduler
 from worker.scrape import Exposed, Scrapes
 from worker.settings import DatabaseSettings, LogSettings, TracingSettings, read
+from worker.storage import database
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ import click
 from cryptography.fernet import Fernet
 
 from tasks.audit import audit, who
-from worker import broker, database, green, schema
+from worker import broker, green
 from worker.commands import (
     batches,
     doctor,
@@ -27,6 +27,7 @@ from worker.commands.console import Failed, complain, json_option, out, plainly,
 from worker.errors import SettingsError
 from worker.process import current
 from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, WorkerSettings, read
+from worker.storage import database, migrator
 
 
 def main() -> None:
@@ -108,11 +109,11 @@ def db_upgrade(as_json: bool) -> None:
     Example: confirm-offer db upgrade
     """
     engine = database.connect(read(DatabaseSettings).url)
-    before, after = schema.upgrade(engine)
+    before, after = migrator.upgrade(engine)
     if before != after:
         with engine.begin() as connection:
             audit(connection, "db upgrade", who(), None, 1, before=before, after=after)
-    if after is not None and not schema.is_known(after):
+    if after is not None and not migrator.is_known(after):
         text = _later(after)
     else:
         text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
@@ -131,8 +132,8 @@ def db_check(as_json: bool) -> None:
     """
     engine = database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
-        found, wanted = schema.revision(connection), schema.newest()
-    if found is None or (found != wanted and schema.is_known(found)):
+        found, wanted = migrator.revision(connection), migrator.newest()
+    if found is None or (found != wanted and migrator.is_known(found)):
         raise Failed(f"database is at revision {found or 'none'}, not at {wanted}; run 'confirm-offer db upgrade'")
     text = f"database is at revision {found}, as it should be" if found == wanted else _later(found)
     tell(as_json, text, revision=found)
@@ -140,7 +141,7 @@ def db_check(as_json: bool) -> None:
 
 def _later(found: str) -> str:
     return (
-        f"database is at revision {found}, of a later version than this one, which has {schema.newest()};"
+        f"database is at revision {found}, of a later version than this one, which has {migrator.newest()};"
         " left as it is (docs/upgrading.md)"
     )
 

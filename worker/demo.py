@@ -26,10 +26,11 @@ from sqlalchemy import Engine, func, select
 
 from models.states import State
 from models.tables import Confirmation
-from worker import broker, database, logs, schema
+from worker import broker, logs
 from worker.sandbox import Sandbox
 from worker.settings import LogSettings, read
 from worker.show import STYLE_OF, find
+from worker.storage import database, migrator
 
 PARTNER = "P-100"
 DEADLINE = 60.0  # seconds
@@ -78,7 +79,7 @@ def run(jobs: int, as_json: bool, out: Console) -> int:
     with Sandbox(latency=0.1) as sandbox:
         configure(demo, sandbox)
         engine = database.connect(os.environ["DATABASE_URL"])
-        schema.upgrade(engine)
+        migrator.upgrade(engine)
         started = time.monotonic()
         with inbox(demo) as drain, worker():
             publish(demo)

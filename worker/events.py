@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, tup
 
 from models.event import EventType
 from models.tables import Confirmation, OutboxEvent
-from worker.database import now
+from worker.storage.database import now
 
 PAGE = 500
 

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine, func, literal, select
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
-from worker.database import give_up_after, seconds_since
-from worker.pauses import ALL
+from worker.storage.database import give_up_after, seconds_since
+from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import structlog
 
-from worker import broker, database
+from worker import broker
+from worker.storage import database
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")

@@ -9,9 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from worker import database
 from worker.errors import SettingsError
-from worker.pauses import Pauses
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
@@ -25,8 +23,10 @@ from worker.settings import (
     XoneSettings,
     read,
 )
-from worker.together import GroupCommit, Item, Result
-from worker.vault import Vault
+from worker.storage import database
+from worker.storage.encryption import Vault
+from worker.storage.group_commit import GroupCommit, Item, Result
+from worker.storage.pause_cache import Pauses
 from worker.xone.client import Xone
 
 

@@ -18,9 +18,9 @@ from models.event import CONTENT_TYPE
 from models.tables import Confirmation, OutboxEvent
 from worker import metrics
 from worker.broker import CONFIRM_TIMEOUT, Message, Publisher, booking_events
-from worker.database import locked, now, now_plus, seconds_since
 from worker.loop import Loop
 from worker.process import Process
+from worker.storage.database import locked, now, now_plus, seconds_since
 
 log = structlog.get_logger(__name__)
 

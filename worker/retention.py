@@ -6,10 +6,10 @@ import structlog
 from sqlalchemy import Connection, select
 
 from tasks.purge import purge
-from worker.database import now
 from worker.loop import Loop
 from worker.process import Process
-from worker.turns import take_turn
+from worker.storage.database import now
+from worker.storage.rate_limiter import take_turn
 
 log = structlog.get_logger(__name__)
 

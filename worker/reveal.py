@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, select
 
 from models.tables import Attempt, Booking, Confirmation, Policyholder
-from worker.vault import Vault
+from worker.storage.encryption import Vault
 
 
 def persons(connection: Connection, vault: Vault, confirmation_id: UUID) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from models.tables import Confirmation
 from tasks import batches
 from worker import tracing
 from worker.broker import RESUME, Message, Publisher, confirm_offer
-from worker.database import locked, now, now_plus
 from worker.loop import Loop
-from worker.pauses import ALL
 from worker.process import Process
 from worker.report import CheckIns
+from worker.storage.database import locked, now, now_plus
+from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
 

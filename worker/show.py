@@ -16,8 +16,8 @@ from models.exact_json import moment
 from models.states import BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
 from tasks import pauses
-from worker.database import now
 from worker.reveal import in_short
+from worker.storage.database import now
 
 STYLE_OF = {
     State.CONFIRMED: "green",

@@ -17,9 +17,9 @@ from tests.acceptance.test_letters import letter, put
 from tests.acceptance.test_operations import fail
 from tests.system import job
 from tests.unit.test_command_help import ALL
-from worker import database
 from worker.cli import cli
-from worker.database import now
+from worker.storage import database
+from worker.storage.database import now
 
 pytestmark = pytest.mark.slow
 

@@ -27,12 +27,13 @@ from tests.acceptance.test_commands import run
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import PROJECT, System, job, until
-from worker import broker, database
+from worker import broker
 from worker.broker import Message, Publisher
 from worker.cli import cli
 from worker.doctor import finding
 from worker.sandbox import Sandbox
 from worker.settings import NAMES
+from worker.storage import database
 
 WIDTH = 80
 

@@ -20,9 +20,10 @@ from tests.acceptance.test_commands import run
 from tests.acceptance.test_dead_letters import as_bytes
 from tests.acceptance.test_letters import drain, length
 from tests.system import PROJECT, job, until
-from worker import broker, database
+from worker import broker
 from worker.enqueue import BATCH, Column, Progress, Source, check_header, job_of_row
 from worker.errors import EnqueueError
+from worker.storage import database
 
 pytestmark = pytest.mark.slow
 

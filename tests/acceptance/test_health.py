@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL, RabbitMQ, free_port, require
 from tests.system import PROJECT, System, job, until
-from worker import broker, database, schema, vitals
+from worker import broker, vitals
 from worker.commands.health import health
 from worker.sandbox import Sandbox
+from worker.storage import database, migrator
 
 Probe = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -248,7 +249,7 @@ def test_an_outage_in_the_middle_and_its_end(
     postgresql.start()
     postgresql.create_database("confirm_offer")
     engine = database.connect(postgresql.url("confirm_offer"))
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     engine.dispose()
     with broker.connect(rabbitmq.url) as connection:
         broker.declare(connection)

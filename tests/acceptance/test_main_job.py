@@ -12,7 +12,8 @@ from sqlalchemy import select
 from models.states import State
 from models.tables import Booking, Confirmation
 from tests.system import PROJECT, System, job, until
-from worker import broker, schema
+from worker import broker
+from worker.storage import migrator
 
 WITHOUT_GEVENT = """
 import sys
@@ -187,12 +188,12 @@ def test_the_demo_ends_well_and_says_so(tmp_path: object) -> None:
 
 def test_a_worker_started_before_the_tables_waits_for_them(system: System) -> None:
     with system.engine.begin() as connection:
-        command.downgrade(schema.config(connection), "base")
+        command.downgrade(migrator.config(connection), "base")
     worker = system.start_worker()
     system.publish([job("offer-1")])
     until(lambda: "run 'confirm-offer db upgrade'" in worker.log.read_text())
 
-    schema.upgrade(system.engine)
+    migrator.upgrade(system.engine)
 
     (event,) = system.until_events(1)
     assert event["type"] == "booking.confirmed"

@@ -21,11 +21,11 @@ from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.batches import overview
 from tests.system import PROJECT, System, job, terminal, until
-from worker import database
 from worker.cli import cli
 from worker.commands.follow import Pace, look
-from worker.database import now, now_plus
-from worker.vault import Vault
+from worker.storage import database
+from worker.storage.database import now, now_plus
+from worker.storage.encryption import Vault
 
 pytestmark = pytest.mark.slow
 

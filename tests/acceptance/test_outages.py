@@ -10,8 +10,9 @@ from models.states import State
 from models.tables import Attempt
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, job, until
-from worker import broker, database, schema
+from worker import broker
 from worker.sandbox import Sandbox
+from worker.storage import database, migrator
 
 
 def said(worker_log: Path, event: str) -> int:
@@ -25,7 +26,7 @@ def own_postgresql(tmp_path: Path):  # type: ignore[no-untyped-def]
     server.start()
     server.create_database("confirm_offer")
     engine = database.connect(server.url("confirm_offer"))
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     engine.dispose()
     yield server
     server.stop()

@@ -18,9 +18,9 @@ from tasks.sealed import SEALED
 from tests.acceptance.test_commands import run
 from tests.acceptance.test_operations import fail, on_a_terminal
 from tests.system import PROJECT, System, job, until
-from worker.database import now_plus
 from worker.sandbox import Sandbox
-from worker.vault import Vault
+from worker.storage.database import now_plus
+from worker.storage.encryption import Vault
 
 pytestmark = pytest.mark.slow
 

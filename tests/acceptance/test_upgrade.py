@@ -18,8 +18,8 @@ from sqlalchemy import text
 from models.states import State
 from models.tables import Booking
 from tests.system import PROJECT, System, WorkerProcess, job, until
-from worker import schema
 from worker.broker import DEAD_LETTERS
+from worker.storage import migrator
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "{NEXT}"
-down_revision = "{schema.newest()}"
+down_revision = "{migrator.newest()}"
 
 
 def upgrade() -> None:
@@ -137,7 +137,7 @@ def test_two_versions_side_by_side(system: System, next_version: Path) -> None:
         text=True,
     )
     published += jobs_flow(system, numbers, lambda: migration.poll() is not None)
-    assert migration.communicate()[0] == f"database is at revision {NEXT}, was {schema.newest()}\n"
+    assert migration.communicate()[0] == f"database is at revision {NEXT}, was {migrator.newest()}\n"
 
     new = system.start_worker(sources=next_version)
     published += jobs_flow(system, numbers, lambda: handed_over(old, new) and handed_over(new, old))

@@ -13,7 +13,8 @@ import pytest
 from tests.deployment.tools import MARGIN, SETTINGS, need_module, parse, read_sections, run
 from tests.system import PROJECT
 from tests.unit.test_settings import REQUIRED
-from worker import broker, database
+from worker import broker
+from worker.storage import database
 
 need_module("yaml")
 need_module("jsonschema")

@@ -17,11 +17,11 @@ from tasks import batches, confirm, pauses
 from tasks.failures import Selection, match
 from tests.system import job
 from worker import broker
-from worker.database import now, now_plus
-from worker.pauses import ALL
 from worker.process import Process
 from worker.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
+from worker.storage.database import now, now_plus
+from worker.storage.pause_cache import ALL
 
 BODY = json.dumps({name: job("any")[name] for name in ("quotes", "policyholder")}).encode()
 DEFAULTS = {

@@ -12,9 +12,10 @@ from sqlalchemy.exc import OperationalError
 
 from tests.servers import RabbitMQ
 from tests.system import PROJECT, until
-from worker import broker, database
+from worker import broker
 from worker.broker import Message, Publisher
 from worker.errors import BrokerError
+from worker.storage import database
 
 
 @pytest.fixture

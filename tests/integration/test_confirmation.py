@@ -20,10 +20,10 @@ from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
 from tasks.record import Made, record
 from tests.system import job, until
-from worker.database import now_plus
 from worker.errors import Unknown
 from worker.process import Process
 from worker.sandbox import Sandbox
+from worker.storage.database import now_plus
 from worker.xone.answers import Confirmed
 
 

@@ -19,10 +19,10 @@ from tasks.claim import Claim
 from tasks.decide import Policy, decide
 from tasks.record import Made
 from tests.system import job
-from worker.database import now_plus
 from worker.process import Process
 from worker.relay import Relay
 from worker.sandbox import Sandbox
+from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -50,7 +50,7 @@ def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) 
     held = confirm.accept_job(body("first"), Delivery(), process)
     assert held is not None
     confirm.attempt(held, process)
-    monkeypatch.setattr("worker.pauses.FRESH_FOR", 3600.0)
+    monkeypatch.setattr("worker.storage.pause_cache.FRESH_FOR", 3600.0)
     return process
 
 

@@ -13,8 +13,8 @@ from models.states import State
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL
 from tests.system import PROJECT, System, job, until
-from worker import database, schema
 from worker.sandbox import Sandbox
+from worker.storage import database, migrator
 
 DOCUMENT = (PROJECT / "docs" / "database-roles.md").read_text("utf-8")
 FOR_THE_SERVER, FOR_THE_DATABASE, AFTER_THE_FIRST_UPGRADE, FOR_TABLES_THAT_STAND = re.findall(
@@ -47,7 +47,7 @@ def server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
 @pytest.fixture
 def migrated(server: PostgreSQL) -> PostgreSQL:
     engine = database.connect(url_of(server, OWNER))
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     engine.dispose()
     with as_role(server, OWNER) as connection:
         connection.execute(AFTER_THE_FIRST_UPGRADE)

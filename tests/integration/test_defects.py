@@ -18,11 +18,11 @@ from tasks.accept import Delivery
 from tests.conftest import Capturing
 from tests.system import job
 from worker import broker, errors, logs
-from worker.database import now_plus, seconds_since
 from worker.process import Process
 from worker.relay import Relay
 from worker.settings import LogSettings
-from worker.vault import Vault
+from worker.storage.database import now_plus, seconds_since
+from worker.storage.encryption import Vault
 
 MARK = "Quxomat"
 MARKED = {

@@ -14,8 +14,9 @@ from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
 from tests.servers import free_port
 from tests.system import until
-from worker import database, facts
+from worker import facts
 from worker.facts import DatabaseFacts, read_facts
+from worker.storage import database
 
 AGO = timedelta(seconds=500)
 

@@ -13,7 +13,7 @@ from models.states import State
 from models.tables import Confirmation
 from tasks import failures
 from tasks.failures import LeftOut, Selection
-from worker.database import now
+from worker.storage.database import now
 
 REFUSED = {"error_code": "http-422", "error_http_status": 422, "error_detail": "XONE answered 422"}
 BOOKED = {"error_code": "already-booked", "error_http_status": 409}

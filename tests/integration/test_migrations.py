@@ -13,7 +13,7 @@ from sqlalchemy import Engine, inspect
 from models.tables import Base
 from tests.servers import PostgreSQL
 from tests.system import PROJECT
-from worker import database, schema
+from worker.storage import database, migrator
 
 
 def test_models_and_migrations_agree(engine: Engine) -> None:
@@ -24,16 +24,16 @@ def test_models_and_migrations_agree(engine: Engine) -> None:
 
 def test_down_and_up_again(engine: Engine) -> None:
     with engine.begin() as connection:
-        command.downgrade(schema.config(connection), "base")
+        command.downgrade(migrator.config(connection), "base")
     assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
 
-    assert schema.upgrade(engine) == (None, schema.newest())
+    assert migrator.upgrade(engine) == (None, migrator.newest())
 
     assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
 
 
 def test_an_upgraded_database_is_left_as_it_is(engine: Engine) -> None:
-    assert schema.upgrade(engine) == (schema.newest(), schema.newest())
+    assert migrator.upgrade(engine) == (migrator.newest(), migrator.newest())
 
 
 def test_two_upgrades_at_once_do_it_once(postgresql: PostgreSQL) -> None:
@@ -49,7 +49,7 @@ def test_two_upgrades_at_once_do_it_once(postgresql: PostgreSQL) -> None:
     said = sorted(program.communicate(timeout=30)[0].strip() for program in programs)
     postgresql.drop_database("test_two_upgrades")
 
-    revision = schema.newest()
+    revision = migrator.newest()
     assert [program.returncode for program in programs] == [0, 0]
     assert said[0] == f"database is at revision {revision}"
 

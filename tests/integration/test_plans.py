@@ -15,12 +15,12 @@ from tasks import batches, confirm, failures, purge
 from tasks.accept import Delivery
 from tests.system import job
 from worker import events, show
-from worker.database import now_plus
 from worker.doctor import work
 from worker.process import Process
 from worker.relay import Relay
 from worker.scheduler import Scheduler
 from worker.settings import VaultSettings, read
+from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 

@@ -14,11 +14,11 @@ from sqlalchemy import insert, select, update
 from models.states import State
 from models.tables import Confirmation, OutboxEvent
 from worker import broker
-from worker.database import now, now_plus
 from worker.errors import BadCredentials
 from worker.process import Process
 from worker.relay import BATCH, Relay
 from worker.scheduler import Scheduler
+from worker.storage.database import now, now_plus
 
 
 @pytest.fixture

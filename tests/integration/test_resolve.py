@@ -18,10 +18,10 @@ from tasks.claim import Claim
 from tasks.failures import Selection
 from tasks.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
 from tests.system import job
-from worker.database import now_plus
 from worker.errors import ResolveError
 from worker.process import Process
 from worker.sandbox import Sandbox
+from worker.storage.database import now_plus
 
 OFFER = "offer-1~drop-after~1"
 STATUSES = frozenset({"CONFIRMED"})

@@ -35,14 +35,14 @@ from tasks.sealed import SEALED
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
-from worker.database import locked, now, now_plus
 from worker.errors import SealError, Unknown
-from worker.pauses import ALL, Pauses
 from worker.process import Process
 from worker.retention import Retention
 from worker.sandbox import Sandbox
 from worker.settings import VaultSettings, read
-from worker.vault import Vault
+from worker.storage.database import locked, now, now_plus
+from worker.storage.encryption import Vault
+from worker.storage.pause_cache import ALL, Pauses
 from worker.xone.answers import Confirmed
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"

@@ -41,10 +41,10 @@ from tasks.claim import Claim, LeaseLost, claim, release
 from tasks.decide import Answer, Policy, decide
 from tasks.record import EVENT_OF, Made, record
 from tests.system import job
-from worker.database import now_plus
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.process import Process
 from worker.settings import RetrySettings, XoneSettings
+from worker.storage.database import now_plus
 from worker.xone.answers import Confirmed
 from worker.xone.circuit_breaker import RUN, Gate, Held
 

@@ -21,12 +21,12 @@ from tests.inbox import Inbox
 from tests.system import job, until
 from worker import broker, logs, tracing
 from worker.consumer import celery_headers
-from worker.database import now_plus
 from worker.process import Process
 from worker.relay import Relay
 from worker.sandbox import Sandbox
 from worker.scheduler import Scheduler
 from worker.settings import LogSettings, TracingSettings
+from worker.storage.database import now_plus
 
 MARK = "Quxomat"
 PERSON = {"first_name": MARK, "last_name": MARK, "country": "GB", "email": f"{MARK}@mail.example"}

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models.tables import RateLimit
-from worker import database
-from worker.database import now_plus
-from worker.turns import HORIZON, take_turn
+from worker.storage import database
+from worker.storage.database import now_plus
+from worker.storage.rate_limiter import HORIZON, take_turn
 
 
 def take(engine: Engine, rate: float) -> float | None:

@@ -15,9 +15,10 @@ from models.states import BatchState, Outcome, State
 from models.tables import Batch
 from tests.integration.test_facts import of_batch
 from tests.system import PROJECT
-from worker import database, metrics, schema
+from worker import metrics
 from worker.metrics import Instruments
 from worker.scrape import Exposed
+from worker.storage import database, migrator
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def shown(instruments: Instruments) -> dict[str, float]:
 
 def test_the_document_names_every_metric(tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/confirm-offer.db")
-    schema.upgrade(engine)
+    migrator.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(insert(Batch), of_batch(BatchState.RUNNING, 3))
     exposed = Exposed(metrics.begin(), engine, lambda: {"relay": 0.0})

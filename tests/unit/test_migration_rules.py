@@ -19,10 +19,10 @@ from alembic.script import Script, ScriptDirectory
 from sqlalchemy.types import NullType
 
 from tests.system import PROJECT
-from worker import schema
+from worker.storage import migrator
 
 CHANGES_TABLES = re.compile(r"\b(alter|create|drop|rename|truncate|lock|grant|revoke)\b", re.IGNORECASE)
-REVISIONS = list(ScriptDirectory.from_config(schema._without_connection()).walk_revisions())
+REVISIONS = list(ScriptDirectory.from_config(migrator._without_connection()).walk_revisions())
 
 
 def operations_of(upgrade: Callable[[], None]) -> list[MigrateOperation]:

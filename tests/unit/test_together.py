@@ -8,7 +8,7 @@ import pytest
 
 from tests.system import until
 from worker.patience import Stopping
-from worker.together import MOST, GroupCommit
+from worker.storage.group_commit import MOST, GroupCommit
 
 
 class Store:

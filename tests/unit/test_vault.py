@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import SealError
-from worker.vault import Vault
+from worker.storage.encryption import Vault
 
 ROW = UUID("01890000-0000-7000-8000-000000000001")
 OTHER_ROW = UUID("01890000-0000-7000-8000-000000000002")

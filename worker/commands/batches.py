@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from models.states import BatchState, State
 from tasks import batches as tasks
 from tasks.audit import who
-from worker import database
 from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
 from worker.commands.follow import follow, outcome
 from worker.commands.layout import add, counted, listing, say, short
@@ -20,6 +19,7 @@ from worker.commands.pauses import standing, tell_paused
 from worker.settings import DatabaseSettings, read
 from worker.show import as_json as in_utc
 from worker.show import local
+from worker.storage import database
 
 SHOWN = 20  # items for a person
 ITEM_COLUMNS = ("partner_id", "offer_id", "outcome", "code", "fed_at", "ended_at")

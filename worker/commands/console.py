@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from worker import broker, database
+from worker import broker
 from worker.errors import ConfirmOfferError, SettingsError
 from worker.report import describe, where
+from worker.storage import database
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)

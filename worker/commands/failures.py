@@ -12,7 +12,6 @@ from models.states import State
 from tasks import batches, failures
 from tasks.audit import who
 from tasks.failures import LeftOut, Matched, Selection, Waiting
-from worker import database
 from worker.commands.console import ask, err, json_option, out, plainly, print_csv, print_json, reason_option, remark
 from worker.commands.follow import follow
 from worker.commands.layout import add, command, counted, listing, say, short
@@ -22,6 +21,7 @@ from worker.commands.pauses import standing, tell_paused
 from worker.settings import DatabaseSettings, read
 from worker.show import as_json as in_utc
 from worker.show import local
+from worker.storage import database
 
 SHOWN = 50  # rows of a list for a person
 GROUP_COLUMNS = ("count", "code", "http_status", "detail", "partners", "first_seen", "last_seen", "sample")

@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from models.states import BatchState
 from tasks import batches
 from tasks.pauses import ALL
-from worker import database
 from worker.commands.layout import command, lasting, say, whom
 from worker.commands.pauses import standing
+from worker.storage import database
 
 LOOK_EVERY = 0.5  # seconds
 LINE_EVERY = 5.0  # seconds, where there is no terminal

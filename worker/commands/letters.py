@@ -18,7 +18,7 @@ from rich.progress import Progress
 from models.exact_json import moment
 from models.job import JobRejected, read_job
 from tasks.audit import Tally
-from worker import broker, database
+from worker import broker
 from worker.broker import Publisher
 from worker.commands.console import (
     Failed,
@@ -49,6 +49,7 @@ from worker.letters import (
 )
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.show import local
+from worker.storage import database
 
 SHOWN = 50  # letters, where no --limit is given
 EDITED = 100  # letters that are edited in one go, where no --limit is given

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.audit import Tally
-from worker import database
 from worker.commands.console import complain
 from worker.settings import DatabaseSettings, read
+from worker.storage import database
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import click
 
 from tasks.audit import who
 from tasks.resolve import check_why, read_booking, resolve_booked, resolve_failed
-from worker import database
 from worker.commands.console import Failed, json_option, plainly, tell
 from worker.errors import ResolveError
 from worker.settings import DatabaseSettings, EventSettings, StatusSettings, VaultSettings, read
-from worker.vault import Vault
+from worker.storage import database
+from worker.storage.encryption import Vault
 
 MAX_BYTES = 5 * 1024 * 1024
 

@@ -16,7 +16,6 @@ from tasks import purge as purging
 from tasks import rekey as rekeying
 from tasks.audit import Tally, audit, who
 from tasks.rekey import Rekeyed
-from worker import database
 from worker.commands.console import (
     Failed,
     ask,
@@ -35,7 +34,8 @@ from worker.commands.layout import counted
 from worker.commands.moments import MOMENT
 from worker.settings import DatabaseSettings, VaultSettings, read
 from worker.show import local
-from worker.vault import Vault
+from worker.storage import database
+from worker.storage.encryption import Vault
 
 NAMED = 20  # confirmations that are named to a person
 Step = TypeVar("Step")

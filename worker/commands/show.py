@@ -7,13 +7,14 @@ from sqlalchemy import Engine
 
 from models.states import State
 from tasks.audit import audit, who
-from worker import database, reveal
+from worker import reveal
 from worker import show as view
 from worker.commands.console import Failed, json_option, out, plainly, print_json
 from worker.commands.layout import command, say
 from worker.errors import SealError, SettingsError
 from worker.settings import DatabaseSettings, VaultSettings, read
-from worker.vault import Vault
+from worker.storage import database
+from worker.storage.encryption import Vault
 
 
 @click.command(short_help="Shows all that is known of a confirmation.")

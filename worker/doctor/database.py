@@ -8,10 +8,10 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.engine import URL
 
 from models.tables import Base
-from worker import database, schema
 from worker.doctor import work
 from worker.doctor.finding import Finding, ok, plain, warning, wrong
 from worker.settings import DatabaseSettings, VaultSettings
+from worker.storage import database, migrator
 
 CHECK, TABLES, RIGHTS = "database", "tables", "rights"
 UPGRADE = "confirm-offer db upgrade"
@@ -33,7 +33,7 @@ def look(settings: DatabaseSettings, vault: VaultSettings | None) -> Iterator[Fi
             if not is_sqlite:
                 connection.exec_driver_sql(f"SET LOCAL statement_timeout = {LONGEST}")
             problem = _wrong_tables(connection) or _lacking(connection)
-            yield problem or ok(TABLES, f"revision {schema.revision(connection)}, and the role may use them")
+            yield problem or ok(TABLES, f"revision {migrator.revision(connection)}, and the role may use them")
             if problem is None or problem.level != "wrong":
                 yield from work.look(connection, vault)
     except Exception as error:
@@ -79,10 +79,10 @@ def _reached(connection: Connection, address: URL) -> Finding:
 
 def _wrong_tables(connection: Connection) -> Finding | None:
     """Tables that are missing, or of another version."""
-    found, newest = schema.revision(connection), schema.newest()
+    found, newest = migrator.revision(connection), migrator.newest()
     if found is None:
         return wrong(TABLES, "there are none, or the role may not see them", UPGRADE)
-    if found != newest and schema.is_known(found):
+    if found != newest and migrator.is_known(found):
         return wrong(TABLES, f"revision {found} is older than {newest}, which this version needs", UPGRADE)
     if found != newest:
         return warning(

@@ -10,12 +10,12 @@ from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.failures import in_literally
 from worker.commands.layout import counted, lasting, whom
-from worker.database import now, now_plus, seconds_since
 from worker.doctor.finding import Finding, ok, warning, wrong
 from worker.errors import SealError
-from worker.pauses import ALL
 from worker.settings import VaultSettings
-from worker.vault import Vault
+from worker.storage.database import now, now_plus, seconds_since
+from worker.storage.encryption import Vault
+from worker.storage.pause_cache import ALL
 
 SKEW = 5.0  # seconds
 LATE = 60.0  # seconds; the Scheduler and the Relay come round several times a second

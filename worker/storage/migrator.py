@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine
 
 import migrations
-from worker import database
+from worker.storage import database
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
+
 
 LOCK = 0x636F6E666972  # any number of our own
 

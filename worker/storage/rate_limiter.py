@@ -8,7 +8,7 @@ the confirmation of a call is put back.
 from sqlalchemy import Connection, update
 
 from models.tables import RateLimit
-from worker.database import insert_if_absent, later_of, now, now_plus, seconds_since
+from worker.storage.database import insert_if_absent, later_of, now, now_plus, seconds_since
 
 HORIZON = 5.0  # seconds
 
