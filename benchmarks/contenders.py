@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from benchmarks.rig import Rig
 from tests.system import PROJECT, WorkerProcess, job, until
-from worker import broker
-from worker.broker import Message, Publisher
+from worker.messaging import topology
+from worker.messaging.publisher import Message, Publisher
 
 CHUNK = 1000  # messages that are published before the broker's confirms are waited for
 
@@ -59,7 +59,7 @@ class Contender:
         return rig.start_worker(command, XONE_BASE_URL=rig.xone(latency), WORKER_CONCURRENCY=str(in_flight), **own)
 
 
-OURS = Contender("confirm-offer", broker.confirm_offer.name, broker.JOBS, ("-m", "worker", "worker"))
+OURS = Contender("confirm-offer", topology.confirm_offer.name, topology.JOBS, ("-m", "worker", "worker"))
 GREEN = replace(OURS, name="confirm-offer, gevent", command=(*OURS.command, "--pool", "gevent"))
 AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",

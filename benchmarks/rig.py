@@ -19,10 +19,10 @@ from sqlalchemy import Engine
 
 from tests.servers import PostgreSQL, RabbitMQ
 from tests.system import PROJECT, WorkerProcess, job
-from worker import broker
+from worker.messaging import broker, topology
 from worker.storage import database, migrator
 
-EVENTS = Queue("benchmark.events", broker.booking_events, routing_key="#", durable=True)
+EVENTS = Queue("benchmark.events", topology.booking_events, routing_key="#", durable=True)
 TICKS = os.sysconf("SC_CLK_TCK")
 CLIENT = {"XONE_CLIENT_ID": "benchmark", "XONE_CLIENT_SECRET": "benchmark"}
 
@@ -48,7 +48,7 @@ class Rig:
         self.engine: Engine = database.connect(self.database_url)
         migrator.upgrade(self.engine)
         with broker.connect(self.rabbitmq.url) as connection:
-            broker.declare(connection)
+            topology.declare(connection)
             EVENTS(connection.default_channel).declare()
         self.environment = {
             "BROKER_URL": self.rabbitmq.url,
@@ -157,7 +157,7 @@ class Checkout:
                 json.dumps(job(offer)), content_type="application/json", content_encoding="utf-8", delivery_mode=2
             )
             self.published[offer] = time.time()
-            self._channel.basic_publish(message, broker.confirm_offer.name, broker.JOBS)
+            self._channel.basic_publish(message, topology.confirm_offer.name, topology.JOBS)
 
     def publish_steadily(self, name: str, rate: float, going_on: Callable[[], bool]) -> None:
         """``rate`` jobs a second for as long as asked."""

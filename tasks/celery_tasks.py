@@ -15,7 +15,9 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import broker, context, metrics, process, tracing
+from worker import context, metrics, process, tracing
+from worker.messaging import topology
+from worker.messaging.publisher import Message, NotTaken, Publisher
 from worker.patience import Stopping, patiently
 from worker.report import report, transaction
 
@@ -50,7 +52,7 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
 
 
 @shared_task(name="confirm_offer", bind=True, **OPTIONS)
-@at_work(broker.JOBS)
+@at_work(topology.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
     here = process.current()
@@ -79,14 +81,14 @@ def confirm_offer(self: Task, body: bytes) -> None:
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
-@at_work(broker.RESUME)
+@at_work(topology.RESUME)
 def resume(_self: Task, body: bytes) -> None:
     """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
     here = process.current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
     except ValueError:
-        log.warning("no_confirmation_id", queue=broker.RESUME)
+        log.warning("no_confirmation_id", queue=topology.RESUME)
         return
     context.bind(confirmation=str(confirmation_id))
     try:
@@ -125,14 +127,14 @@ def dead_letter(
         **({"traceparent": delivery.traceparent} if delivery.traceparent else {}),
     }
     kept = {name: value for name in ("message_id", "correlation_id") if (value := _text(properties.get(name)))}
-    letter = broker.Message(
-        "letter", body, broker.confirm_offer.name, broker.DEAD_LETTERS, properties=kept, headers=headers
+    letter = Message(
+        "letter", body, topology.confirm_offer.name, topology.DEAD_LETTERS, properties=kept, headers=headers
     )
 
     def publish() -> None:
-        with broker.Publisher(here.broker.url) as publisher:
+        with Publisher(here.broker.url) as publisher:
             if not publisher.publish([letter]):
-                raise broker.NotTaken
+                raise NotTaken
 
     try:
         patiently(publish, here.stopping)

@@ -34,13 +34,14 @@ from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent
 from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import WorkerProcess, job
-from worker import broker
+from worker.messaging import broker, topology
+from worker.messaging.publisher import Message, Publisher
 from worker.sandbox import Sandbox
 from worker.storage import database, migrator
 from worker.storage.database import now
 
 DATABASE = "confirm_offer"
-EVENTS = Queue("chaos.events", broker.booking_events, routing_key="#", queue_arguments={"x-queue-type": "quorum"})
+EVENTS = Queue("chaos.events", topology.booking_events, routing_key="#", queue_arguments={"x-queue-type": "quorum"})
 PERSON = {
     "first_name": "Philippa",
     "last_name": "Featherstonehaugh",
@@ -251,7 +252,7 @@ def running(plan: Plan, folder: Path) -> Iterator[Parts]:
         stack.callback(engine.dispose)
         migrator.upgrade(engine)
         with broker.connect(rabbitmq.url) as connection:
-            broker.declare(connection)
+            topology.declare(connection)
             EVENTS(connection.channel()).declare()
         rabbitmq.flush()
         sandbox = stack.enter_context(Sandbox(port=free_port(), latency=0.05))
@@ -273,13 +274,13 @@ def running(plan: Plan, folder: Path) -> Iterator[Parts]:
 def publish(url: str, messages: Sequence[bytes], rate: float, over: Event) -> None:
     """The checkout: publishes so many a second, and keeps each until the broker has confirmed it."""
     started = time.monotonic()
-    waiting: dict[int, broker.Message] = {}
+    waiting: dict[int, Message] = {}
     taken = 0
-    with broker.Publisher(url, confirm_timeout=10) as publisher:
+    with Publisher(url, confirm_timeout=10) as publisher:
         while (waiting or taken < len(messages)) and not over.wait(0.1):
             due = min(int((time.monotonic() - started) * rate) + 1, len(messages))
             waiting |= {
-                number: broker.Message(number, messages[number], broker.confirm_offer.name, broker.JOBS)
+                number: Message(number, messages[number], topology.confirm_offer.name, topology.JOBS)
                 for number in range(taken, due)
             }
             taken = due
@@ -471,7 +472,7 @@ def gather(parts: Parts, work: Work, left: list[str]) -> Evidence:
     dead_letters = []
     with broker.connect(parts.rabbitmq.url) as connection:
         channel = connection.channel()
-        while message := channel.basic_get(broker.DEAD_LETTERS, no_ack=True):
+        while message := channel.basic_get(topology.DEAD_LETTERS, no_ack=True):
             dead_letters.append(message)
     return Evidence(
         work,
@@ -523,7 +524,7 @@ def queues_left(rabbitmq: RabbitMQ) -> list[str]:
     return [
         f"{name} holds {ready} messages, {unacknowledged} are not acknowledged"
         for name, ready, unacknowledged in rows
-        if name != broker.DEAD_LETTERS and (ready, unacknowledged) != ("0", "0")
+        if name != topology.DEAD_LETTERS and (ready, unacknowledged) != ("0", "0")
     ]
 
 

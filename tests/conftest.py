@@ -21,7 +21,8 @@ from sqlalchemy import Engine
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import broker, context, logs
+from worker import context, logs
+from worker.messaging import broker, topology
 from worker.process import Process
 from worker.report import configure_sentry
 from worker.sandbox import Sandbox
@@ -65,7 +66,7 @@ def broker_url(rabbitmq: RabbitMQ) -> str:
     """A virtual host of the test's own, with exchanges and queues declared."""
     url = f"{rabbitmq.url.removesuffix('//')}/{rabbitmq.virtual_host()}"
     with broker.connect(url) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     return url
 
 

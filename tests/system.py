@@ -21,7 +21,7 @@ from sqlalchemy import Engine, func, select, update
 
 from models.tables import Confirmation
 from tests.messages import problems_of_event
-from worker import broker
+from worker.messaging import topology
 from worker.sandbox import Sandbox
 from worker.storage import database
 from worker.storage.database import now_plus
@@ -119,7 +119,7 @@ class System:
         self.workers: list[WorkerProcess] = []
         self.engine: Engine = database.connect(database_url)
         self.connection = Connection(broker_url)
-        self.events_queue = Queue("test.events", broker.booking_events, routing_key="#", durable=True)
+        self.events_queue = Queue("test.events", topology.booking_events, routing_key="#", durable=True)
         self.events: list[dict[str, Any]] = []
         self.event_messages: list[Any] = []
 
@@ -153,7 +153,7 @@ class System:
                 "delivery_mode": 2,
                 **properties,
             }
-            producer.publish(body, exchange=broker.confirm_offer.name, routing_key=broker.JOBS, **message)
+            producer.publish(body, exchange=topology.confirm_offer.name, routing_key=topology.JOBS, **message)
 
     def drain(self, queue: str = "test.events") -> list[Any]:
         """The messages that a queue holds now."""

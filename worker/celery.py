@@ -13,9 +13,10 @@ from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-from worker import broker, green, logs, metrics, report, tracing, vitals
+from worker import green, logs, metrics, report, tracing, vitals
 from worker.errors import SettingsError
 from worker.health import Health
+from worker.messaging import broker, topology
 from worker.one_core import OneCore, can_choose, ticks_of_cores
 from worker.process import Process, current
 from worker.relay import Relay
@@ -48,14 +49,14 @@ def make_app(process: Process) -> Celery:
         broker_channel_error_retry=True,
         # Above the longest drain of a warm shutdown, one call: no heartbeat is sent in it with the threads pool.
         broker_heartbeat=0 if is_memory else max(60, round(2 * process.xone_settings.XONE_TIMEOUT)),
-        task_queues=(broker.jobs_queue, broker.resume_queue),
+        task_queues=(topology.jobs_queue, topology.resume_queue),
         task_create_missing_queues=False,
         task_acks_late=True,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         accept_content=["json"],
         imports=("tasks.celery_tasks",),
-        worker_consumer="worker.consumer:PlainConsumer",
+        worker_consumer="worker.messaging.consumer:PlainConsumer",
         **({} if green.is_on() else {"worker_pool": process.worker.WORKER_POOL}),  # Celery has -P for gevent
         worker_concurrency=process.worker.WORKER_CONCURRENCY,
         worker_prefetch_multiplier=1,
@@ -69,7 +70,7 @@ def make_app(process: Process) -> Celery:
         timezone="UTC",
     )
     if "tasks" not in process.worker.parts:
-        app.amqp.queues.deselect([broker.JOBS, broker.RESUME])
+        app.amqp.queues.deselect([topology.JOBS, topology.RESUME])
     app.steps["worker"].add(Duties)
     return app
 

@@ -8,7 +8,7 @@ import click
 from cryptography.fernet import Fernet
 
 from tasks.audit import audit, who
-from worker import broker, green
+from worker import green
 from worker.commands import (
     batches,
     doctor,
@@ -25,6 +25,7 @@ from worker.commands import (
 )
 from worker.commands.console import Failed, complain, json_option, out, plainly, tell
 from worker.errors import SettingsError
+from worker.messaging import broker, topology
 from worker.process import current
 from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, WorkerSettings, read
 from worker.storage import database, migrator
@@ -160,7 +161,7 @@ def broker_declare(as_json: bool) -> None:
     Example: confirm-offer broker declare
     """
     with broker.connect(read(BrokerSettings).url) as connection:
-        names = broker.declare(connection)
+        names = topology.declare(connection)
     tell(as_json, "\n".join(f"declared {name}" for name in names), declared=names)
 
 

@@ -26,7 +26,9 @@ from sqlalchemy import Engine, func, select
 
 from models.states import State
 from models.tables import Confirmation
-from worker import broker, logs
+from worker import logs
+from worker.messaging import topology
+from worker.messaging.publisher import Message, Publisher
 from worker.sandbox import Sandbox
 from worker.settings import LogSettings, read
 from worker.show import STYLE_OF, find
@@ -153,16 +155,16 @@ def worker() -> Iterator[None]:
 @contextmanager
 def inbox(demo: Run) -> Iterator[Any]:
     """A consumer of all events and of the dead letters. Yields what takes those that have come."""
-    everything = Queue("demo.events", broker.booking_events, routing_key="#")
+    everything = Queue("demo.events", topology.booking_events, routing_key="#")
     with Connection("memory://", transport_options={"polling_interval": 0.01}) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
         everything(connection.channel()).declare()
         channel = connection.channel()
 
         def drain() -> None:
             while message := channel.basic_get(everything.name, no_ack=True):
                 demo.events.append(json.loads(message.body))
-            while message := channel.basic_get(broker.DEAD_LETTERS, no_ack=True):
+            while message := channel.basic_get(topology.DEAD_LETTERS, no_ack=True):
                 demo.dead_letters.append(dict(message.headers))
 
         yield drain
@@ -171,9 +173,9 @@ def inbox(demo: Run) -> Iterator[Any]:
 def publish(demo: Run) -> None:
     """Every job, the first one twice, and one that is malformed; as a checkout would."""
     bodies = [json.dumps(job_for(offer)).encode() for offer in demo.offers]
-    with broker.Publisher("memory://") as publisher:
+    with Publisher("memory://") as publisher:
         publisher.publish(
-            broker.Message(number, body, broker.confirm_offer.name, broker.JOBS)
+            Message(number, body, topology.confirm_offer.name, topology.JOBS)
             for number, body in enumerate([*bodies, bodies[0], MALFORMED])
         )
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from worker import broker
+from worker.messaging import broker
 from worker.storage import database
 
 log = structlog.get_logger(__name__)

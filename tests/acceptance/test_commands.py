@@ -11,7 +11,7 @@ import pytest
 
 from models.states import State
 from tests.system import PROJECT, System, job, until
-from worker import broker
+from worker.messaging import topology
 from worker.sandbox import Sandbox
 
 
@@ -187,7 +187,7 @@ def test_broker_declare_twice(broker_url: str) -> None:
     first, second = run("broker", "declare", BROKER_URL=broker_url), run("broker", "declare", BROKER_URL=broker_url)
 
     assert (first.returncode, second.returncode) == (0, 0)
-    assert f"declared queue {broker.JOBS}" in first.stdout
+    assert f"declared queue {topology.JOBS}" in first.stdout
 
 
 def test_sandbox_runs_by_itself() -> None:

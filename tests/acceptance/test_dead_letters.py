@@ -17,7 +17,7 @@ from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
 from tests.messages import problems_of_dead_letter
 from tests.system import System, job, until
-from worker import broker
+from worker.messaging import topology
 
 MARK = "Lovelace"
 BAD = {
@@ -33,7 +33,7 @@ BAD = {
 
 
 def deliver(channel: Any) -> Any:
-    return channel.basic_get(broker.JOBS)
+    return channel.basic_get(topology.JOBS)
 
 
 def as_bytes(body: str | bytes) -> bytes:
@@ -42,8 +42,8 @@ def as_bytes(body: str | bytes) -> bytes:
 
 def letters(system: System, number: int) -> list[Any]:
     """The letters, each with headers as the AsyncAPI document says."""
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == number)
-    found = system.drain(broker.DEAD_LETTERS)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == number)
+    found = system.drain(topology.DEAD_LETTERS)
     for letter in found:
         assert problems_of_dead_letter(letter.headers) == []
     return found
@@ -139,8 +139,8 @@ def test_a_job_with_properties_that_can_not_be_read_is_a_job(system: System) -> 
     channel = system.connection.channel()
     for number, properties in enumerate(UNREADABLE.values()):
         message = Raw(json.dumps(job(f"offer-{number}")).encode(), properties)
-        channel.basic_publish(message, exchange="", routing_key=broker.JOBS)
-    channel.basic_publish(Raw(b"{", UNREADABLE["headers nested deeply"]), exchange="", routing_key=broker.JOBS)
+        channel.basic_publish(message, exchange="", routing_key=topology.JOBS)
+    channel.basic_publish(Raw(b"{", UNREADABLE["headers nested deeply"]), exchange="", routing_key=topology.JOBS)
     worker = system.start_worker()
 
     system.until_events(len(UNREADABLE))
@@ -178,14 +178,14 @@ def test_nothing_that_a_message_holds_is_executed(system: System, tmp_path: Path
     messages = list(product(bodies, types, ["binary", "base64", "utf-8"]))
     channel = system.connection.channel()
     for body, content_type, encoding in messages:
-        for queue in broker.JOBS, broker.RESUME:
+        for queue in topology.JOBS, topology.RESUME:
             message = channel.prepare_message(body, None, content_type, encoding, headers)
             channel.basic_publish(message, exchange="", routing_key=queue)
     worker = system.start_worker()
 
     found = letters(system, len(messages))
 
-    until(lambda: system.queue_length(broker.RESUME) == 0)
+    until(lambda: system.queue_length(topology.RESUME) == 0)
     assert worker.stop() == 0
     assert {letter.headers["x-dead-letter-code"] for letter in found} == {"invalid-json", "invalid-job"}
     assert system.states() == {}
@@ -225,12 +225,12 @@ def test_the_resume_queue_takes_ids_only(system: System) -> None:
     channel = system.connection.channel()
     for body in (b"", b"{}", b"\xff", b"00000000-0000-0000-0000-000000000000", json.dumps(job("x")).encode()):
         message = channel.prepare_message(body, headers={"task": "confirm_offer", "id": "1"})
-        channel.basic_publish(message, exchange="", routing_key=broker.RESUME)
+        channel.basic_publish(message, exchange="", routing_key=topology.RESUME)
     worker = system.start_worker()
     system.publish([job("offer-1")])
 
     system.until_events(1)
 
-    until(lambda: system.queue_length(broker.RESUME) == 0)
+    until(lambda: system.queue_length(topology.RESUME) == 0)
     assert system.states() == {State.CONFIRMED: 1}
     assert worker.process.poll() is None

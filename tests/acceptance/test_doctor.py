@@ -27,10 +27,10 @@ from tests.acceptance.test_commands import run
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import PROJECT, System, job, until
-from worker import broker
-from worker.broker import Message, Publisher
 from worker.cli import cli
 from worker.doctor import finding
+from worker.messaging import broker, topology
+from worker.messaging.publisher import Message, Publisher
 from worker.sandbox import Sandbox
 from worker.settings import NAMES
 from worker.storage import database
@@ -125,7 +125,7 @@ def test_it_changes_nothing(settings: dict[str, str], sandbox: Sandbox, rabbitmq
         assert _content(connection) == before
     engine.dispose()
     with broker.connect(settings["BROKER_URL"]) as connection:
-        for queue in broker.QUEUES:
+        for queue in topology.QUEUES:
             assert connection.default_channel.queue_declare(queue.name, passive=True).message_count == 0
     assert (sandbox.token_requests, len(sandbox.calls)) == (1, 0)
 
@@ -439,7 +439,7 @@ def test_work_that_waits(system: System) -> None:
     system.publish([job("review~drop-after~9", partner_id="P-9"), job("late"), b"{"])
     system.sandbox.bookings_mode = "forbidden"
     until(lambda: sum(system.states().values()) == 2)
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     worker.stop()
     long_ago = database.now_plus(-600.0)
     with system.engine.begin() as connection:
@@ -455,7 +455,7 @@ def test_work_that_waits(system: System) -> None:
     run("batch", "pause", "1", **system.environment)
     system.connection.default_channel.queue_delete("test.events")
     with Publisher(system.broker_url) as publisher:
-        assert publisher.publish([Message(1, b"{}", broker.booking_events.name, "booking.confirmed")])
+        assert publisher.publish([Message(1, b"{}", topology.booking_events.name, "booking.confirmed")])
     system.publish([job("waits")])
 
     report = _report_of(system)
@@ -561,11 +561,11 @@ def test_queues_that_are_missing_or_of_another_kind(settings: dict[str, str]) ->
     """The doctor declares none."""
     with broker.connect(settings["BROKER_URL"]) as connection:
         channel = connection.default_channel
-        channel.queue_delete(broker.JOBS)
+        channel.queue_delete(topology.JOBS)
         channel.exchange_delete("booking-events")
         missing = examined(settings)
         again = examined(settings)
-        channel.queue_declare(broker.JOBS, durable=True, auto_delete=False)
+        channel.queue_declare(topology.JOBS, durable=True, auto_delete=False)
         of_another_kind = examined(settings)
 
     for report in missing, again:
@@ -734,7 +734,7 @@ def test_no_secret_and_no_personal_data(system: System) -> None:
     person = {"first_name": "MARK", "last_name": "MARK", "country": "GB", "email": "MARK@example.com"}
     system.publish([job("offer-1", policyholder=person), job("offer-2~http-422", policyholder=person), b'"MARK"'])
     until(lambda: sum(system.states().values()) == 2)
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     marked = {
         "BROKER_URL": ["amqp://MARK:MARK@127.0.0.1:1/v", "amqp://u:MARK/x@h/v", "amqp://u:MARK#@host/v"],
         "DATABASE_URL": [

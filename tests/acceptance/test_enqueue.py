@@ -20,9 +20,10 @@ from tests.acceptance.test_commands import run
 from tests.acceptance.test_dead_letters import as_bytes
 from tests.acceptance.test_letters import drain, length
 from tests.system import PROJECT, job, until
-from worker import broker
-from worker.enqueue import BATCH, Column, Progress, Source, check_header, job_of_row
 from worker.errors import EnqueueError
+from worker.messaging import broker, topology
+from worker.messaging.bulk_publish import BATCH, Progress
+from worker.messaging.job_file import Column, Source, check_header, job_of_row
 from worker.storage import database
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def jobs_file(path: Path, offers: Iterable[str]) -> Path:
 
 
 def enqueued(url: str) -> list[str]:
-    return [json.loads(message.body)["offer_id"] for message in drain(url, broker.JOBS)]
+    return [json.loads(message.body)["offer_id"] for message in drain(url, topology.JOBS)]
 
 
 def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
@@ -89,7 +90,7 @@ def test_csv_becomes_jobs_and_rejected_rows_are_a_csv_again(broker_url: str, tmp
     assert stat.S_IMODE(rejected.stat().st_mode) == 0o600
     with rejected.open(newline="", encoding="utf-8-sig") as rows:
         assert list(csv.reader(rows)) == [COLUMNS.split(","), ["P/2", *ROW[1:]], ["P-3"]]
-    first, fourth = (json.loads(message.body) for message in drain(broker_url, broker.JOBS))
+    first, fourth = (json.loads(message.body) for message in drain(broker_url, topology.JOBS))
     assert first == {
         "partner_id": "P-1",
         "offer_id": "offer-1",
@@ -181,7 +182,7 @@ def test_interrupted_it_goes_on_and_loses_nothing(how: signal.Signals, broker_ur
     mark = json.loads((tmp_path / "jobs.jsonl.progress").read_text())
     assert mark["line"] % BATCH == 0
     assert 0 < mark["line"] < total
-    assert mark["line"] == mark["published"] <= length(broker_url, broker.JOBS)
+    assert mark["line"] == mark["published"] <= length(broker_url, topology.JOBS)
     assert "guest" not in json.dumps(mark)
     if how is signal.SIGINT:
         assert program.returncode == 1
@@ -204,9 +205,9 @@ def enqueued_ids(url: str) -> list[str]:
     with broker.connect(url) as connection:
         found: list[str] = []
         channel = connection.channel()
-        waiting = int(channel.queue_declare(broker.JOBS, passive=True).message_count)
+        waiting = int(channel.queue_declare(topology.JOBS, passive=True).message_count)
         channel.basic_consume(
-            broker.JOBS, no_ack=True, callback=lambda message: found.append(json.loads(message.body)["offer_id"])
+            topology.JOBS, no_ack=True, callback=lambda message: found.append(json.loads(message.body)["offer_id"])
         )
         while len(found) < waiting:
             connection.drain_events(timeout=10)
@@ -234,11 +235,11 @@ def test_progress_of_another_content_or_broker_counts_for_nothing(broker_url: st
 def test_what_the_broker_refuses_is_told_and_gone_on_with(broker_url: str, tmp_path: Path) -> None:
     file = jobs_file(tmp_path / "jobs.jsonl", ["offer-1", "offer-2"])
     with broker.connect(broker_url) as connection:
-        connection.channel().queue_delete(broker.JOBS)
+        connection.channel().queue_delete(topology.JOBS)
 
     refused = run("enqueue", str(file), BROKER_URL=broker_url)
     with broker.connect(broker_url) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     again = run("enqueue", str(file), BROKER_URL=broker_url)
 
     assert (refused.returncode, refused.stdout) == (1, "0 published, 2 not\n")
@@ -256,7 +257,7 @@ def test_standard_input_leaves_no_file_but_where_one_is_named(broker_url: str, t
     assert (done.returncode, done.stdout) == (1, f"1 published, 1 not; the bad lines are in {rejected}\n")
     assert rejected.read_bytes() == b"{}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
-    assert [as_bytes(message.body) for message in drain(broker_url, broker.JOBS)] == [lines.splitlines()[0].encode()]
+    assert [as_bytes(message.body) for message in drain(broker_url, topology.JOBS)] == [lines.splitlines()[0].encode()]
 
 
 def test_an_audit_row_only_where_a_database_is_named(broker_url: str, sqlite_url: str, tmp_path: Path) -> None:

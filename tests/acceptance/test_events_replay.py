@@ -14,7 +14,7 @@ from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
 from tests.acceptance.test_commands import run
 from tests.system import System
-from worker.broker import Publisher
+from worker.messaging.publisher import Publisher
 from worker.relay import message_of
 
 pytestmark = pytest.mark.slow

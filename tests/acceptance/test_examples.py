@@ -23,7 +23,7 @@ from tests.acceptance.test_tls import over_tls
 from tests.certificates import Authority
 from tests.servers import RabbitMQ, lacking
 from tests.system import PROJECT, System, until
-from worker import broker
+from worker.messaging import broker, topology
 from worker.published.json_schema import JOB_EXAMPLE
 
 EXAMPLES = PROJECT / "examples"
@@ -163,7 +163,7 @@ def again(producer: Producer, body: str | bytes, **changes: Any) -> None:
     event["data"]["sequence"] = changes.get("sequence", event["data"]["sequence"])
     producer.publish(
         json.dumps(event).encode(),
-        exchange=broker.booking_events.name,
+        exchange=topology.booking_events.name,
         routing_key=event["type"],
         content_type="application/cloudevents+json; charset=utf-8",
         content_encoding="utf-8",
@@ -221,7 +221,7 @@ def test_a_job_that_no_queue_is_bound_for_is_not_taken_for_published(
     client: Client, broker_url: str, tmp_path: Path
 ) -> None:
     with broker.connect(broker_url) as connection:
-        connection.channel().queue_unbind(broker.JOBS, broker.confirm_offer.name, broker.JOBS)
+        connection.channel().queue_unbind(topology.JOBS, topology.confirm_offer.name, topology.JOBS)
 
     done = publish(client, JOB_EXAMPLE, tmp_path, BROKER_URL=broker_url)
 
@@ -245,11 +245,11 @@ def test_a_job_goes_over_tls_to_a_broker_of_that_name_and_to_no_other(
     assert list(taken) == [True, False, False]
     with broker.connect(broker_url) as connection:
         channel = connection.channel()
-        message = channel.basic_get(broker.JOBS, no_ack=True)
+        message = channel.basic_get(topology.JOBS, no_ack=True)
         assert json.loads(message.body) == JOB_EXAMPLE
         assert message.properties["delivery_mode"] == 2
         assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
-        assert channel.basic_get(broker.JOBS, no_ack=True) is None
+        assert channel.basic_get(topology.JOBS, no_ack=True) is None
 
 
 @pytest.mark.parametrize(

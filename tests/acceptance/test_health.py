@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL, RabbitMQ, free_port, require
 from tests.system import PROJECT, System, job, until
-from worker import broker, vitals
+from worker import vitals
 from worker.commands.health import health
+from worker.messaging import broker, topology
 from worker.sandbox import Sandbox
 from worker.storage import database, migrator
 
@@ -191,7 +192,7 @@ def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System,
     system.start_worker()
     settled(probe)
 
-    system.connection.default_channel.queue_delete(broker.JOBS)
+    system.connection.default_channel.queue_delete(topology.JOBS)
     until(lambda: _consumers(system) == 1)
     system.publish([job("offer-1")])
 
@@ -210,7 +211,7 @@ def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
     system.reconnect()
     try:
         with system.connection.channel() as channel:
-            channel.queue_delete(broker.JOBS)  # the worker's channel comes anew, with the short time-out
+            channel.queue_delete(topology.JOBS)  # the worker's channel comes anew, with the short time-out
         until(lambda: _consumers(system) == 1)
         system.sandbox.latency = 5.0
         system.publish([job("offer-1")])
@@ -233,7 +234,7 @@ def _set_times(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
 def _consumers(system: System) -> int:
     with system.connection.channel() as channel:
         try:
-            return int(channel.queue_declare(broker.JOBS, passive=True).consumer_count)
+            return int(channel.queue_declare(topology.JOBS, passive=True).consumer_count)
         except system.connection.channel_errors:
             return 0
 
@@ -252,7 +253,7 @@ def test_an_outage_in_the_middle_and_its_end(
     migrator.upgrade(engine)
     engine.dispose()
     with broker.connect(rabbitmq.url) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     with System(rabbitmq.url, postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
         system.start_worker()
         settled(probe)

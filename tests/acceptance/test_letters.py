@@ -18,9 +18,11 @@ from models.tables import AuditEntry
 from tests.acceptance.test_commands import run
 from tests.acceptance.test_dead_letters import as_bytes
 from tests.system import PROJECT, System, job, until
-from worker import broker
-from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher
-from worker.letters import Letters, for_editor, masked
+from worker.messaging import broker, topology
+from worker.messaging.dead_letter_queue import Letters
+from worker.messaging.masking import for_editor, masked
+from worker.messaging.publisher import Message, Publisher
+from worker.messaging.topology import DEAD_LETTERS, JOBS
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +152,7 @@ def test_replayed_byte_for_byte_without_what_made_it_a_letter(system: System) ->
     put(system.broker_url, [letter(n, one, message_id=f"M-{n}", correlation_id="C-1") for n, one in enumerate(odd)])
     channel = system.connection.channel()
     system.publish([b"given up"], message_id="M-4", headers={"x-dead-letter-code": "invalid-job", "own": "header"})
-    for _ in range(broker.DELIVERY_LIMIT + 1):
+    for _ in range(topology.DELIVERY_LIMIT + 1):
         channel.basic_reject(until(lambda: channel.basic_get(JOBS)).delivery_tag, requeue=True)
     until(lambda: system.queue_length(DEAD_LETTERS) == 5)
 

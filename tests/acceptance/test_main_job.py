@@ -12,7 +12,7 @@ from sqlalchemy import select
 from models.states import State
 from models.tables import Booking, Confirmation
 from tests.system import PROJECT, System, job, until
-from worker import broker
+from worker.messaging import topology
 from worker.storage import migrator
 
 WITHOUT_GEVENT = """
@@ -54,7 +54,7 @@ def test_a_thousand_jobs_become_a_thousand_bookings_and_events(pool: str, system
     assert_each_once(system, offers)
     assert Counter(event["type"] for event in events) == {"booking.confirmed": 1000}
     assert worker.stop() == 0
-    assert system.queue_length(broker.JOBS) == 0
+    assert system.queue_length(topology.JOBS) == 0
 
 
 def test_a_worker_killed_half_way_loses_and_doubles_nothing(system: System) -> None:
@@ -82,7 +82,7 @@ def test_two_workers_and_each_job_published_three_times(system: System) -> None:
 
     system.until_events(100, seconds=60)
 
-    until(lambda: system.queue_length(broker.JOBS) == 0)
+    until(lambda: system.queue_length(topology.JOBS) == 0)
     assert_each_once(system, offers)
 
 
@@ -197,4 +197,4 @@ def test_a_worker_started_before_the_tables_waits_for_them(system: System) -> No
 
     (event,) = system.until_events(1)
     assert event["type"] == "booking.confirmed"
-    assert system.queue_length(broker.DEAD_LETTERS) == 0
+    assert system.queue_length(topology.DEAD_LETTERS) == 0

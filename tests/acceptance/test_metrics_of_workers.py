@@ -18,7 +18,7 @@ from models.states import State
 from tests.acceptance.test_commands import run
 from tests.servers import Prometheus, RabbitMQ, free_port, require
 from tests.system import PROJECT, System, WorkerProcess, job, until
-from worker.broker import DEAD_LETTERS
+from worker.messaging.topology import DEAD_LETTERS
 
 DEPLOY = PROJECT / "deploy"
 Samples = dict[str, float]

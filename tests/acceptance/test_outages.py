@@ -10,7 +10,7 @@ from models.states import State
 from models.tables import Attempt
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, job, until
-from worker import broker
+from worker.messaging import broker, topology
 from worker.sandbox import Sandbox
 from worker.storage import database, migrator
 
@@ -60,7 +60,7 @@ def test_the_database_away_at_start_and_in_the_middle(
         assert sandbox.overlapping == set()
         assert worker.process.poll() is None
         assert cpu < 1.0, "no hot loop"
-        assert system.queue_length(broker.DEAD_LETTERS) == 0
+        assert system.queue_length(topology.DEAD_LETTERS) == 0
         assert said(worker.log, "defect") == 0
 
 
@@ -76,7 +76,7 @@ def test_a_database_that_takes_no_writes_for_a_while(system: System) -> None:
     takes_no_writes(system, "off")
 
     system.until_events(2)
-    assert system.queue_length(broker.DEAD_LETTERS) == 0
+    assert system.queue_length(topology.DEAD_LETTERS) == 0
     assert said(worker.log, "defect") == 0
 
 
@@ -100,7 +100,7 @@ def own_rabbitmq(tmp_path: Path):  # type: ignore[no-untyped-def]
     server = RabbitMQ(tmp_path / "rabbitmq")
     server.start()
     with broker.connect(server.url) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     yield server
     server.stop()
 
@@ -131,7 +131,7 @@ def test_the_broker_away_at_start_and_in_the_middle(
         assert len(sandbox.bookings) == 200
         assert sandbox.overlapping == set()
         assert worker.process.poll() is None
-        until(lambda: system.queue_length(broker.JOBS) == 0)
+        until(lambda: system.queue_length(topology.JOBS) == 0)
         assert said(worker.log, "defect") == 0
 
 
@@ -166,7 +166,7 @@ def test_sigterm_while_the_database_is_away_ends_soon(
 
         assert worker.stop(20) == 0
 
-        until(lambda: system.queue_length(broker.JOBS) == 1)
+        until(lambda: system.queue_length(topology.JOBS) == 1)
         own_postgresql.start()
         system.start_worker()
         system.until_events(1)

@@ -13,7 +13,7 @@ from models.states import State
 from tests.inbox import Inbox
 from tests.servers import postgresql_program
 from tests.system import System, WorkerProcess, job, until
-from worker import broker
+from worker.messaging import topology
 from worker.sandbox.faults import FAULTS
 
 pytestmark = pytest.mark.slow
@@ -148,13 +148,13 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
     until(lambda: sum(system.states().values()) == len(offers), 60)
     until(lambda: set(system.states()) <= ended, 120)
     system.publish([job("ok-1", **{**MARKED, "quotes": [{"id": f"{MARK}-other"}]})])  # conflicting
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == len(MALFORMED) + 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == len(MALFORMED) + 1)
     system.until_events(len(offers))
     metrics = metrics_of(worker)
     worker.stop()
 
     marks = marks_of(system)
-    letters = system.drain(broker.DEAD_LETTERS)
+    letters = system.drain(topology.DEAD_LETTERS)
     places = {
         "logs": worker.log.read_text(),
         "metrics": metrics,
@@ -163,7 +163,7 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
         "events": "".join(
             f"{message.headers} {message.properties} {message.body}" for message in system.event_messages
         ),
-        "resume queue": str([message.body for message in system.drain(broker.RESUME)]),
+        "resume queue": str([message.body for message in system.drain(topology.RESUME)]),
         "headers of dead letters": str([message.headers for message in letters]),
         "database": pg_dump(system.database_url),
     }

@@ -9,7 +9,7 @@ from kombu import Exchange, Queue
 from models.event import EventType
 from tests.messages import problems_of_dead_letter, problems_of_event
 from tests.system import System, job, until
-from worker import broker
+from worker.messaging import topology
 from worker.published.asyncapi import document
 
 LINKS = {"coi", "account_url", "fnol_link", "sign_up_url"}
@@ -37,8 +37,8 @@ def test_each_kind_of_message_of_a_real_run(system: System) -> None:
         assert message.content_encoding == says["bindings"]["amqp"]["contentEncoding"]
         assert message.headers.keys() == says["headers"]["properties"].keys()
         assert message.properties["correlation_id"] == "C-1"
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
-    (letter,) = system.drain(broker.DEAD_LETTERS)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
+    (letter,) = system.drain(topology.DEAD_LETTERS)
     assert problems_of_dead_letter(letter.headers) == []
     assert letter.headers["traceparent"] == TRACE
 
@@ -60,8 +60,8 @@ def test_an_event_that_nobody_is_bound_for_is_kept_where_the_document_says(syste
 def test_exchanges_and_queues_are_what_the_document_says(channel: dict[str, Any], system: System) -> None:
     """RabbitMQ refuses to declare one that stands with other properties."""
     says = channel["bindings"]["amqp"]
-    arguments = {entity.name: getattr(entity, "arguments", None) for entity in broker.EXCHANGES}
-    arguments |= {queue.name: queue.queue_arguments for queue in broker.QUEUES}
+    arguments = {entity.name: getattr(entity, "arguments", None) for entity in topology.EXCHANGES}
+    arguments |= {queue.name: queue.queue_arguments for queue in topology.QUEUES}
 
     declared(says, arguments, system)
 

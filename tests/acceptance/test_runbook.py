@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 from models.states import State
 from tests.servers import PostgreSQL, RabbitMQ
 from tests.system import PROJECT, System, job, terminal, until
-from worker.broker import DEAD_LETTERS, unrouted_queue
+from worker.messaging.topology import DEAD_LETTERS, unrouted_queue
 from worker.sandbox.answers import to_json
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from tests.inbox import Inbox
 from tests.system import System, WorkerProcess, job, until
-from worker import broker
+from worker.messaging import topology
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -71,7 +71,7 @@ def test_sentry_hears_of_the_scheduler_and_of_nothing_that_is_expected(system: S
     faults = ("http-422", "http-503~2", "http-500~1", "drop-before~1", "html~1", "busy~1")
     system.publish([*(job(f"offer-{number}~{fault}") for number, fault in enumerate(faults)), b"no job"])
     system.until_events(len(faults))
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     assert worker.stop() == 0
 
     (envelope,) = inbox.bodies

@@ -11,8 +11,8 @@ from tests.acceptance.test_commands import run
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ
 from tests.system import System, job, until
-from worker import broker
-from worker.broker import Message, Publisher
+from worker.messaging import topology
+from worker.messaging.publisher import Message, Publisher
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def test_a_worker_whose_broker_speaks_tls(system: System, rabbitmq: RabbitMQ, au
 
     system.until_events(301)
 
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     assert system.states() == {State.CONFIRMED: 301}
     told = rabbitmq.ctl("list_connections", "--silent", "vhost", "ssl")
     vhost = urlsplit(url).path[1:]
@@ -74,7 +74,7 @@ def test_a_broker_with_a_wrong_certificate_is_refused(
     assert len(done.stderr.splitlines()) == 1
     assert f"the broker's certificate was refused ({why}" in done.stderr
     with Publisher(url) as publisher, pytest.raises(OSError, match=why):
-        publisher.publish([Message(1, b"{}", broker.confirm_offer.name, broker.JOBS)])
+        publisher.publish([Message(1, b"{}", topology.confirm_offer.name, topology.JOBS)])
 
 
 def test_a_worker_says_that_it_refuses_the_broker(

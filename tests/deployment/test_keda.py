@@ -13,7 +13,7 @@ from kombu import Connection, Producer
 
 from tests.servers import RabbitMQ, require
 from tests.system import PROJECT, until
-from worker import broker
+from worker.messaging import topology
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def test_keda_sees_how_many_jobs_wait_or_are_worked_on_and_nothing_else(tmp_path
     server.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
     for command in COMMANDS:
         server.ctl(*command, *([PASSWORD] if command[0] == "add_user" else []))
-    address = f"http://127.0.0.1:{server.http_ports['rabbitmq_management']}/api/queues/{VHOST}/{broker.JOBS}"
+    address = f"http://127.0.0.1:{server.http_ports['rabbitmq_management']}/api/queues/{VHOST}/{topology.JOBS}"
     credentials = {"Authorization": f"Basic {b64encode(f'keda:{PASSWORD}'.encode()).decode()}"}
 
     def asked(path: str = "", data: bytes | None = None) -> Any:
@@ -38,11 +38,11 @@ def test_keda_sees_how_many_jobs_wait_or_are_worked_on_and_nothing_else(tmp_path
             return json.load(answer)
 
     with Connection(f"{server.url.removesuffix('//')}/{VHOST}") as connection:
-        broker.declare(connection)
+        topology.declare(connection)
         channel = connection.channel()
         for _ in range(3):
-            Producer(channel).publish(b"{}", exchange="confirm-offer", routing_key=broker.JOBS)
-        assert until(lambda: channel.basic_get(broker.JOBS))
+            Producer(channel).publish(b"{}", exchange="confirm-offer", routing_key=topology.JOBS)
+        assert until(lambda: channel.basic_get(topology.JOBS))
 
         def counted() -> Any:
             queue = asked()

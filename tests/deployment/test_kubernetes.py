@@ -13,7 +13,7 @@ import pytest
 from tests.deployment.tools import MARGIN, SETTINGS, need_module, parse, read_sections, run
 from tests.system import PROJECT
 from tests.unit.test_settings import REQUIRED
-from worker import broker
+from worker.messaging import topology
 from worker.storage import database
 
 need_module("yaml")
@@ -216,7 +216,7 @@ def test_workers_are_as_many_as_there_are_jobs_for() -> None:
     (trigger,) = scaled["triggers"]
     connections = inspect.signature(database.connect).parameters["connections"].default
 
-    assert trigger["metadata"]["queueName"] == broker.JOBS
+    assert trigger["metadata"]["queueName"] == topology.JOBS
     assert trigger["authenticationRef"]["name"] == one("TriggerAuthentication")["metadata"]["name"]
     assert scaled["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
     assert "replicas" not in one("Deployment")["spec"]

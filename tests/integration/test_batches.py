@@ -16,7 +16,7 @@ from models.tables import AuditEntry, Batch, BatchItem, Confirmation
 from tasks import batches, confirm, pauses
 from tasks.failures import Selection, match
 from tests.system import job
-from worker import broker
+from worker.messaging import broker, topology
 from worker.process import Process
 from worker.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
@@ -289,7 +289,7 @@ def test_a_pause_of_another_partner_does_not_keep_a_batch_open(process: Process,
 def test_the_scheduler_bounds_batches_with_their_retries(process: Process, failed: Callable[..., UUID]) -> None:
     process.worker = WorkerSettings(WORKER_CONCURRENCY=8)  # so 4 items of batches at work at most
     with broker.connect("memory://") as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     for number in range(12):
         failed(f"offer-{number}")
     batch_id = make_batch(process)
@@ -318,7 +318,7 @@ def test_the_scheduler_bounds_batches_with_their_retries(process: Process, faile
 def test_a_worker_with_too_much_to_do_feeds_less(process: Process, failed: Callable[..., UUID]) -> None:
     process.worker = WorkerSettings(WORKER_CONCURRENCY=20)  # so 10 items of batches at work at most
     with broker.connect("memory://") as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     for number in range(30):
         failed(f"offer-{number}")
     make_batch(process)

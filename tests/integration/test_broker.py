@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from tests.servers import RabbitMQ
 from tests.system import PROJECT, until
-from worker import broker
-from worker.broker import Message, Publisher
 from worker.errors import BrokerError
+from worker.messaging import broker, topology
+from worker.messaging.publisher import Message, Publisher
 from worker.storage import database
 
 
@@ -24,7 +24,7 @@ def connection(broker_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def message(key: object, routing_key: str = broker.JOBS, exchange: str = broker.confirm_offer.name) -> Message:
+def message(key: object, routing_key: str = topology.JOBS, exchange: str = topology.confirm_offer.name) -> Message:
     return Message(key, b"{}", exchange, routing_key)
 
 
@@ -36,23 +36,23 @@ def length(connection: Connection, queue: str) -> int:
 
 
 def test_declaring_again_changes_nothing(connection: Connection) -> None:
-    assert broker.declare(connection) == broker.declare(connection)
+    assert topology.declare(connection) == topology.declare(connection)
 
 
 def test_all_queues_are_quorum_queues(broker_url: str, rabbitmq: RabbitMQ) -> None:
     told = rabbitmq.ctl("list_queues", "-p", broker_url.rsplit("/", 1)[1], "--silent", "name", "type")
 
-    queues = (broker.JOBS, broker.RESUME, broker.DEAD_LETTERS, "booking-events.unrouted")
+    queues = (topology.JOBS, topology.RESUME, topology.DEAD_LETTERS, "booking-events.unrouted")
     assert dict(line.split() for line in told.splitlines() if line) == dict.fromkeys(queues, "quorum")
 
 
 def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Connection, tmp_path: Path) -> None:
     channel = connection.channel()
-    channel.queue_delete(broker.JOBS)
-    channel.queue_declare(broker.JOBS, durable=True, auto_delete=False)
+    channel.queue_delete(topology.JOBS)
+    channel.queue_declare(topology.JOBS, durable=True, auto_delete=False)
 
     with pytest.raises(BrokerError, match=r"queue confirm-offer\.jobs exists with other properties"):
-        broker.declare(connection)
+        topology.declare(connection)
     for command in ("worker",), ("broker", "declare"):
         done = subprocess.run(
             [sys.executable, "-m", "worker", *command],
@@ -76,7 +76,7 @@ def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Co
 
 def test_an_event_that_nobody_bound_a_queue_for_is_kept(broker_url: str, connection: Connection) -> None:
     with Publisher(broker_url) as publisher:
-        assert publisher.publish([message(1, "booking.confirmed", broker.booking_events.name)]) == {1}
+        assert publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)]) == {1}
 
     assert length(connection, "booking-events.unrouted") == 1
 
@@ -86,7 +86,7 @@ def test_many_messages_are_confirmed_together(broker_url: str, connection: Conne
         assert publisher.publish(map(message, range(2000))) == set(range(2000))
         assert publisher.publish(map(message, range(10))) == set(range(10))
 
-    until(lambda: length(connection, broker.JOBS) == 2010)
+    until(lambda: length(connection, topology.JOBS) == 2010)
 
 
 def test_a_message_that_no_queue_takes_is_not_taken(broker_url: str) -> None:
@@ -98,7 +98,7 @@ def test_a_message_that_no_queue_takes_is_not_taken(broker_url: str) -> None:
 
 def test_a_message_that_the_queue_refuses_is_not_taken(broker_url: str, connection: Connection) -> None:
     full = Queue(
-        "full", broker.confirm_offer, "full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        "full", topology.confirm_offer, "full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
     full(connection.channel()).declare()
 

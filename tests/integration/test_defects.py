@@ -17,7 +17,8 @@ from tasks import celery_tasks, confirm
 from tasks.accept import Delivery
 from tests.conftest import Capturing
 from tests.system import job
-from worker import broker, errors, logs
+from worker import errors, logs
+from worker.messaging import broker, topology
 from worker.process import Process
 from worker.relay import Relay
 from worker.settings import LogSettings
@@ -72,7 +73,7 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
 ) -> None:
     monkeypatch.setattr("worker.process._current", process)
     with broker.connect("memory://") as connection:
-        broker.declare(connection)
+        topology.declare(connection)
     monkeypatch.setattr(STEPS[step], fail)
 
     take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())

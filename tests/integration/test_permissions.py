@@ -17,8 +17,8 @@ from models.tables import Confirmation
 from tests.acceptance.test_commands import run
 from tests.servers import RabbitMQ
 from tests.system import PROJECT, System, job, until
-from worker import broker
-from worker.broker import Message, Publisher
+from worker.messaging import broker, topology
+from worker.messaging.publisher import Message, Publisher
 from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow  # rabbitmqctl takes a second for each command
@@ -51,9 +51,9 @@ def system(
 
 def delete_all(system: System) -> None:
     channel = system.connection.channel()
-    for queue in (*(queue.name for queue in broker.QUEUES), system.events_queue.name):
+    for queue in (*(queue.name for queue in topology.QUEUES), system.events_queue.name):
         channel.queue_delete(queue)
-    for exchange in broker.EXCHANGES:
+    for exchange in topology.EXCHANGES:
         channel.exchange_delete(exchange.name)
 
 
@@ -81,16 +81,16 @@ def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) ->
     worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
     with channel_of(server, "orders") as channel:
         channel.queue_declare("orders.all", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
-        channel.queue_bind("orders.all", broker.booking_events.name, "#")
+        channel.queue_bind("orders.all", topology.booking_events.name, "#")
         for body in b"{", json.dumps(job("offer-1~http-503~1")).encode():
-            publish(server, "checkout", broker.confirm_offer.name, broker.JOBS, body)
+            publish(server, "checkout", topology.confirm_offer.name, topology.JOBS, body)
 
         message = until(lambda: channel.basic_get("orders.all"))
 
         channel.basic_ack(message.delivery_tag)
         channel.queue_delete("orders.all")
     assert message.properties["type"] == "booking.confirmed"
-    until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+    until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     assert system.states() == {State.CONFIRMED: 1}
     assert worker.stop() == 0
     expected = {"job_rejected", "python_warning"}  # the second where tests run as root, which Celery warns of
@@ -99,16 +99,16 @@ def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) ->
 
 def test_a_checkout_that_reaches_the_resume_queue_starts_nothing(system: System, server: RabbitMQ) -> None:
     worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
-    publish(server, "checkout", broker.confirm_offer.name, broker.JOBS, json.dumps(job("offer-1")).encode())
+    publish(server, "checkout", topology.confirm_offer.name, topology.JOBS, json.dumps(job("offer-1")).encode())
     system.until_events(1)
     with system.engine.connect() as connection:
         (confirmation,) = connection.execute(select(Confirmation.id)).scalars()
 
-    publish(server, "checkout", broker.confirm_offer.name, broker.RESUME, str(confirmation).encode())
+    publish(server, "checkout", topology.confirm_offer.name, topology.RESUME, str(confirmation).encode())
 
-    until(lambda: system.queue_length(broker.RESUME) == 0)
+    until(lambda: system.queue_length(topology.RESUME) == 0)
     assert worker.stop() == 0
-    assert system.queue_length(broker.RESUME) == 0
+    assert system.queue_length(topology.RESUME) == 0
     assert len(system.sandbox.calls) == 1
 
 
@@ -117,8 +117,8 @@ def test_the_worker_declares_all_by_itself(system: System, server: RabbitMQ) -> 
 
     system.start_worker(BROKER_URL=url_of(server, "worker"))
 
-    told = until(lambda: lines if len(lines := queues(server)) == len(broker.QUEUES) else None)
-    assert set(told) == {queue.name for queue in broker.QUEUES}
+    told = until(lambda: lines if len(lines := queues(server)) == len(topology.QUEUES) else None)
+    assert set(told) == {queue.name for queue in topology.QUEUES}
 
 
 def queues(server: RabbitMQ) -> list[str]:
@@ -135,7 +135,7 @@ def test_operators_need_less_where_the_worker_declares(system: System, server: R
         assert run("enqueue", str(tmp_path / "jobs.jsonl"), **theirs).returncode == 0
         system.publish([b"{"])
         system.until_events(1)
-        until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)
+        until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
         for command in (
             ["dead-letters", "list"],
             ["dead-letters", "replay", "--yes"],
@@ -143,13 +143,13 @@ def test_operators_need_less_where_the_worker_declares(system: System, server: R
             ["events", "replay", "--since", "1h", "--yes"],
         ):
             if command[0] == "dead-letters":
-                until(lambda: system.queue_length(broker.DEAD_LETTERS) == 1)  # what was replayed comes back
+                until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)  # what was replayed comes back
             done = run(*command, **theirs)
             assert done.returncode == 0, done.stderr
 
         assert len(system.until_events(2)) == 2
         for do in read_jobs, declare_ours:
-            with pytest.raises((AccessRefused, broker.BrokerError)):
+            with pytest.raises((AccessRefused, topology.BrokerError)):
                 do(server, "operator")
     finally:
         server.ctl(*next(command for command in COMMANDS if command[0] == "set_permissions" and "operator" in command))
@@ -164,11 +164,11 @@ def read(server: RabbitMQ, user: str, queue: str) -> None:
 
 
 def read_jobs(server: RabbitMQ, user: str) -> None:
-    read(server, user, broker.JOBS)
+    read(server, user, topology.JOBS)
 
 
 def read_dead_letters(server: RabbitMQ, user: str) -> None:
-    read(server, user, broker.DEAD_LETTERS)
+    read(server, user, topology.DEAD_LETTERS)
 
 
 def read_events_of_others(server: RabbitMQ, user: str) -> None:
@@ -177,18 +177,18 @@ def read_events_of_others(server: RabbitMQ, user: str) -> None:
 
 def declare_ours(server: RabbitMQ, user: str) -> None:
     with broker.connect(url_of(server, user)) as connection:
-        broker.declare(connection)
+        topology.declare(connection)
 
 
 def purge_jobs(server: RabbitMQ, user: str) -> None:
     with channel_of(server, user) as channel:
-        channel.queue_purge(broker.JOBS)
+        channel.queue_purge(topology.JOBS)
 
 
 def declare_their_own(server: RabbitMQ, user: str) -> None:
     with channel_of(server, user) as channel:
         channel.queue_declare(f"{user}.own", durable=True, auto_delete=False)
-        channel.queue_bind(f"{user}.own", broker.booking_events.name, "#")
+        channel.queue_bind(f"{user}.own", topology.booking_events.name, "#")
         channel.queue_delete(f"{user}.own")
 
 
@@ -196,19 +196,19 @@ def take_jobs_elsewhere(server: RabbitMQ, user: str) -> None:
     """A queue of their own that gets a copy of all jobs."""
     with channel_of(server, user) as channel:
         channel.queue_declare(f"{user}.copy", durable=True, auto_delete=False)
-        channel.queue_bind(f"{user}.copy", broker.confirm_offer.name, broker.JOBS)
+        channel.queue_bind(f"{user}.copy", topology.confirm_offer.name, topology.JOBS)
 
 
 def publish_a_job(server: RabbitMQ, user: str) -> None:
-    publish(server, user, broker.confirm_offer.name, broker.JOBS)
+    publish(server, user, topology.confirm_offer.name, topology.JOBS)
 
 
 def publish_an_event(server: RabbitMQ, user: str) -> None:
-    publish(server, user, broker.booking_events.name, "booking.confirmed")
+    publish(server, user, topology.booking_events.name, "booking.confirmed")
 
 
 def publish_by_the_default_exchange(server: RabbitMQ, user: str) -> None:
-    publish(server, user, "", broker.JOBS)
+    publish(server, user, "", topology.JOBS)
 
 
 ACTIONS: dict[Callable[[RabbitMQ, str], None], set[str]] = {
@@ -232,7 +232,7 @@ def test_what_a_user_can_do(user: str, system: System, server: RabbitMQ) -> None
         try:
             action(server, user)
             able.add(action)
-        except (AccessRefused, broker.BrokerError):
+        except (AccessRefused, topology.BrokerError):
             pass
 
     assert able == {action for action, users in ACTIONS.items() if user in users}

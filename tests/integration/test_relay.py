@@ -13,8 +13,8 @@ from sqlalchemy import insert, select, update
 
 from models.states import State
 from models.tables import Confirmation, OutboxEvent
-from worker import broker
 from worker.errors import BadCredentials
+from worker.messaging import broker, topology
 from worker.process import Process
 from worker.relay import BATCH, Relay
 from worker.scheduler import Scheduler
@@ -31,7 +31,7 @@ def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def connection(broker_url: str) -> Iterator[Connection]:
     with broker.connect(broker_url) as connection:
-        Queue("test.events", broker.booking_events, "#", durable=True)(connection.channel()).declare()
+        Queue("test.events", topology.booking_events, "#", durable=True)(connection.channel()).declare()
         yield connection
 
 
@@ -174,7 +174,7 @@ def test_schedulers_side_by_side_send_each_due_confirmation_once(process: Proces
 
     channel = connection.channel()
     sent = []
-    while message := channel.basic_get(broker.RESUME, no_ack=True):
+    while message := channel.basic_get(topology.RESUME, no_ack=True):
         sent.append(message.body.decode() if isinstance(message.body, bytes) else message.body)
     assert sorted(sent) == sorted(due)
 
@@ -187,7 +187,7 @@ def test_the_scheduler_keeps_a_bounded_number_under_way(process: Process, connec
         one_turn(scheduler)
 
     channel = connection.channel()
-    assert channel.queue_declare(broker.RESUME, passive=True).message_count == 2 * process.worker.WORKER_CONCURRENCY
+    assert channel.queue_declare(topology.RESUME, passive=True).message_count == 2 * process.worker.WORKER_CONCURRENCY
 
 
 def test_a_partner_with_few_does_not_wait_for_one_with_many(process: Process, connection: Connection) -> None:
@@ -217,7 +217,7 @@ def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
     one_turn(Scheduler(process))
 
     channel = connection.channel()
-    sent = channel.queue_declare(broker.RESUME, passive=True).message_count
+    sent = channel.queue_declare(topology.RESUME, passive=True).message_count
     assert sent == (1 if gate_is == "probing" else 0)
 
 

@@ -19,8 +19,10 @@ from models.tables import Confirmation, OutboxEvent
 from tasks import celery_tasks
 from tests.inbox import Inbox
 from tests.system import job, until
-from worker import broker, logs, tracing
-from worker.consumer import celery_headers
+from worker import logs, tracing
+from worker.messaging import broker, topology
+from worker.messaging.consumer import celery_headers
+from worker.messaging.publisher import Message, Publisher
 from worker.process import Process
 from worker.relay import Relay
 from worker.sandbox import Sandbox
@@ -50,10 +52,10 @@ class Way:
         body = json.dumps(job(offer_id, **{"policyholder": PERSON, "quotes": [quote], **changes})).encode()
         headers = {"traceparent": traceparent} if traceparent else {}
         properties = {"message_id": "M-1", "correlation_id": "C-1"}
-        message = broker.Message("job", body, broker.confirm_offer.name, broker.JOBS, headers=headers)
+        message = Message("job", body, topology.confirm_offer.name, topology.JOBS, headers=headers)
         prepared = self._channel.prepare_message(message.body, headers=message.headers, properties=properties)
         self._channel.basic_publish(prepared, exchange=message.exchange, routing_key=message.routing_key)
-        self._run(celery_tasks.confirm_offer, broker.JOBS)
+        self._run(celery_tasks.confirm_offer, topology.JOBS)
 
     def resume(self) -> None:
         """The time of the next attempt has come."""
@@ -62,7 +64,7 @@ class Way:
         scheduler = Scheduler(self._process)
         scheduler.turn()
         scheduler.close()
-        self._run(celery_tasks.resume, broker.RESUME)
+        self._run(celery_tasks.resume, topology.RESUME)
 
     def event(self) -> Any:
         """The message that a consumer of events gets."""
@@ -120,7 +122,7 @@ def way(
     monkeypatch.setenv("BROKER_URL", broker_url)
     monkeypatch.setattr("worker.process._current", process)
     with broker.connect(broker_url) as connection:
-        Queue("test.events", broker.booking_events, "#", durable=True)(connection.channel()).declare()
+        Queue("test.events", topology.booking_events, "#", durable=True)(connection.channel()).declare()
         yield Way(process, connection, exporter)
 
 
@@ -261,7 +263,7 @@ def test_no_answer_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
 def test_a_dead_letter_bears_the_trace(way: Way, sandbox: Sandbox) -> None:
     way.take_job("offer-1", policyholder={"first_name": MARK})
 
-    letter = way.message(broker.DEAD_LETTERS)
+    letter = way.message(topology.DEAD_LETTERS)
     process, send = way.the("process confirm-offer.jobs"), way.the("send confirm-offer.dead-letters")
     assert (process.attributes or {})["error.type"] == "invalid-job"
     assert (letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(process))
@@ -291,8 +293,8 @@ def test_a_checkout_that_does_not_sample_is_followed(way: Way) -> None:
 
 
 def test_what_the_broker_refuses_is_an_error(way: Way, broker_url: str) -> None:
-    with broker.Publisher(broker_url) as publisher:
-        nowhere = broker.Message("a", b"{}", broker.confirm_offer.name, "nowhere")
+    with Publisher(broker_url) as publisher:
+        nowhere = Message("a", b"{}", topology.confirm_offer.name, "nowhere")
         assert publisher.publish([nowhere]) == set()
 
     assert (way.the("send nowhere").attributes or {})["error.type"] == "refused"

@@ -17,7 +17,7 @@ LEAVES = {
     "worker.xone.refusal_text",
     "worker.xone.transport",
     "worker.xone.oauth_token",
-    "worker.broker",
+    "worker.messaging.topology",
     "worker.xone.circuit_breaker",
     "worker.xone.read_back",
     "worker.storage.rate_limiter",
@@ -96,7 +96,7 @@ def test_imports_go_downwards(module: str) -> None:
 def test_there_are_imports_to_check() -> None:
     """The tests here would pass if imports were not found."""
     assert "models.booking" in ALL_IMPORTS["worker.xone.client"]
-    assert "worker.broker" in ALL_IMPORTS["tasks.celery_tasks"]
+    assert "worker.messaging.topology" in ALL_IMPORTS["tasks.celery_tasks"]
     assert "worker.celery" in ALL_IMPORTS["worker.cli"] - IMPORTED_AT_ONCE["worker.cli"]
 
 

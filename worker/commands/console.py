@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from worker import broker
 from worker.errors import ConfirmOfferError, SettingsError
+from worker.messaging import broker
 from worker.report import describe, where
 from worker.storage import database
 

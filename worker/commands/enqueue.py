@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import click
 
-from worker.broker import Publisher
 from worker.commands.console import (
     Failed,
     WrongUse,
@@ -27,7 +26,9 @@ from worker.commands.console import (
 )
 from worker.commands.layout import counted
 from worker.commands.recording import recording
-from worker.enqueue import BadLine, Checked, Enqueued, Progress, Rejected, Source, check, publish
+from worker.messaging.bulk_publish import Enqueued, Progress, Rejected, publish
+from worker.messaging.job_file import BadLine, Checked, Source, check
+from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, read
 
 

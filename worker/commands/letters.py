@@ -18,8 +18,6 @@ from rich.progress import Progress
 from models.exact_json import moment
 from models.job import JobRejected, read_job
 from tasks.audit import Tally
-from worker import broker
-from worker.broker import Publisher
 from worker.commands.console import (
     Failed,
     ask,
@@ -34,19 +32,11 @@ from worker.commands.console import (
 )
 from worker.commands.layout import counted
 from worker.commands.recording import recording
-from worker.letters import (
-    CODES,
-    Letter,
-    Letters,
-    chosen,
-    copy_of,
-    for_editor,
-    ids_of,
-    in_batches,
-    masked,
-    printable,
-    replay,
-)
+from worker.formatting import printable
+from worker.messaging import broker
+from worker.messaging.dead_letter_queue import CODES, Letter, Letters, chosen, copy_of, in_batches, replay
+from worker.messaging.masking import for_editor, ids_of, masked
+from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.show import local
 from worker.storage import database

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
 from kombu import Connection, Queue
 
-from worker import broker
 from worker.doctor.finding import Finding, ok, plain, warning, wrong
+from worker.messaging import broker, topology
 from worker.settings import BrokerSettings
 
 CHECK, RIGHTS, QUEUES = "broker", "broker rights", "queues"
@@ -101,7 +101,7 @@ def _refusal(error: Exception, url: str) -> Finding:
 def _compare(connection: Connection, found: dict[str, Stand]) -> Iterator[Finding]:
     """Whether what must be declared stands, with the properties it must have. What is missing is not declared."""
     missing, differ, refused = [], [], []
-    for entity in (*broker.EXCHANGES, *broker.QUEUES):
+    for entity in (*topology.EXCHANGES, *topology.QUEUES):
         with connection.channel() as channel:
             try:
                 if isinstance(entity, Queue):
@@ -124,7 +124,7 @@ def _compare(connection: Connection, found: dict[str, Stand]) -> Iterator[Findin
     if refused:
         yield wrong(RIGHTS, f"the user may not declare: {', '.join(refused)}", MEND_RIGHTS)
     if not (missing or differ or refused):
-        yield ok(QUEUES, f"{len(broker.QUEUES)} queues and {len(broker.EXCHANGES)} exchanges are as they should be")
+        yield ok(QUEUES, f"{len(topology.QUEUES)} queues and {len(topology.EXCHANGES)} exchanges are as they should be")
 
 
 def _difference(text: str) -> str:
@@ -140,7 +140,7 @@ def _publish(connection: Connection) -> Iterator[Finding]:
         raise Blocked
 
     connection.connection.on_blocked = blocked
-    for exchange, key in (broker.confirm_offer, broker.JOBS), (broker.booking_events, NOBODYS):
+    for exchange, key in (topology.confirm_offer, topology.JOBS), (topology.booking_events, NOBODYS):
         channel = connection.channel()
         try:
             channel.tx_select()
@@ -162,23 +162,23 @@ def _publish(connection: Connection) -> Iterator[Finding]:
 
 def _waiting(found: dict[str, Stand]) -> Iterator[Finding]:
     """Queues that nobody works on, and what people have to look at."""
-    idle = [name for name in (broker.JOBS, broker.RESUME) if name in found and not found[name].consumers]
-    waits = sum(stand.messages for name, stand in found.items() if name in (broker.JOBS, broker.RESUME))
+    idle = [name for name in (topology.JOBS, topology.RESUME) if name in found and not found[name].consumers]
+    waits = sum(stand.messages for name, stand in found.items() if name in (topology.JOBS, topology.RESUME))
     if idle:
         tell = wrong if waits else warning
         yield tell(
             "jobs", f"nobody takes them, and {waits:,} wait", "confirm-offer worker (WORKER_PARTS must hold tasks)"
         )
-    elif broker.JOBS in found:
-        workers = found[broker.JOBS].consumers
+    elif topology.JOBS in found:
+        workers = found[topology.JOBS].consumers
         yield ok("jobs", f"{workers:,} {'worker takes' if workers == 1 else 'workers take'} them, {waits:,} wait")
-    if broker.DEAD_LETTERS in found and (letters := found[broker.DEAD_LETTERS].messages):
+    if topology.DEAD_LETTERS in found and (letters := found[topology.DEAD_LETTERS].messages):
         yield warning(
             "dead letters",
             f"{letters:,} {'job' if letters == 1 else 'jobs'} could not be accepted",
             "confirm-offer dead-letters list",
         )
-    unrouted = broker.unrouted_queue.name
+    unrouted = topology.unrouted_queue.name
     if unrouted in found and (events := found[unrouted].messages):
         yield warning(
             "events", f"{events:,} had no queue to go to: see {unrouted}", "docs/runbook.md, 'Nobody got the events'"

@@ -5,8 +5,8 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from models.event import CONTENT_TYPE, EventType
-from worker.broker import JOBS, booking_events, confirm_offer, dead_letters_queue, unrouted_queue
-from worker.letters import CODES
+from worker.messaging.dead_letter_queue import CODES
+from worker.messaging.topology import JOBS, booking_events, confirm_offer, dead_letters_queue, unrouted_queue
 from worker.published.json_schema import JOB_EXAMPLE, VERSION, envelope_schema, event_example, job_schema
 
 BINDING = {"bindingVersion": "0.3.0"}

@@ -7,8 +7,6 @@ They are consumed, not fetched one by one with basic.get: letters that were fetc
 3.10), those of a consumer in the order in which they came, and it is forty times as quick.
 """
 
-import json
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,22 +15,18 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from models.job import KNOWN_KEYS, MAX_BYTES, MAX_DEPTH, Label, is_path_id
-from worker import broker
-from worker.broker import DEAD_LETTERS, JOBS, Message, Publisher, confirm_offer
 from worker.errors import BrokerError
+from worker.formatting import printable
+from worker.messaging import broker
+from worker.messaging.publisher import Message, Publisher
+from worker.messaging.topology import DEAD_LETTERS, JOBS, confirm_offer
 
 CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
 AT_ONCE = 65_535  # the most that a consumer can hold
 BATCH = 500  # letters
 BATCH_BYTES = 8 * 1024 * 1024
-READ_BYTES = 4 * MAX_BYTES  # of longer bodies nothing is read
 STILL_FOR = 2.0  # seconds without a letter after which the queue is asked whether it has more
 BACK_WITHIN = 2.0  # seconds in which RabbitMQ has put back what was held
-
-_label = TypeAdapter(Label, config=ConfigDict(regex_engine="python-re"))
 
 
 @dataclass(frozen=True)
@@ -167,11 +161,6 @@ def _text(value: Any, most: int = 255) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= most and "\x00" not in value else None
 
 
-def printable(text: str) -> str:
-    """Without characters that a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def chosen(letters: Iterable[Letter], code: str | None, limit: int | None) -> Iterator[Letter]:
     """The letters of a code, or all, up to a number."""
     return islice((letter for letter in letters if code in (None, letter.code)), limit)
@@ -208,123 +197,3 @@ def replay(letters: Letters, batch: list[Letter], publisher: Publisher) -> int:
     taken = publisher.publish(copy_of(letter) for letter in batch)
     letters.settle(letter for letter in batch if letter.tag in taken)
     return len(taken)
-
-
-@dataclass(frozen=True)
-class Ids:
-    """What may be shown of a job without revealing it, each only where it has the form that is allowed."""
-
-    partner_id: str | None = None
-    offer_id: str | None = None
-    order_reference: str | None = None
-
-
-def ids_of(body: bytes) -> Ids:
-    return _ids(_content(body))
-
-
-def masked(body: bytes) -> Any:
-    """The structure of a job with its values replaced; None where it can't be read as JSON."""
-    content = _content(body)
-    if content is None:
-        return None
-    shown = {name: value for name, value in vars(_ids(content)).items() if value is not None}
-    covered = _masked(content)
-    if isinstance(covered, dict):
-        covered.update((name, shown[name]) for name in covered.keys() & shown.keys())
-    return covered
-
-
-def _content(body: bytes) -> Any:
-    """What a body holds as JSON, however little it is a job; None where it is none, or is far too large."""
-    if len(body) > READ_BYTES:
-        return None
-    try:
-        return json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _ids(content: Any) -> Ids:
-    if not isinstance(content, dict):
-        return Ids()
-    partner, offer, order = (content.get(name) for name in ("partner_id", "offer_id", "order_reference"))
-    return Ids(
-        partner if is_path_id(partner) else None,
-        offer if is_path_id(offer) else None,
-        order if _is_label(order) else None,
-    )
-
-
-def _is_label(value: Any) -> bool:
-    try:
-        _label.validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
-
-
-def _masked(content: Any, depth: int = 0) -> Any:
-    if depth >= MAX_DEPTH:
-        return "<deeper>"
-    match content:
-        case dict():
-            covered: dict[str, Any] = {}
-            for key, value in content.items():
-                covered[_masked_key(key, covered)] = _masked(value, depth + 1)
-            return covered
-        case list():
-            return [_masked(one, depth + 1) for one in content]
-        case None:
-            return None
-        case bool():
-            return "<true or false>"
-        case int() | float():
-            return "<number>"
-        case _:
-            return "<text>" if content else "<empty text>"
-
-
-def _masked_key(key: str, beside: dict[str, Any]) -> str:
-    """A key that is not ours may hold anything. They stay apart from each other."""
-    if key in KNOWN_KEYS:
-        return key
-    number = sum(1 for other in beside if other.startswith("<key")) + 1
-    return "<key>" if number == 1 else f"<key {number}>"
-
-
-def for_editor(body: bytes) -> bytes:
-    """A body as it is edited: indented where that changes nothing in it but white space."""
-    try:
-        content = json.loads(
-            body,
-            object_pairs_hook=_unchanged_object,
-            parse_float=_unchanged_float,
-            parse_int=_unchanged_int,
-            parse_constant=_no_constant,
-        )
-        return json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n"
-    except (ValueError, RecursionError):
-        return body
-
-
-def _unchanged_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("the same key twice")
-    return dict(pairs)
-
-
-def _unchanged_float(text: str) -> float:
-    if repr(float(text)) != text:
-        raise ValueError("would be written otherwise")
-    return float(text)
-
-
-def _unchanged_int(text: str) -> int:
-    if not re.fullmatch(r"-?[1-9][0-9]{0,300}|0", text):
-        raise ValueError("would be written otherwise")
-    return int(text)
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(text)

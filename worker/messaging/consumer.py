@@ -21,14 +21,14 @@ from kombu.transport import pyamqp
 from uuid_utils.compat import uuid4
 from vine import promise
 
-from worker import broker
 from worker.errors import BrokerError
+from worker.messaging import broker, topology
 
 log = structlog.get_logger(__name__)
 
 LOOK_UP = 0.5  # seconds
 
-TASK_OF = {broker.JOBS: "confirm_offer", broker.RESUME: "resume"}
+TASK_OF = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
 
 
 class Declare(Connection):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class Declare(Connection):  # type: ignore[misc]
         super().start(c)
         try:
             broker.bound(c.connection)
-            broker.declare(c.connection)
+            topology.declare(c.connection)
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))
             raise WorkerShutdown(2) from None
@@ -138,7 +138,7 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
         for queue, queue_tag in tags.items():
             if tag == queue_tag:
                 return queue
-        return broker.RESUME if message.delivery_info.get("routing_key") == broker.RESUME else broker.JOBS
+        return topology.RESUME if message.delivery_info.get("routing_key") == topology.RESUME else topology.JOBS
 
 
 def celery_headers(task: str, message: Any) -> dict[str, Any]:
