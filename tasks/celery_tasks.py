@@ -15,11 +15,12 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import context, metrics, process, tracing
+from worker import process
 from worker.messaging import topology
 from worker.messaging.publisher import Message, NotTaken, Publisher
+from worker.observability import log_context, metrics, tracing
+from worker.observability.sentry import report, transaction
 from worker.patience import Stopping, patiently
-from worker.report import report, transaction
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,10 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
-            with context.of_task(do.__name__, queue, traceparent, message_id, correlation_id), transaction(do.__name__):
+            with (
+                log_context.of_task(do.__name__, queue, traceparent, message_id, correlation_id),
+                transaction(do.__name__),
+            ):
                 do(self, body)
 
         return told
@@ -90,7 +94,7 @@ def resume(_self: Task, body: bytes) -> None:
     except ValueError:
         log.warning("no_confirmation_id", queue=topology.RESUME)
         return
-    context.bind(confirmation=str(confirmation_id))
+    log_context.bind(confirmation=str(confirmation_id))
     try:
         held = confirm.claim_due(confirmation_id, here)
     except Stopping:
@@ -107,7 +111,7 @@ def _attempt(held: Claim | None, here: process.Process) -> None:
     if held is None:
         log.info("nothing_to_do")
         return
-    context.of_confirmation(held)
+    log_context.of_confirmation(held)
     try:
         confirm.attempt(held, here)
     except Stopping:
@@ -141,7 +145,7 @@ def dead_letter(
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     metrics.dead_lettered(rejection.code)
-    context.bind(code=rejection.code)
+    log_context.bind(code=rejection.code)
     log.warning("job_rejected", detail=rejection.detail)
 
 

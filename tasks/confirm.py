@@ -26,8 +26,8 @@ from tasks.decide import (
     uses_up,
 )
 from tasks.record import Made, record
-from worker import context, metrics, tracing
 from worker.errors import Poison, Refused, XoneError
+from worker.observability import log_context, metrics, tracing
 from worker.patience import patiently
 from worker.process import Process
 from worker.storage.rate_limiter import HORIZON, take_turn
@@ -46,7 +46,7 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
     Raises JobRejected where the job can't be accepted.
     """
     new = NewJob.of(read_job(body), delivery, process.vault)
-    context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
+    log_context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
     wait = until_calls(process)
     token = uuid4()
 
@@ -259,7 +259,7 @@ def put_off(confirmation_id: UUID, process: Process) -> None:
 
 
 def _tell(decision: Decision, state: State | None, duration: float) -> None:
-    context.bind(
+    log_context.bind(
         outcome=decision.outcome.value,
         code=decision.error.code if decision.error else None,
         state=state.value if state else "late",

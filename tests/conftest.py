@@ -21,10 +21,10 @@ from sqlalchemy import Engine
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, WorkerProcess
-from worker import context, logs
 from worker.messaging import broker, topology
+from worker.observability import log_context, logs
+from worker.observability.sentry import configure_sentry
 from worker.process import Process
-from worker.report import configure_sentry
 from worker.sandbox import Sandbox
 from worker.settings import SentrySettings
 from worker.storage import database, migrator
@@ -180,7 +180,7 @@ def sentry(_sentry_off_afterwards: None) -> Capturing:
 def _no_facts() -> Iterator[None]:
     """What a test binds to its lines is not of the next one."""
     yield
-    context._bound.set({})
+    log_context._bound.set({})
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-from worker import green, logs, metrics, report, tracing, vitals
+from worker import green, vitals
 from worker.errors import SettingsError
 from worker.health import Health
 from worker.messaging import broker, topology
+from worker.observability import logs, metrics, sentry, tracing
 from worker.one_core import OneCore, can_choose, ticks_of_cores
 from worker.process import Process, current
 from worker.relay import Relay
@@ -163,7 +164,7 @@ def _flush(sender: Any, **_: Any) -> None:
 def _send_what_is_told(**_: Any) -> None:
     """Also of a process of the prefork pool."""
     tracing.flush()
-    report.flush()
+    sentry.flush()
 
 
 @signals.worker_shutting_down.connect
@@ -193,7 +194,7 @@ def _application() -> Celery:
     """The application for Celery's own command line, which wants it at import. A wrong setting ends the program."""
     try:
         read(LogSettings)
-        report.configure_sentry(current().sentry)
+        sentry.configure_sentry(current().sentry)
         return make_app(current())
     except SettingsError as error:
         sys.stderr.write(f"confirm-offer: {error}\n")

@@ -26,9 +26,9 @@ from sqlalchemy import Engine, func, select
 
 from models.states import State
 from models.tables import Confirmation
-from worker import logs
 from worker.messaging import topology
 from worker.messaging.publisher import Message, Publisher
+from worker.observability import logs
 from worker.sandbox import Sandbox
 from worker.settings import LogSettings, read
 from worker.show import STYLE_OF, find

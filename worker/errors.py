@@ -17,6 +17,9 @@ ConfirmOfferError
         └── Poison          its workers die                  poison
 """
 
+import traceback
+from types import TracebackType
+
 from models.booking import Booking
 
 
@@ -95,3 +98,15 @@ class Unknown(XoneError):
 
 class Poison(Unknown):
     """Workers die on this confirmation again and again. Nobody knows whether XONE has booked."""
+
+
+def describe(error: BaseException) -> str:
+    """The type of an exception, and the text only of our own, which are written without personal data."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, ConfirmOfferError) else name
+
+
+def where(trace: TracebackType | None) -> list[str]:
+    """``file:line function`` of the last frames, without the code and without any value."""
+    frames = traceback.extract_tb(trace)[-8:]
+    return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]

@@ -5,8 +5,8 @@ from threading import Event, Thread
 
 import structlog
 
+from worker.observability.sentry import report
 from worker.patience import who_is_away
-from worker.report import report
 
 log = structlog.get_logger(__name__)
 

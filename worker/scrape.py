@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 
 from worker.facts import DatabaseFacts
 from worker.loop import Loop
-from worker.metrics import Instruments
-from worker.report import report
+from worker.observability.metrics import Instruments
+from worker.observability.sentry import report
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,9 @@ from tasks import celery_tasks, confirm
 from tasks.accept import Delivery
 from tests.conftest import Capturing
 from tests.system import job
-from worker import errors, logs
+from worker import errors
 from worker.messaging import broker, topology
+from worker.observability import logs
 from worker.process import Process
 from worker.relay import Relay
 from worker.settings import LogSettings

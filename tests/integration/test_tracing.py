@@ -19,10 +19,10 @@ from models.tables import Confirmation, OutboxEvent
 from tasks import celery_tasks
 from tests.inbox import Inbox
 from tests.system import job, until
-from worker import logs, tracing
 from worker.messaging import broker, topology
 from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
+from worker.observability import logs, tracing
 from worker.process import Process
 from worker.relay import Relay
 from worker.sandbox import Sandbox

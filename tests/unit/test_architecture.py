@@ -23,17 +23,17 @@ LEAVES = {
     "worker.storage.rate_limiter",
     "worker.storage.pause_cache",
     "worker.patience",
-    "worker.report",
+    "worker.observability.sentry",
     "worker.process",
     "worker.storage.group_commit",
-    "worker.tracing",
-    "worker.context",
-    "worker.metrics",
+    "worker.observability.tracing",
+    "worker.observability.log_context",
+    "worker.observability.metrics",
     "worker.green",
 }
 # The demo sets what settings then reads, metrics sets where prometheus-client keeps its files, and gevent's part comes
 # before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.metrics", "worker.green"}
+READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.observability.metrics", "worker.green"}
 
 
 def name_of(path: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from tests.conftest import Capturing
-from worker import context, logs
+from worker.observability import log_context, logs
 from worker.settings import LogSettings
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,8 @@ def test_the_document_names_each_line_with_its_level_and_fields() -> None:
 def test_each_line_of_a_task_bears_what_it_is_at_work_on(output: io.StringIO) -> None:
     log = structlog.get_logger("tasks.test")
     log.info("before")
-    with context.of_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
-        context.bind(partner_id="P-100", offer_id="offer-1")
+    with log_context.of_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
+        log_context.bind(partner_id="P-100", offer_id="offer-1")
         log.info("within")
         logging.getLogger("celery.test").warning("a library's")
     log.info("after")
@@ -103,9 +103,9 @@ def test_threads_do_not_mix_their_facts_and_a_task_leaves_none(output: io.String
     def work(name: str) -> None:
         for number in range(2):
             both.wait()
-            with suppress(RuntimeError), context.of_task("confirm_offer", "a-queue", None, None, None):
+            with suppress(RuntimeError), log_context.of_task("confirm_offer", "a-queue", None, None, None):
                 log.info("begun", expected=name)
-                context.bind(offer_id=f"{name}-{number}", **({"code": "first"} if number == 0 else {}))
+                log_context.bind(offer_id=f"{name}-{number}", **({"code": "first"} if number == 0 else {}))
                 both.wait()
                 log.info("within", expected=f"{name}-{number}", has_code=number == 0)
                 raise RuntimeError
@@ -136,8 +136,8 @@ def test_a_line_begins_with_time_level_and_event(output: io.StringIO) -> None:
 def test_a_line_for_people_is_short(logging_restored: None) -> None:
     stream = io.StringIO()
     logs.configure(LogSettings(LOG_FORMAT="console"), stream)
-    with context.of_task("confirm_offer", "a-queue", TRACEPARENT, None, None):
-        context.bind(confirmation="01a20cd9", partner_id="P-100", offer_id="offer-1", attempt=1, code=None)
+    with log_context.of_task("confirm_offer", "a-queue", TRACEPARENT, None, None):
+        log_context.bind(confirmation="01a20cd9", partner_id="P-100", offer_id="offer-1", attempt=1, code=None)
         structlog.get_logger("tasks.test").info("attempt_ended", took_ms=64)
 
     time, rest = stream.getvalue().strip().split(" ", 1)

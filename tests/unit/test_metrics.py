@@ -15,8 +15,8 @@ from models.states import BatchState, Outcome, State
 from models.tables import Batch
 from tests.integration.test_facts import of_batch
 from tests.system import PROJECT
-from worker import metrics
-from worker.metrics import Instruments
+from worker.observability import metrics
+from worker.observability.metrics import Instruments
 from worker.scrape import Exposed
 from worker.storage import database, migrator
 

@@ -13,9 +13,9 @@ import sentry_sdk
 import structlog
 
 from tests.conftest import Capturing
-from worker import context, logs
-from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown
-from worker.report import CheckIns, allowed_only, configure_sentry, describe, report, transaction, where
+from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown, describe, where
+from worker.observability import log_context, logs
+from worker.observability.sentry import CheckIns, allowed_only, configure_sentry, report, transaction
 from worker.settings import LogSettings, SentrySettings
 from worker.xone.circuit_breaker import Gate
 
@@ -119,8 +119,8 @@ def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
 
 
 def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> None:
-    with context.of_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
-        context.bind(confirmation="c-1", partner_id="P-100", offer_id="offer-1", attempt=2)
+    with log_context.of_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
+        log_context.bind(confirmation="c-1", partner_id="P-100", offer_id="offer-1", attempt=2)
         report(caught(fail))
     report(caught(fail), duty="relay")
 
@@ -178,7 +178,7 @@ def sampling(sentry: Capturing) -> Capturing:
 
 
 def at_work() -> AbstractContextManager[None]:
-    return context.of_task("confirm_offer", "a-queue", None, None, None)
+    return log_context.of_task("confirm_offer", "a-queue", None, None, None)
 
 
 def plant_everywhere() -> None:
@@ -194,7 +194,7 @@ def plant_everywhere() -> None:
 
 def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> None:
     with at_work(), transaction("confirm_offer"):
-        context.bind(partner_id="P-100", offer_id="offer-1", attempt=1, outcome="refused", code="http-422")
+        log_context.bind(partner_id="P-100", offer_id="offer-1", attempt=1, outcome="refused", code="http-422")
 
     (sent,) = sampling.events()
     assert (sent["type"], sent["transaction"]) == ("transaction", "confirm_offer")
@@ -216,7 +216,7 @@ def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> 
 def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -> None:
     with (
         suppress(ValueError),
-        context.of_task("confirm_offer", "a-queue", None, None, None),
+        log_context.of_task("confirm_offer", "a-queue", None, None, None),
         transaction("confirm_offer"),
     ):
         plant_everywhere()

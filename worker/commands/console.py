@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from worker.errors import ConfirmOfferError, SettingsError
+from worker.errors import ConfirmOfferError, SettingsError, describe, where
 from worker.messaging import broker
-from worker.report import describe, where
 from worker.storage import database
 
 out = Console(highlight=False, soft_wrap=False)

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from kombu import Connection
 
-from worker import tracing
 from worker.messaging.broker import _AWAY, bound, connect
+from worker.observability import tracing
 
 CONFIRM_TIMEOUT = 10.0  # seconds
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Generic, TypeVar
 
-from worker import metrics
+from worker.observability import metrics
 from worker.patience import Stopping
 
 Item = TypeVar("Item")

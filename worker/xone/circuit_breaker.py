@@ -16,9 +16,9 @@ from threading import Lock
 
 import structlog
 
-from worker import metrics
 from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
-from worker.report import report
+from worker.observability import metrics
+from worker.observability.sentry import report
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,8 @@ import requests
 from pydantic import ValidationError
 
 from models.booking import Booking
-from worker import metrics, tracing
 from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown
+from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
     LATER,

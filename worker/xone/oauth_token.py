@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
-from worker import metrics
+from worker.observability import metrics
 
 DEFAULT_LIFETIME = 300.0  # seconds, where the answer has no expires_in
 

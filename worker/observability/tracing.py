@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Engine
 
+
 log = structlog.get_logger(__name__)
 
 Sent = TypeVar("Sent", bound=Any)  # a Message of worker/broker.py

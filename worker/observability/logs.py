@@ -14,8 +14,9 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.context import bound
-from worker.report import describe, report, where
+from worker.errors import describe, where
+from worker.observability.log_context import bound
+from worker.observability.sentry import report
 from worker.settings import LogSettings
 
 log = structlog.get_logger(__name__)

@@ -4,10 +4,8 @@ Expected failures (refused offers, XONE or a server away) are no defects and are
 """
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 from typing import Any
 
 import sentry_sdk
@@ -15,8 +13,8 @@ import structlog
 from sentry_sdk.crons import capture_checkin
 from sentry_sdk.types import Event, Hint
 
-from worker.context import bound
-from worker.errors import ConfirmOfferError
+from worker.errors import describe, where
+from worker.observability.log_context import bound
 from worker.settings import SentrySettings
 
 log = structlog.get_logger(__name__)
@@ -114,18 +112,6 @@ class CheckIns:
                 "recovery_threshold": 1,
             },
         )
-
-
-def describe(error: BaseException) -> str:
-    """The type of an exception, and the text only of our own, which are written without personal data."""
-    name = type(error).__name__
-    return f"{name}: {error}" if isinstance(error, ConfirmOfferError) else name
-
-
-def where(trace: TracebackType | None) -> list[str]:
-    """``file:line function`` of the last frames, without the code and without any value."""
-    frames = traceback.extract_tb(trace)[-8:]
-    return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 _OF_ALL = ("type", "event_id", "timestamp", "level", "platform", "release", "environment", "sdk")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from worker import tracing
+from worker.observability import tracing
 
 _bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("context", default={})  # noqa: B039 - never changed
 
