@@ -27,8 +27,8 @@ from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spi
 from tasks import purge
 from tests.system import PROJECT
 from worker.process import Process
-from worker.relay import Relay
-from worker.scheduler import Scheduler
+from worker.services.outbox_relay import Relay
+from worker.services.scheduler import Scheduler
 
 PAGE = PROJECT / "docs" / "performance.md"
 PLOT = PROJECT / "docs" / "performance.svg"

@@ -15,7 +15,7 @@ from models.tables import AuditEntry, Confirmation, OutboxEvent
 from tests.acceptance.test_commands import run
 from tests.system import System
 from worker.messaging.publisher import Publisher
-from worker.relay import message_of
+from worker.services.outbox_relay import message_of
 
 pytestmark = pytest.mark.slow
 

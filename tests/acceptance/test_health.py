@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL, RabbitMQ, free_port, require
 from tests.system import PROJECT, System, job, until
-from worker import vitals
 from worker.commands.health import health
 from worker.messaging import broker, topology
 from worker.sandbox import Sandbox
+from worker.services import health_file
 from worker.storage import database, migrator
 
 Probe = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,9 +38,9 @@ def probe(tmp_path: Path) -> Probe:
 @pytest.fixture
 def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """A probe that waits for seconds where others wait for minutes."""
-    monkeypatch.setattr(vitals.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(health_file.tempfile, "tempdir", str(tmp_path))
     for name, seconds in {"STALE": 6.0, "FROZEN": 6.0, "STUCK": 12.0}.items():
-        monkeypatch.setattr(vitals, name, seconds)
+        monkeypatch.setattr(health_file, name, seconds)
     return lambda *options: CliRunner().invoke(health, list(options))
 
 
@@ -105,8 +105,8 @@ def test_a_killed_worker_is_none(pool: str, system: System, probe: Probe, tmp_pa
 
 def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable[..., Result]) -> None:
     """As in a container that is started again: its ids begin anew, and its /tmp may have stayed."""
-    vitals.folder().mkdir()
-    left = vitals.folder() / f"{os.getpid()}-0.json"
+    health_file.folder().mkdir()
+    left = health_file.folder() / f"{os.getpid()}-0.json"
     left.write_text("{}")
 
     assert "no worker of this user runs on this machine" in impatient().output

@@ -18,7 +18,7 @@ from tasks.failures import Selection, match
 from tests.system import job
 from worker.messaging import broker, topology
 from worker.process import Process
-from worker.scheduler import FEEDING, Scheduler
+from worker.services.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
 from worker.storage.database import now, now_plus
 from worker.storage.pause_cache import ALL

@@ -20,8 +20,8 @@ from tasks.decide import Policy, decide
 from tasks.record import Made
 from tests.system import job
 from worker.process import Process
-from worker.relay import Relay
 from worker.sandbox import Sandbox
+from worker.services.outbox_relay import Relay
 from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

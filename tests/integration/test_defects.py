@@ -21,7 +21,7 @@ from worker import errors
 from worker.messaging import broker, topology
 from worker.observability import logs
 from worker.process import Process
-from worker.relay import Relay
+from worker.services.outbox_relay import Relay
 from worker.settings import LogSettings
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.encryption import Vault
@@ -39,7 +39,7 @@ STEPS = {
     "parse": "worker.xone.answers.read_confirm_answer",
     "decide": "tasks.confirm.decide",
     "record": "tasks.record.store_booking",
-    "relay": "worker.relay.message_of",
+    "relay": "worker.services.outbox_relay.message_of",
 }
 
 

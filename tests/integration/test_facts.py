@@ -14,8 +14,8 @@ from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
 from tests.servers import free_port
 from tests.system import until
-from worker import facts
-from worker.facts import DatabaseFacts, read_facts
+from worker.services import backlog_metrics
+from worker.services.backlog_metrics import DatabaseFacts, read_facts
 from worker.storage import database
 
 AGO = timedelta(seconds=500)
@@ -179,12 +179,12 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
 
     with engine.connect() as other:
         until(lambda: shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
-        monkeypatch.setattr(facts, "PATIENCE", 0.3)
-        monkeypatch.setattr(facts, "FRESH", 0.0)
+        monkeypatch.setattr(backlog_metrics, "PATIENCE", 0.3)
+        monkeypatch.setattr(backlog_metrics, "FRESH", 0.0)
         other.execute(text("lock table outbox in access exclusive mode"))
         until(lambda: shown(lambda now: now["database_scrape_failed"] == 1))
         assert shown(lambda now: now["outbox_events"] == 0)
-        monkeypatch.setattr(facts, "STALE", 0.0)
+        monkeypatch.setattr(backlog_metrics, "STALE", 0.0)
         assert shown(lambda now: "outbox_events" not in now)
         monkeypatch.undo()
         other.rollback()

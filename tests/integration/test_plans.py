@@ -17,8 +17,8 @@ from tests.system import job
 from worker import events, show
 from worker.doctor import work
 from worker.process import Process
-from worker.relay import Relay
-from worker.scheduler import Scheduler
+from worker.services.outbox_relay import Relay
+from worker.services.scheduler import Scheduler
 from worker.settings import VaultSettings, read
 from worker.storage.database import now_plus
 

@@ -16,8 +16,8 @@ from models.tables import Confirmation, OutboxEvent
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
 from worker.process import Process
-from worker.relay import BATCH, Relay
-from worker.scheduler import Scheduler
+from worker.services.outbox_relay import BATCH, Relay
+from worker.services.scheduler import Scheduler
 from worker.storage.database import now, now_plus
 
 

@@ -37,8 +37,8 @@ from tests.integration.test_failures import fill, plan_of
 from tests.system import until
 from worker.errors import SealError, Unknown
 from worker.process import Process
-from worker.retention import Retention
 from worker.sandbox import Sandbox
+from worker.services.retention import Retention
 from worker.settings import VaultSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Vault

@@ -24,9 +24,9 @@ from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs, tracing
 from worker.process import Process
-from worker.relay import Relay
 from worker.sandbox import Sandbox
-from worker.scheduler import Scheduler
+from worker.services.outbox_relay import Relay
+from worker.services.scheduler import Scheduler
 from worker.settings import LogSettings, TracingSettings
 from worker.storage.database import now_plus
 

@@ -17,7 +17,7 @@ from tests.integration.test_facts import of_batch
 from tests.system import PROJECT
 from worker.observability import metrics
 from worker.observability.metrics import Instruments
-from worker.scrape import Exposed
+from worker.services.metrics_server import Exposed
 from worker.storage import database, migrator
 
 

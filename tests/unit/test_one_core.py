@@ -7,7 +7,7 @@ from threading import Event, Thread
 import pytest
 
 from tests.system import cores_of
-from worker.one_core import OneCore, Ticks, better, ticks_of_cores
+from worker.services.cpu_affinity import OneCore, Ticks, better, ticks_of_cores
 
 CORES = os.sched_getaffinity(0)
 

@@ -62,7 +62,7 @@ def replay(
 
     Example: confirm-offer events replay --since 2h --type booking.confirmed --rate 100
     """
-    from worker.relay import message_of  # it brings in much that no other command needs
+    from worker.services.outbox_relay import message_of  # it brings in much that no other command needs
 
     url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:

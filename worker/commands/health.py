@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from worker import vitals
-from worker.vitals import Part, Worker
+from worker.services import health_file
+from worker.services.health_file import Part, Worker
 
 
 @click.command(
@@ -30,7 +30,7 @@ def health(live: bool, as_json: bool) -> None:
     Example: confirm-offer health --live
     """
     try:
-        workers = vitals.workers()
+        workers = health_file.workers()
     except OSError as error:
         raise click.ClickException(f"what workers note can't be read: {error.strerror}") from None
     is_well = bool(workers) and all(worker.is_well for worker in workers)

@@ -5,8 +5,9 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from worker import green, vitals
+from worker import green
 from worker.doctor.finding import Finding, ok, warning, wrong
+from worker.services import health_file
 from worker.settings import SentrySettings, WorkerSettings
 
 FILES_BESIDES = 100  # of a worker that makes no call: database, broker, libraries
@@ -41,7 +42,7 @@ def _limit(files: int) -> str:
 
 def _workers() -> Finding:
     try:
-        found = vitals.workers()
+        found = health_file.workers()
     except OSError as error:
         return warning(
             "workers here", f"what they note can't be read: {error.strerror}", "set TMPDIR as the workers do"

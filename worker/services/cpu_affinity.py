@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from worker.loop import Loop
+from worker.services.service import Loop
 
 log = structlog.get_logger(__name__)
 

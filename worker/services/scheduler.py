@@ -9,12 +9,12 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, or_, 
 
 from models.tables import Confirmation
 from tasks import batches
-from worker.loop import Loop
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
 from worker.observability.sentry import CheckIns
 from worker.process import Process
+from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus
 from worker.storage.pause_cache import ALL
 

@@ -16,11 +16,11 @@ from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
 from models.tables import Confirmation, OutboxEvent
-from worker.loop import Loop
 from worker.messaging.publisher import CONFIRM_TIMEOUT, Message, Publisher
 from worker.messaging.topology import booking_events
 from worker.observability import metrics
 from worker.process import Process
+from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus, seconds_since
 
 log = structlog.get_logger(__name__)

@@ -16,10 +16,10 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
-from worker.facts import DatabaseFacts
-from worker.loop import Loop
 from worker.observability.metrics import Instruments
 from worker.observability.sentry import report
+from worker.services.backlog_metrics import DatabaseFacts
+from worker.services.service import Loop
 
 log = structlog.get_logger(__name__)
 

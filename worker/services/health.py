@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import select
 
-from worker.loop import Loop
 from worker.process import Process
-from worker.vitals import Notes, Part
+from worker.services.health_file import Notes, Part
+from worker.services.service import Loop
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,98 @@
+"""The step of Celery's worker that starts the background services and stops them."""
+
+from importlib.metadata import version
+from typing import Any
+
+from celery import bootsteps
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.concurrency.thread import TaskPool as ThreadPool
+
+from worker import green
+from worker.celery import log
+from worker.errors import SettingsError
+from worker.observability import metrics, tracing
+from worker.process import current
+from worker.services import health_file
+from worker.services.cpu_affinity import OneCore, can_choose, ticks_of_cores
+from worker.services.health import Health
+from worker.services.metrics_server import Exposed, Scrapes
+from worker.services.outbox_relay import Relay
+from worker.services.retention import Retention
+from worker.services.scheduler import Scheduler
+from worker.settings import DatabaseSettings, read
+from worker.storage import database
+
+
+class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
+    """What this worker does beside its tasks, in threads: Scheduler, Retention, Relay, and what looks after itself.
+
+    Started after the pool, so that prefork forks without them.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._process = current()
+        parts = self._process.worker.parts
+        self._scheduler = Scheduler(self._process) if "scheduler" in parts else None
+        days = self._process.retention_days if self._scheduler is not None else None
+        self._retention = Retention(self._process, days) if days is not None else None
+        self._relay = Relay(self._process) if "relay" in parts else None
+        duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
+        self.health = Health(self._process, duties, consumes="tasks" in parts)
+        self._scrapes = self._counting(parent)
+        stays = (
+            self._process.worker.WORKER_ONE_CORE == "on" and issubclass(parent.pool_cls, ThreadPool) and can_choose()
+        )
+        self._one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
+        parent.duties = self  # for the consumer, and for _flush
+
+    def _counting(self, parent: Any) -> Scrapes | None:
+        """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
+        port = self._process.worker.METRICS_PORT
+        if port is None:
+            return None
+        folder = self._process.worker.PROMETHEUS_MULTIPROC_DIR or health_file.folder() / "metrics"
+        forks = issubclass(parent.pool_cls, PreforkPool)
+        try:
+            instruments = metrics.begin(several_in=folder if forks else None)
+        except OSError as error:
+            raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
+        engine = database.connect(read(DatabaseSettings).url, connections=1)
+        return Scrapes(port, Exposed(instruments, engine, self.health.notes))
+
+    def start(self, parent: Any) -> None:
+        worker = self._process.worker
+        log.info(
+            "worker_started",
+            version=version("confirm-offer"),
+            pool="gevent" if green.is_on() else worker.WORKER_POOL,
+            concurrency=worker.WORKER_CONCURRENCY,
+            one_core=self._one_core is not None,
+            parts=sorted(worker.parts),
+            tracing=tracing.is_on(),
+            sentry=self._process.sentry.dsn is not None,
+        )
+        for duty in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
+            if duty is not None:
+                duty.start()
+
+    def stop(self, parent: Any) -> None:
+        """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
+        self.health.is_stopping = True
+        for duty in (self._scheduler, self._retention):
+            if duty is not None:
+                duty.stop()
+
+    def terminate(self, parent: Any) -> None:
+        self.stop(parent)
+
+    def end(self) -> None:
+        """The last task has ended: its event is published."""
+        if self._relay is not None:
+            self._relay.flush()
+        for duty in (self._one_core, self.health, self._scrapes):
+            if duty is not None:
+                duty.stop()
+        metrics.end()
