@@ -26,7 +26,7 @@ from benchmarks.seed import seed
 from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spike
 from tasks import purge
 from tests.system import PROJECT
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
 

@@ -15,12 +15,13 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.claim import Claim
-from worker import process
+from worker import runtime
+from worker.errors import Stopping
 from worker.messaging import topology
 from worker.messaging.publisher import Message, NotTaken, Publisher
 from worker.observability import log_context, metrics, tracing
 from worker.observability.sentry import report, transaction
-from worker.patience import Stopping, patiently
+from worker.outages import patiently
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,7 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
 @at_work(topology.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
-    here = process.current()
+    here = runtime.current()
     request = self.request
     delivery = Delivery(
         _text(request.correlation_id),
@@ -88,7 +89,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
 @at_work(topology.RESUME)
 def resume(_self: Task, body: bytes) -> None:
     """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
-    here = process.current()
+    here = runtime.current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
     except ValueError:
@@ -106,7 +107,7 @@ def resume(_self: Task, body: bytes) -> None:
         _attempt(held, here)
 
 
-def _attempt(held: Claim | None, here: process.Process) -> None:
+def _attempt(held: Claim | None, here: runtime.Process) -> None:
     """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
     if held is None:
         log.info("nothing_to_do")
@@ -121,7 +122,7 @@ def _attempt(held: Claim | None, here: process.Process) -> None:
 
 
 def dead_letter(
-    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, here: process.Process
+    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, here: runtime.Process
 ) -> None:
     """Puts a job that can't be accepted with the dead letters, body unchanged, however long the broker is away."""
     headers = {

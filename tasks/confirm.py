@@ -28,8 +28,8 @@ from tasks.decide import (
 from tasks.record import Made, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
-from worker.patience import patiently
-from worker.process import Process
+from worker.outages import patiently
+from worker.runtime import Process
 from worker.storage.rate_limiter import HORIZON, take_turn
 from worker.xone.answers import Confirmed
 from worker.xone.circuit_breaker import Held

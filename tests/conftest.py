@@ -24,7 +24,7 @@ from tests.system import System, WorkerProcess
 from worker.messaging import broker, topology
 from worker.observability import log_context, logs
 from worker.observability.sentry import configure_sentry
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.settings import SentrySettings
 from worker.storage import database, migrator

@@ -10,9 +10,9 @@ def main() -> None:
         health.main(sys.argv[2:], prog_name="confirm-offer health")
     else:
         if sys.argv[1:2] == ["worker"]:
-            from worker import green
+            from worker import gevent_support
 
-            green.switch_on_where_asked()
+            gevent_support.switch_on_where_asked()
         from worker.cli import main as others
 
         others()

@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 
-from worker import green
+from worker import gevent_support
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
-from worker.process import Process, current
+from worker.runtime import Process, current
 from worker.services.bootstep import Duties
 from worker.settings import LogSettings, TracingSettings, read
 
@@ -28,7 +28,7 @@ def make_app(process: Process) -> Celery:
     """A Celery application for the settings of a process. Raises SettingsError."""
     process.check_settings()
     if process.worker.WORKER_POOL == "gevent":
-        green.check()
+        gevent_support.check()
     is_memory = process.broker.url.startswith("memory")
     broker_url, tls = broker.with_tls(process.broker.url)
     app = Celery("confirm-offer", set_as_current=True)
@@ -49,7 +49,7 @@ def make_app(process: Process) -> Celery:
         accept_content=["json"],
         imports=("tasks.celery_tasks",),
         worker_consumer="worker.messaging.consumer:PlainConsumer",
-        **({} if green.is_on() else {"worker_pool": process.worker.WORKER_POOL}),  # Celery has -P for gevent
+        **({} if gevent_support.is_on() else {"worker_pool": process.worker.WORKER_POOL}),  # Celery has -P for gevent
         worker_concurrency=process.worker.WORKER_CONCURRENCY,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,

@@ -8,7 +8,7 @@ import click
 from cryptography.fernet import Fernet
 
 from tasks.audit import audit, who
-from worker import green
+from worker import gevent_support
 from worker.commands import (
     batches,
     doctor,
@@ -26,7 +26,7 @@ from worker.commands import (
 from worker.commands.console import Failed, complain, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
-from worker.process import current
+from worker.runtime import current
 from worker.settings import BrokerSettings, DatabaseSettings, LogSettings, WorkerSettings, read
 from worker.storage import database, migrator
 
@@ -83,7 +83,7 @@ def worker(concurrency: int | None, pool: str | None) -> None:
     given = {"WORKER_CONCURRENCY": concurrency, "WORKER_POOL": pool}
     process.worker = read(WorkerSettings, **{name: value for name, value in given.items() if value is not None})
     if process.worker.WORKER_POOL == "gevent":
-        green.ensure()
+        gevent_support.ensure()
     from worker.celery import app
 
     running = app.Worker(

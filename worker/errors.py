@@ -110,3 +110,7 @@ def where(trace: TracebackType | None) -> list[str]:
     """``file:line function`` of the last frames, without the code and without any value."""
     frames = traceback.extract_tb(trace)[-8:]
     return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+
+
+class Stopping(Exception):
+    """The process stops while something waited; it goes on elsewhere."""

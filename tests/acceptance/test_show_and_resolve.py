@@ -20,7 +20,7 @@ from tests.acceptance.test_commands import run
 from tests.system import System, job, until
 from worker.cli import cli
 from worker.commands import console
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.storage.database import now_plus
 

@@ -17,7 +17,7 @@ from tasks import batches, confirm, pauses
 from tasks.failures import Selection, match
 from tests.system import job
 from worker.messaging import broker, topology
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
 from worker.storage.database import now, now_plus

@@ -21,7 +21,7 @@ from tasks.decide import decide
 from tasks.record import Made, record
 from tests.system import job, until
 from worker.errors import Unknown
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import Confirmed

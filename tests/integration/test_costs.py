@@ -19,7 +19,7 @@ from tasks.claim import Claim
 from tasks.decide import Policy, decide
 from tasks.record import Made
 from tests.system import job
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.storage.database import now_plus

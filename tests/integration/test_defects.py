@@ -20,7 +20,7 @@ from tests.system import job
 from worker import errors
 from worker.messaging import broker, topology
 from worker.observability import logs
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.outbox_relay import Relay
 from worker.settings import LogSettings
 from worker.storage.database import now_plus, seconds_since
@@ -72,7 +72,7 @@ def log(logging_restored: None) -> io.StringIO:
 def test_a_defect_is_told_without_what_it_was_at_work_on(
     step: str, process: Process, sentry: Capturing, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.process._current", process)
+    monkeypatch.setattr("worker.runtime._current", process)
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     monkeypatch.setattr(STEPS[step], fail)
@@ -92,7 +92,7 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
     process: Process, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not the oldest that is due for ever, before all others."""
-    monkeypatch.setattr("worker.process._current", process)
+    monkeypatch.setattr("worker.runtime._current", process)
     held = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), process)
     assert held is not None
     with process.engine.begin() as connection:

@@ -16,7 +16,7 @@ from tasks.accept import Delivery
 from tests.system import job
 from worker import events, show
 from worker.doctor import work
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
 from worker.settings import VaultSettings, read

@@ -15,7 +15,7 @@ from models.states import State
 from models.tables import Confirmation, OutboxEvent
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.outbox_relay import BATCH, Relay
 from worker.services.scheduler import Scheduler
 from worker.storage.database import now, now_plus

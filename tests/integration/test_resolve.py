@@ -19,7 +19,7 @@ from tasks.failures import Selection
 from tasks.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
 from tests.system import job
 from worker.errors import ResolveError
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.storage.database import now_plus
 

@@ -36,7 +36,7 @@ from tests.integration.test_confirmation import accepted, body_of, only, rows, r
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
 from worker.errors import SealError, Unknown
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.services.retention import Retention
 from worker.settings import VaultSettings, read

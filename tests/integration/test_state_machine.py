@@ -42,7 +42,7 @@ from tasks.decide import Answer, Policy, decide
 from tasks.record import EVENT_OF, Made, record
 from tests.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.process import Process
+from worker.runtime import Process
 from worker.settings import RetrySettings, XoneSettings
 from worker.storage.database import now_plus
 from worker.xone.answers import Confirmed

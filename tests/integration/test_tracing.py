@@ -23,7 +23,7 @@ from worker.messaging import broker, topology
 from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs, tracing
-from worker.process import Process
+from worker.runtime import Process
 from worker.sandbox import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
@@ -120,7 +120,7 @@ def way(
     broker_url: str, process: Process, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Way]:
     monkeypatch.setenv("BROKER_URL", broker_url)
-    monkeypatch.setattr("worker.process._current", process)
+    monkeypatch.setattr("worker.runtime._current", process)
     with broker.connect(broker_url) as connection:
         Queue("test.events", topology.booking_events, "#", durable=True)(connection.channel()).declare()
         yield Way(process, connection, exporter)

@@ -22,18 +22,18 @@ LEAVES = {
     "worker.xone.read_back",
     "worker.storage.rate_limiter",
     "worker.storage.pause_cache",
-    "worker.patience",
+    "worker.outages",
     "worker.observability.sentry",
-    "worker.process",
+    "worker.runtime",
     "worker.storage.group_commit",
     "worker.observability.tracing",
     "worker.observability.log_context",
     "worker.observability.metrics",
-    "worker.green",
+    "worker.gevent_support",
 }
 # The demo sets what settings then reads, metrics sets where prometheus-client keeps its files, and gevent's part comes
 # before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.observability.metrics", "worker.green"}
+READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.observability.metrics", "worker.gevent_support"}
 
 
 def name_of(path: Path) -> str:

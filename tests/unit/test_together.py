@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from tests.system import until
-from worker.patience import Stopping
+from worker.errors import Stopping
 from worker.storage.group_commit import MOST, GroupCommit
 
 

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from worker import green
+from worker import gevent_support
 from worker.doctor.finding import Finding, ok, warning, wrong
 from worker.services import health_file
 from worker.settings import SentrySettings, WorkerSettings
@@ -17,7 +17,7 @@ FILES_FOR_A_CALL = 2  # its connection to XONE, and another while that is being 
 def look(worker: WorkerSettings | None, sentry: SentrySettings | None) -> Iterator[Finding]:
     if worker is not None:
         yield _open_files(worker)
-        if worker.WORKER_POOL == "gevent" and not green.is_installed():
+        if worker.WORKER_POOL == "gevent" and not gevent_support.is_installed():
             yield wrong("pool", "WORKER_POOL=gevent, and gevent is not installed here", "install confirm-offer[gevent]")
     yield _workers()
     if sentry is not None:

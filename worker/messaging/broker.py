@@ -10,7 +10,7 @@ from amqp.spec import Basic
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from worker import green
+from worker import gevent_support
 
 # Bounds on operations that would otherwise hang while RabbitMQ has an alarm or a connection is half dead.
 _SOCKET_LIMITS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
@@ -41,7 +41,7 @@ def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
 
 def bound(connection: Connection) -> None:
     """Puts the bounds on a connection that stands where py-amqp's have no effect: on sockets of gevent."""
-    if green.is_on() and connection.transport.driver_type == "amqp":
+    if gevent_support.is_on() and connection.transport.driver_type == "amqp":
         socket: Any = connection.connection.transport.sock
         socket.settimeout((connection.transport_options or {})["read_timeout"])
 

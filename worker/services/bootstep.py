@@ -7,11 +7,11 @@ from celery import bootsteps
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-from worker import green
+from worker import gevent_support
 from worker.celery import log
 from worker.errors import SettingsError
 from worker.observability import metrics, tracing
-from worker.process import current
+from worker.runtime import current
 from worker.services import health_file
 from worker.services.cpu_affinity import OneCore, can_choose, ticks_of_cores
 from worker.services.health import Health
@@ -67,7 +67,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         log.info(
             "worker_started",
             version=version("confirm-offer"),
-            pool="gevent" if green.is_on() else worker.WORKER_POOL,
+            pool="gevent" if gevent_support.is_on() else worker.WORKER_POOL,
             concurrency=worker.WORKER_CONCURRENCY,
             one_core=self._one_core is not None,
             parts=sorted(worker.parts),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import select
 
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.health_file import Notes, Part
 from worker.services.service import Loop
 

@@ -19,7 +19,7 @@ from models.tables import Confirmation, OutboxEvent
 from worker.messaging.publisher import CONFIRM_TIMEOUT, Message, Publisher
 from worker.messaging.topology import booking_events
 from worker.observability import metrics
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus, seconds_since
 

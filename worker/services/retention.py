@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from tasks.purge import purge
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.service import Loop
 from worker.storage.database import now
 from worker.storage.rate_limiter import take_turn

@@ -13,7 +13,7 @@ from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
 from worker.observability.sentry import CheckIns
-from worker.process import Process
+from worker.runtime import Process
 from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus
 from worker.storage.pause_cache import ALL

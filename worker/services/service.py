@@ -6,7 +6,7 @@ from threading import Event, Thread
 import structlog
 
 from worker.observability.sentry import report
-from worker.patience import who_is_away
+from worker.outages import who_is_away
 
 log = structlog.get_logger(__name__)
 

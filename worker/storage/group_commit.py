@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Generic, TypeVar
 
+from worker.errors import Stopping
 from worker.observability import metrics
-from worker.patience import Stopping
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from worker.errors import Stopping
 from worker.messaging import broker
 from worker.storage import database
 
@@ -20,10 +21,6 @@ LONGEST_PAUSE = 10.0
 
 _waiting: Counter[str] = Counter()  # threads of this process, by what they wait for
 _lock = Lock()
-
-
-class Stopping(Exception):
-    """The process stops while something waited; it goes on elsewhere."""
 
 
 def patiently(do: Callable[[], Result], stopping: Event) -> Result:

@@ -1,0 +1,124 @@
+"""Types of settings, with their validation."""
+
+import re
+import ssl
+from ipaddress import ip_address
+from string import Formatter
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+)
+from sentry_sdk.utils import Dsn
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+
+def none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def url_with(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        scheme = value.get_secret_value().split(":", 1)[0]
+        if scheme not in schemes:
+            raise ValueError(f"should begin with {' or '.join(f'{scheme}:' for scheme in schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_url(url: str) -> bool:
+    """Whether its host and port can be read."""
+    try:
+        urlsplit(url).port  # noqa: B018 - raises where it is none
+    except ValueError:
+        return False
+    return True
+
+
+def base_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", value) or not _is_url(value):
+        raise ValueError("should be a URL such as https://api.xone.xcover.com, without query")
+    return value
+
+
+def broker_url(value: SecretStr) -> SecretStr:
+    if not all(_is_url(url) for url in value.get_secret_value().split(";")):
+        raise ValueError(
+            "should be amqp://user:password@host:port/vhost, with letters that mean something in a URL percent-encoded"
+        )
+    return value
+
+
+def broker_tls(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
+    if "amqps:" not in url:
+        if any(name.startswith("ssl") for name in options):
+            raise ValueError("should begin with amqps: where it has options of TLS")
+        return value
+    if ";" in url:
+        raise ValueError("should name one broker where it begins with amqps:")
+    if options.keys() - {"ssl_ca_certs"}:
+        raise ValueError("should have no option but ssl_ca_certs; certificates are always verified")
+    if "ssl_ca_certs" in options:
+        try:
+            ssl.create_default_context(cafile=options["ssl_ca_certs"])
+        except OSError:
+            raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
+    return value
+
+
+def database_url(value: SecretStr) -> SecretStr:
+    try:
+        url = make_url(value.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ValueError("should be a database URL, such as postgresql+psycopg://host/database") from None
+    if url.drivername not in ("postgresql", "postgresql+psycopg", "sqlite"):
+        raise ValueError("should be a PostgreSQL or SQLite URL, with no other driver than psycopg")
+    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("should name a file, such as sqlite:///confirm-offer.db")
+    return value
+
+
+def data_keys(value: SecretStr) -> SecretStr:
+    for key in value.get_secret_value().split(","):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}=", key.strip()):  # Fernet itself overlooks what stands behind the =
+            raise ValueError("should be Fernet keys, separated by commas ('confirm-offer keygen' prints one)")
+    return value
+
+
+def sentry_dsn(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        try:
+            Dsn(value.get_secret_value())
+        except ValueError:
+            raise ValueError("should be a DSN of Sentry, such as https://key@host/1") from None
+    return value
+
+
+def is_to_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def path_with(*names: str) -> AfterValidator:
+    def check(value: str) -> str:
+        held = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        if value and (not value.startswith("/") or held != set(names)):
+            places = " and ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"should be a path that begins with / and holds {places or 'no {}'}")
+        return value
+
+    return AfterValidator(check)
+
+
+CollectorUrl = Annotated[str | None, Field(pattern=r"^https?://[^/?#\s]+\S*$"), BeforeValidator(none_if_empty)]
