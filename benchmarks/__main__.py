@@ -24,7 +24,7 @@ from benchmarks.contenders import AFTERNOON, ALL, OURS, Contender, prepare
 from benchmarks.rig import Rig, quantile
 from benchmarks.seed import seed
 from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spike
-from tasks import purge
+from tasks.privacy import purge
 from tests.system import PROJECT
 from worker.runtime import Process
 from worker.services.outbox_relay import Relay

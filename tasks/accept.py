@@ -14,8 +14,8 @@ from uuid_utils.compat import uuid4, uuid7
 from models.job import Job, JobRejected
 from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
-from tasks import emails
-from tasks.claim import Claim, History, claim, claim_of, open_attempts
+from tasks import email_index
+from tasks.lease import Claim, History, claim, claim_of, open_attempts
 from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Vault
 
@@ -45,7 +45,7 @@ class NewJob:
     def of(cls, job: Job, delivery: Delivery, vault: Vault) -> "NewJob":
         confirmation_id, body = uuid7(), job.request_body()
         sealed = vault.seal(confirmation_id, "body", body)
-        return cls(confirmation_id, job, delivery, body, sealed, emails.of_request(vault, body), uuid4())
+        return cls(confirmation_id, job, delivery, body, sealed, email_index.of_request(vault, body), uuid4())
 
 
 def accept_new(connection: Connection, jobs: Sequence[NewJob], token: UUID, lease: float) -> dict[UUID, Claim]:
@@ -64,7 +64,7 @@ def accept_new(connection: Connection, jobs: Sequence[NewJob], token: UUID, leas
     claims = {}
     for new in jobs:
         if new.id in stored:
-            emails.note(connection, new.id, new.email_hashes[1:])
+            email_index.note(connection, new.id, new.email_hashes[1:])
             claims[new.id] = _first_claim(new, token, leased_at)
     return claims
 
@@ -102,7 +102,7 @@ def accept(
         _forget_content(connection, row.id)
         content["sealed_body"] = vault.seal(row.id, "body", new.body)
         row = connection.execute(_REPLACE, {"this": row.id, "claims": int(claims), **content}).one()
-    emails.note(connection, row.id, new.email_hashes[1:])
+    email_index.note(connection, row.id, new.email_hashes[1:])
     if not claims:
         return None
     open_attempts(connection, [row.id], token)

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
-from tasks.claim import Claim
+from tasks.lease import Claim
 from worker import runtime
 from worker.errors import Stopping
 from worker.messaging import topology

@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid4
 from models.job import read_job
 from models.states import State
 from tasks.accept import Delivery, NewJob, accept, accept_new
-from tasks.claim import Claim, LeaseLost, claim, postpone, release, renew
+from tasks.call_guard import before_call, go_on, until_calls
 from tasks.decide import (
     Answer,
     Decision,
@@ -25,12 +25,12 @@ from tasks.decide import (
     must_look_first,
     uses_up,
 )
+from tasks.lease import Claim, LeaseLost, claim, postpone, release
 from tasks.record import Made, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import patiently
 from worker.runtime import Process
-from worker.storage.rate_limiter import HORIZON, take_turn
 from worker.xone.answers import Confirmed
 from worker.xone.circuit_breaker import Held
 
@@ -182,58 +182,6 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
             return Look.UNAVAILABLE
         raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
     return Confirmed(booking, 200) if booking is not None else Look.ABSENT
-
-
-def before_call(held: Claim, process: Process) -> None:
-    """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
-    if process.xone_settings.XONE_RATE_LIMIT is not None and not process.stopping.is_set():
-        wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
-    go_on(held, process)
-
-
-def go_on(held: Claim, process: Process) -> None:
-    """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
-    if process.stopping.is_set():
-        raise Held(0.0)
-    ensure_lease(held, process)
-
-
-def wait_for_turn(process: Process, rate: float) -> None:
-    """Waits for a turn under XONE_RATE_LIMIT. Raises Held where none is near."""
-
-    def take() -> float | None:
-        with process.engine.begin() as connection:
-            return take_turn(connection, rate)
-
-    with tracing.transaction("take turn", process.engine):
-        wait = patiently(take, process.stopping)
-    if wait is None:
-        raise Held(HORIZON * (1.0 + process.dice()))
-    if wait > 0 and process.stopping.wait(wait):
-        raise Held(0.0)
-
-
-def ensure_lease(held: Claim, process: Process) -> None:
-    """The lease must outlast a call: renews it where too little is left. Raises LeaseLost."""
-    settings = process.xone_settings
-    spare = (settings.lease - settings.XONE_TIMEOUT) / 2
-    if time.monotonic() - held.leased_at < spare:
-        return
-    asked_at = time.monotonic()
-
-    def extend() -> None:
-        with process.engine.begin() as connection:
-            renew(connection, held, settings.lease)
-
-    with tracing.transaction("renew lease", process.engine):
-        patiently(extend, process.stopping)
-    held.leased_at = asked_at
-
-
-def until_calls(process: Process) -> float:
-    """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
-    wait = process.xone.gate.wait()
-    return wait + process.dice() if wait > 0 else 0.0
 
 
 def put_back(held: Claim, wait: float, process: Process) -> None:

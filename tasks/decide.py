@@ -14,7 +14,7 @@ from enum import Enum
 
 from models.booking import Booking
 from models.states import Outcome, State
-from tasks.claim import STOPPED, History
+from tasks.lease import STOPPED, History
 from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import Confirmed

@@ -17,11 +17,10 @@ from models import booking as xone
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.exact_json import write_exact
 from models.states import State
-from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
-from tasks import emails
-from tasks.batches import end_item
-from tasks.claim import Claim, close_abandoned_attempts
+from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from tasks import email_index
 from tasks.decide import Decision
+from tasks.lease import Claim, close_abandoned_attempts
 from worker.storage.database import Writes, locked, now, now_plus
 from worker.storage.encryption import Vault
 
@@ -230,8 +229,8 @@ def store_booking(connection: Connection | Writes, vault: Vault, row: Row[Any], 
                 "sealed_person": seal("person", write_exact(person)),
             },
         )
-        returned = emails.of_person(vault, holder.email)
-        emails.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
+        returned = email_index.of_person(vault, holder.email)
+        email_index.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
     if booking.policies:
         connection.execute(
             _INSERT_POLICY,
@@ -284,3 +283,17 @@ _INSERT_BOOKING = insert(Booking.__table__).values(recorded_at=now())
 _INSERT_POLICYHOLDER = insert(Policyholder.__table__)
 _INSERT_POLICY = insert(Policy.__table__)
 _INSERT_EVENT = insert(OutboxEvent.__table__).values(created_at=now())
+
+
+def end_item(connection: Connection | Writes, batch_id: int, confirmation_id: UUID, state: State) -> None:
+    """The confirmation of an item that was fed in has ended."""
+    connection.execute(_END_ITEM, {"batch": batch_id, "this": confirmation_id, "state": state})
+
+
+_END_ITEM = (
+    update(BatchItem.__table__)
+    .where(
+        BatchItem.__table__.c.batch_id == bindparam("batch"), BatchItem.__table__.c.confirmation_id == bindparam("this")
+    )
+    .values(ended_at=now(), outcome=bindparam("state"))
+)

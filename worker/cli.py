@@ -7,7 +7,7 @@ from typing import Any
 import click
 from cryptography.fernet import Fernet
 
-from tasks.audit import audit, who
+from tasks.operations.audit import audit, who
 from worker import gevent_support
 from worker.commands import (
     batches,

@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 from models.exact_json import moment
 from models.states import BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
-from tasks import pauses
-from worker.reveal import in_short
+from tasks.operations import pauses
+from tasks.privacy.reveal import in_short
+from worker.storage import pause_cache
 from worker.storage.database import now
 
 STYLE_OF = {
@@ -91,7 +92,7 @@ def _with_details(connection: Connection, row: Row[Any]) -> Found:
         now=row.now,
         due_at=row.due_at,
         batches=_batches(connection, row),
-        pauses=[pause for pause in standing if pause.partner_id in (pauses.ALL, row.partner_id)],
+        pauses=[pause for pause in standing if pause.partner_id in (pause_cache.ALL, row.partner_id)],
     )
 
 

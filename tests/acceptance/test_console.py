@@ -86,7 +86,7 @@ def test_a_defect_is_told_by_its_place_and_without_its_text(url: str, monkeypatc
     def broken(*_: object) -> None:
         raise KeyError(MARK)
 
-    monkeypatch.setattr("tasks.failures.groups", broken)
+    monkeypatch.setattr("tasks.operations.failures.groups", broken)
 
     done = CliRunner().invoke(cli, ["failed"], env={"DATABASE_URL": url})
 

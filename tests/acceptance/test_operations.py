@@ -19,7 +19,7 @@ from sqlalchemy import Engine, insert, select, update
 
 from models.states import State
 from models.tables import AuditEntry, Confirmation
-from tasks.batches import overview
+from tasks.operations.batches import overview
 from tests.system import PROJECT, System, job, terminal, until
 from worker.cli import cli
 from worker.commands.follow import Pace, look

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
-from tasks.sealed import SEALED
+from tasks.privacy.sealed_columns import SEALED
 from tests.acceptance.test_commands import run
 from tests.acceptance.test_operations import fail, on_a_terminal
 from tests.system import PROJECT, System, job, until

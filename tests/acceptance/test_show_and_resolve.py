@@ -13,15 +13,17 @@ from sqlalchemy import select, update
 
 from models.states import State
 from models.tables import AuditEntry, Booking, Confirmation
-from tasks import batches, confirm, pauses
+from tasks import confirm
 from tasks.accept import Delivery
-from tasks.failures import Selection
+from tasks.operations import batches, pauses
+from tasks.operations.failures import Selection
 from tests.acceptance.test_commands import run
 from tests.system import System, job, until
 from worker.cli import cli
 from worker.commands import console
 from worker.runtime import Process
 from worker.sandbox import Sandbox
+from worker.storage import pause_cache
 from worker.storage.database import now_plus
 
 PERSON = {
@@ -233,7 +235,7 @@ def test_retrying_says_when_next_and_paused_says_why(
     with process.engine.begin() as connection:
         pauses.pause(connection, "P-200", "of another partner", "bob@here")
         pauses.pause(connection, "P-100", "maintenance of XONE until six", "ann@here")
-        pauses.pause(connection, pauses.ALL, "all of it", "ann@here")
+        pauses.pause(connection, pause_cache.ALL, "all of it", "ann@here")
     paused = shown("offer-1~http-503", **settings)
 
     assert re.search(r"next attempt +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d, in 10 min", retrying)

@@ -13,8 +13,9 @@ from sqlalchemy import insert, select, update
 
 from models.states import BatchState, State
 from models.tables import AuditEntry, Batch, BatchItem, Confirmation
-from tasks import batches, confirm, pauses
-from tasks.failures import Selection, match
+from tasks import confirm
+from tasks.operations import batches, pauses
+from tasks.operations.failures import Selection, match
 from tests.system import job
 from worker.messaging import broker, topology
 from worker.runtime import Process

@@ -15,9 +15,9 @@ from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
 from tasks.accept import Delivery, NewJob, accept_new
-from tasks.claim import Claim, LeaseLost, claim, renew
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
+from tasks.lease import Claim, LeaseLost, claim, renew
 from tasks.record import Made, record
 from tests.system import job, until
 from worker.errors import Unknown

@@ -15,8 +15,8 @@ from models.job import read_job
 from models.tables import Confirmation
 from tasks import confirm
 from tasks.accept import Delivery, NewJob
-from tasks.claim import Claim
 from tasks.decide import Policy, decide
+from tasks.lease import Claim
 from tasks.record import Made
 from tests.system import job
 from worker.runtime import Process

@@ -11,8 +11,8 @@ from sqlalchemy import Engine, Select, insert, text
 
 from models.states import State
 from models.tables import Confirmation
-from tasks import failures
-from tasks.failures import LeftOut, Selection
+from tasks.operations import failures
+from tasks.operations.failures import LeftOut, Selection
 from worker.storage.database import now
 
 REFUSED = {"error_code": "http-422", "error_http_status": 422, "error_detail": "XONE answered 422"}

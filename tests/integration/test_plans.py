@@ -11,10 +11,12 @@ from sqlalchemy import event, select, update
 
 from benchmarks.seed import seed
 from models.tables import Confirmation, OutboxEvent
-from tasks import batches, confirm, failures, purge
+from tasks import confirm
 from tasks.accept import Delivery
+from tasks.operations import batches, event_replay, failures
+from tasks.privacy import purge
 from tests.system import job
-from worker import events, show
+from worker import show
 from worker.doctor import work
 from worker.runtime import Process
 from worker.services.outbox_relay import Relay
@@ -112,7 +114,10 @@ def test_what_operators_ask(process: Process) -> None:
         batches.overview(connection, batch)
         assert show.find(process.engine, "seeded-7")
         assert show.find(process.engine, "SO-8")
-        assert list(events.pages(process.engine, events.Which(since, datetime.now(UTC), offer_id="seeded-9"))) == []
+        assert (
+            list(event_replay.pages(process.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
+            == []
+        )
         purge.of_person(connection, process.vault, "ada@example.com")
         assert purge.purge(connection, since - timedelta(days=3), 10) == 10
 

@@ -12,11 +12,12 @@ from sqlalchemy import Row, select, update
 from models.booking import Booking as XoneBooking
 from models.states import BatchState, State
 from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
-from tasks import batches, confirm
+from tasks import confirm
 from tasks.accept import Delivery
-from tasks.claim import Claim
-from tasks.failures import Selection
-from tasks.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
+from tasks.lease import Claim
+from tasks.operations import batches
+from tasks.operations.failures import Selection
+from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
 from tests.system import job
 from worker.errors import ResolveError
 from worker.runtime import Process

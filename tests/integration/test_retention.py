@@ -23,15 +23,17 @@ from models.tables import (
     Policyholder,
     RateLimit,
 )
-from tasks import batches, confirm, emails, failures, pauses, purge, rekey
+from tasks import confirm, email_index
 from tasks.accept import Delivery
-from tasks.claim import Claim
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
-from tasks.failures import Selection
+from tasks.lease import Claim
+from tasks.operations import batches, failures, pauses
+from tasks.operations.failures import Selection
+from tasks.privacy import purge, rekey
+from tasks.privacy.rekey import Rekeyed
+from tasks.privacy.sealed_columns import SEALED
 from tasks.record import Made, record
-from tasks.rekey import Rekeyed
-from tasks.sealed import SEALED
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
@@ -220,14 +222,14 @@ def test_what_an_earlier_version_stored_is_found_after_a_rekey(process: Process)
     with process.engine.begin() as connection:
         connection.execute(update(Confirmation).values(email_hash=None))
         connection.execute(delete(FurtherEmail))
-        assert emails.count_unsearched(connection) == 1
+        assert email_index.count_unsearched(connection) == 1
 
     done = rekeyed(process, process.vault)
 
     assert (done.resealed, done.indexed) == (0, 1)
     assert {email for email in (ADA, GRACE, OTHER) if found(process, process.vault, email)} == {ADA, GRACE, OTHER}
     with process.engine.connect() as connection:
-        assert emails.count_unsearched(connection) == 0
+        assert email_index.count_unsearched(connection) == 0
 
 
 def test_what_no_key_opens_is_named_and_never_written_over(process: Process, new_vault: Vault) -> None:

@@ -37,8 +37,8 @@ from models.states import Outcome, State
 from models.tables import Attempt, Base, Booking, Confirmation, OutboxEvent
 from tasks import confirm
 from tasks.accept import Delivery, NewJob, accept
-from tasks.claim import Claim, LeaseLost, claim, release
 from tasks.decide import Answer, Policy, decide
+from tasks.lease import Claim, LeaseLost, claim, release
 from tasks.record import EVENT_OF, Made, record
 from tests.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError

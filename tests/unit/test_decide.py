@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from models.booking import Booking
 from models.states import Outcome, State
-from tasks.claim import History
 from tasks.decide import (
     READ_BACK_TRIES,
     Answer,
@@ -23,6 +22,7 @@ from tasks.decide import (
     must_look_after,
     must_look_first,
 )
+from tasks.lease import History
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import Confirmed

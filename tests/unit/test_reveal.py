@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.reveal import in_short, mask
+from tasks.privacy.reveal import in_short, mask
 
 
 @pytest.mark.parametrize(

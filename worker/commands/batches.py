@@ -10,8 +10,8 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from models.states import BatchState, State
-from tasks import batches as tasks
-from tasks.audit import who
+from tasks.operations import batches as tasks
+from tasks.operations.audit import who
 from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
 from worker.commands.follow import follow, outcome
 from worker.commands.layout import add, counted, listing, say, short

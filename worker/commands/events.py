@@ -11,11 +11,11 @@ from sqlalchemy import Row
 
 from models.event import EventType
 from models.exact_json import moment
-from tasks.audit import Tally
+from tasks.operations.audit import Tally
+from tasks.operations.event_replay import Which, clock, count, pages
 from worker.commands.console import Failed, ask, complain, json_option, plainly, progress, reason_option, tell
 from worker.commands.layout import counted
 from worker.commands.moments import MOMENT
-from worker.events import Which, clock, count, pages
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.show import local

@@ -9,9 +9,9 @@ from rich.text import Text
 from sqlalchemy import Connection, Engine
 
 from models.states import State
-from tasks import batches, failures
-from tasks.audit import who
-from tasks.failures import LeftOut, Matched, Selection, Waiting
+from tasks.operations import batches, failures
+from tasks.operations.audit import who
+from tasks.operations.failures import LeftOut, Matched, Selection, Waiting
 from worker.commands.console import ask, err, json_option, out, plainly, print_csv, print_json, reason_option, remark
 from worker.commands.follow import follow
 from worker.commands.layout import add, command, counted, listing, say, short

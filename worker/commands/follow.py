@@ -12,11 +12,11 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.states import BatchState
-from tasks import batches
-from tasks.pauses import ALL
+from tasks.operations import batches
 from worker.commands.layout import command, lasting, say, whom
 from worker.commands.pauses import standing
 from worker.storage import database
+from worker.storage.pause_cache import ALL
 
 LOOK_EVERY = 0.5  # seconds
 LINE_EVERY = 5.0  # seconds, where there is no terminal

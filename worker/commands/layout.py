@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tasks.pauses import ALL
+from worker.storage.pause_cache import ALL
 
 
 def listing(*columns: str, numbers: Sequence[str] = ()) -> Table:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from models.exact_json import moment
 from models.job import JobRejected, read_job
-from tasks.audit import Tally
+from tasks.operations.audit import Tally
 from worker.commands.console import (
     Failed,
     ask,

@@ -9,15 +9,15 @@ from sqlalchemy import Connection, exists, select
 
 from models.job import is_path_id
 from models.tables import Confirmation
-from tasks import pauses
-from tasks.audit import who
-from tasks.pauses import ALL
+from tasks.operations import pauses
+from tasks.operations.audit import who
 from worker.commands.console import json_option, out, plainly, print_json, reason_option
 from worker.commands.layout import command, say, whom
 from worker.settings import DatabaseSettings, read
 from worker.show import as_json as in_utc
 from worker.show import local
 from worker.storage import database
+from worker.storage.pause_cache import ALL
 
 
 def _partner(_: click.Context, param: click.Parameter, value: str | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.audit import Tally
+from tasks.operations.audit import Tally
 from worker.commands.console import complain
 from worker.settings import DatabaseSettings, read
 from worker.storage import database

@@ -4,8 +4,8 @@ from typing import BinaryIO
 
 import click
 
-from tasks.audit import who
-from tasks.resolve import check_why, read_booking, resolve_booked, resolve_failed
+from tasks.operations.audit import who
+from tasks.operations.resolve import check_why, read_booking, resolve_booked, resolve_failed
 from worker.commands.console import Failed, json_option, plainly, tell
 from worker.errors import ResolveError
 from worker.settings import DatabaseSettings, EventSettings, StatusSettings, VaultSettings, read

@@ -11,11 +11,11 @@ from sqlalchemy import Engine, Row
 
 from models.exact_json import moment
 from models.states import State
-from tasks import emails
-from tasks import purge as purging
-from tasks import rekey as rekeying
-from tasks.audit import Tally, audit, who
-from tasks.rekey import Rekeyed
+from tasks import email_index
+from tasks.operations.audit import Tally, audit, who
+from tasks.privacy import purge as purging
+from tasks.privacy import rekey as rekeying
+from tasks.privacy.rekey import Rekeyed
 from worker.commands.console import (
     Failed,
     ask,
@@ -185,7 +185,7 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
     vault, engine = Vault(read(VaultSettings).keys), database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
         found = purging.of_person(connection, vault, email)
-        unsearched = emails.count_unsearched(connection)
+        unsearched = email_index.count_unsearched(connection)
     ended = [row for row in found if row.has_ended]
     if ended:
         under_way = f" ({len(found) - len(ended):,} more can't be yet)" if len(ended) < len(found) else ""

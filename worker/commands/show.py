@@ -6,8 +6,8 @@ import click
 from sqlalchemy import Engine
 
 from models.states import State
-from tasks.audit import audit, who
-from worker import reveal
+from tasks.operations.audit import audit, who
+from tasks.privacy import reveal
 from worker import show as view
 from worker.commands.console import Failed, json_option, out, plainly, print_json
 from worker.commands.layout import command, say

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
-from tasks.failures import in_literally
+from tasks.operations.failures import in_literally
 from worker.commands.layout import counted, lasting, whom
 from worker.doctor.finding import Finding, ok, warning, wrong
 from worker.errors import SealError

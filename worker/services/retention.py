@@ -5,7 +5,7 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import Connection, select
 
-from tasks.purge import purge
+from tasks.privacy.purge import purge
 from worker.runtime import Process
 from worker.services.service import Loop
 from worker.storage.database import now

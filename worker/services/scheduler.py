@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, or_, select, update
 
 from models.tables import Confirmation
-from tasks import batches
+from tasks.operations import batches
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing

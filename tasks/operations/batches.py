@@ -15,7 +15,6 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
-    bindparam,
     case,
     func,
     insert,
@@ -27,9 +26,9 @@ from sqlalchemy import (
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation
-from tasks.audit import audit
-from tasks.failures import Selection
-from worker.storage.database import Writes, locked, now, now_plus, seconds_since
+from tasks.operations.audit import audit
+from tasks.operations.failures import Selection
+from worker.storage.database import locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
 CANCELLED = "cancelled"
@@ -188,20 +187,6 @@ def _end_if_done(connection: Connection, batch_id: int) -> None:
         .where(Batch.id == batch_id, Batch.state == BatchState.RUNNING, ~open_items.exists())
         .values(state=BatchState.DONE, ended_at=now())
     )
-
-
-def end_item(connection: Connection | Writes, batch_id: int, confirmation_id: UUID, state: State) -> None:
-    """The confirmation of an item that was fed in has ended."""
-    connection.execute(_END_ITEM, {"batch": batch_id, "this": confirmation_id, "state": state})
-
-
-_END_ITEM = (
-    update(BatchItem.__table__)
-    .where(
-        BatchItem.__table__.c.batch_id == bindparam("batch"), BatchItem.__table__.c.confirmation_id == bindparam("this")
-    )
-    .values(ended_at=now(), outcome=bindparam("state"))
-)
 
 
 def skip_everywhere(connection: Connection, confirmation_id: UUID) -> None:

@@ -14,9 +14,9 @@ from models.event import EventType
 from models.exact_json import read_exact
 from models.states import Outcome, State
 from models.tables import Confirmation
-from tasks.audit import audit
-from tasks.batches import skip_everywhere
 from tasks.decide import Decision, booked
+from tasks.operations.audit import audit
+from tasks.operations.batches import skip_everywhere
 from tasks.record import EVENT_OF, settle, store_booking, to_be_settled
 from worker.errors import ResolveError, XoneError
 from worker.storage.encryption import Vault

@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, or_, select, update
 
 from models.tables import Confirmation, FurtherEmail
-from tasks import emails
-from tasks.sealed import SEALED, id_in, place_of
+from tasks import email_index
+from tasks.privacy.sealed_columns import SEALED, id_in, place_of
 from worker.errors import SealError
 from worker.storage.database import locked
 from worker.storage.encryption import Vault
@@ -125,13 +125,13 @@ def _index(connection: Connection, vault: Vault, ids: set[UUID], opened: dict[tu
     number = 0
     for its_id, hashes in stand.items():
         sent, returned = opened.get((its_id, "body")), opened.get((its_id, "person"))
-        of_job = emails.of_request(vault, sent) if sent is not None else []
-        of_holder = emails.of_person(vault, json.loads(returned).get("email")) if returned is not None else []
+        of_job = email_index.of_request(vault, sent) if sent is not None else []
+        of_holder = email_index.of_person(vault, json.loads(returned).get("email")) if returned is not None else []
         first = of_job[0] if of_job else None
         others = {*of_job, *of_holder} - {first}
         if [first, others] != [hashes[0], set(hashes[1:])]:
             connection.execute(update(Confirmation).where(Confirmation.id == its_id).values(email_hash=first))
             connection.execute(delete(FurtherEmail).where(FurtherEmail.confirmation_id == its_id))
-            emails.note(connection, its_id, others)
+            email_index.note(connection, its_id, others)
             number += 1
     return number

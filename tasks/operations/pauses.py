@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, Row, delete, select
 
 from models.tables import Pause
-from tasks.audit import audit
+from tasks.operations.audit import audit
 from worker.storage.database import insert_if_absent, now
 from worker.storage.pause_cache import ALL
 

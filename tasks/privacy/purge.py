@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, fun
 from models.event import BOOKING_EVENTS, without_links
 from models.states import State
 from models.tables import Confirmation, FurtherEmail, OutboxEvent
-from tasks import emails
-from tasks.failures import in_literally
-from tasks.sealed import SEALED, id_in
+from tasks import email_index
+from tasks.operations.failures import in_literally
+from tasks.privacy.sealed_columns import SEALED, id_in
 from worker.storage.database import locked, now
 from worker.storage.encryption import Vault
 
@@ -55,7 +55,7 @@ def purge(connection: Connection, before: datetime, most: int = STEP) -> int:
 def of_person(connection: Connection, vault: Vault, email: str) -> list[Row[Any]]:
     """The confirmations that an e-mail stands in, and whether each ``has_ended``, in the order they came."""
     columns = (Confirmation.id, Confirmation.partner_id, Confirmation.offer_id, Confirmation.state)
-    found = Confirmation.id.in_(emails.find(connection, vault, email))
+    found = Confirmation.id.in_(email_index.find(connection, vault, email))
     return list(
         connection.execute(select(*columns, has_ended().label("has_ended")).where(found).order_by(Confirmation.id))
     )
@@ -65,7 +65,7 @@ def erase(connection: Connection, vault: Vault, email: str, confirmation_id: UUI
     """Blanks one confirmation of ``of_person``; False where it has not ended, or is another person's by now."""
     query = locked(select(Confirmation.id).where(Confirmation.id == confirmation_id, has_ended()))
     ids = connection.execute(query).scalars().all()
-    if not ids or confirmation_id not in emails.find(connection, vault, email):
+    if not ids or confirmation_id not in email_index.find(connection, vault, email):
         return False
     blank(connection, ids)
     return True
