@@ -36,7 +36,7 @@ from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import WorkerProcess, job
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 from worker.storage.database import now
 

@@ -25,7 +25,7 @@ from worker.messaging import broker, topology
 from worker.observability import log_context, logs
 from worker.observability.sentry import configure_sentry
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.settings import SentrySettings
 from worker.storage import database, migrator
 

@@ -22,7 +22,7 @@ from sqlalchemy import Engine, func, select, update
 from models.tables import Confirmation
 from tests.messages import problems_of_event
 from worker.messaging import topology
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage import database
 from worker.storage.database import now_plus
 

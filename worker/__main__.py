@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     if sys.argv[1:2] == ["health"]:  # a probe runs every few seconds, and needs a tenth of what the others import
-        from worker.commands.health import health
+        from worker.cli.health import health
 
         health.main(sys.argv[2:], prog_name="confirm-offer health")
     else:
@@ -13,7 +13,7 @@ def main() -> None:
             from worker import gevent_support
 
             gevent_support.switch_on_where_asked()
-        from worker.cli import main as others
+        from worker.cli.app import main as others
 
         others()
 

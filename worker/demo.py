@@ -26,12 +26,13 @@ from sqlalchemy import Engine, func, select
 
 from models.states import State
 from models.tables import Confirmation
+from tasks.operations.lookup import find
+from worker.cli.ui.confirmation_screen import STYLE_OF
 from worker.messaging import topology
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.settings import LogSettings, read
-from worker.show import STYLE_OF, find
 from worker.storage import database, migrator
 
 PARTNER = "P-100"

@@ -17,7 +17,7 @@ from tests.acceptance.test_letters import letter, put
 from tests.acceptance.test_operations import fail
 from tests.system import job
 from tests.unit.test_command_help import ALL
-from worker.cli import cli
+from worker.cli.app import cli
 from worker.storage import database
 from worker.storage.database import now
 

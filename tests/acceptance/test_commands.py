@@ -12,7 +12,7 @@ import pytest
 from models.states import State
 from tests.system import PROJECT, System, job, until
 from worker.messaging import topology
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 
 
 def run(*arguments: str, stdin: str | None = None, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet
 
 from tests.acceptance.test_operations import environment_of, fail
 from tests.system import PROJECT, terminal
-from worker.cli import cli
+from worker.cli.app import cli
 
 MARK = "Quxomat"
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")

@@ -27,11 +27,11 @@ from tests.acceptance.test_commands import run
 from tests.certificates import Authority
 from tests.servers import PostgreSQL, RabbitMQ, free_port
 from tests.system import PROJECT, System, job, until
-from worker.cli import cli
+from worker.cli.app import cli
 from worker.doctor import finding
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.settings import NAMES
 from worker.storage import database
 

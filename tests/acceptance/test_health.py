@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL, RabbitMQ, free_port, require
 from tests.system import PROJECT, System, job, until
-from worker.commands.health import health
+from worker.cli.health import health
 from worker.messaging import broker, topology
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.services import health_file
 from worker.storage import database, migrator
 

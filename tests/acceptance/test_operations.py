@@ -21,8 +21,8 @@ from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.operations.batches import overview
 from tests.system import PROJECT, System, job, terminal, until
-from worker.cli import cli
-from worker.commands.follow import Pace, look
+from worker.cli.app import cli
+from worker.cli.ui.batch_progress import Pace, look
 from worker.storage import database
 from worker.storage.database import now, now_plus
 from worker.storage.encryption import Vault

@@ -11,7 +11,7 @@ from models.tables import Attempt
 from tests.servers import PostgreSQL, RabbitMQ, require
 from tests.system import System, job, until
 from worker.messaging import broker, topology
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 
 

@@ -18,7 +18,7 @@ from tasks.privacy.sealed_columns import SEALED
 from tests.acceptance.test_commands import run
 from tests.acceptance.test_operations import fail, on_a_terminal
 from tests.system import PROJECT, System, job, until
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.storage.encryption import Vault
 

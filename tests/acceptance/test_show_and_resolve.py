@@ -19,10 +19,10 @@ from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection
 from tests.acceptance.test_commands import run
 from tests.system import System, job, until
-from worker.cli import cli
-from worker.commands import console
+from worker.cli.app import cli
+from worker.cli.ui import console
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage import pause_cache
 from worker.storage.database import now_plus
 

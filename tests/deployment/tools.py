@@ -13,7 +13,7 @@ import pytest
 
 from tests.system import PROJECT
 from tests.unit.test_settings import SECTIONS
-from worker.cli import cli
+from worker.cli.app import cli
 from worker.settings import Section
 
 MARGIN = 60.0  # seconds beyond XONE_TIMEOUT that a worker may take to end: recording, publishing, closing

@@ -22,7 +22,7 @@ from tasks.record import Made, record
 from tests.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import Confirmed
 

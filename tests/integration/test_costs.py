@@ -20,7 +20,7 @@ from tasks.lease import Claim
 from tasks.record import Made
 from tests.system import job
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.storage.database import now_plus
 

@@ -13,7 +13,7 @@ from models.states import State
 from tests.acceptance.test_commands import run
 from tests.servers import PostgreSQL
 from tests.system import PROJECT, System, job, until
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 
 DOCUMENT = (PROJECT / "docs" / "database-roles.md").read_text("utf-8")

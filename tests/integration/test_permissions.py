@@ -19,7 +19,7 @@ from tests.servers import RabbitMQ
 from tests.system import PROJECT, System, job, until
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.slow  # rabbitmqctl takes a second for each command
 

@@ -13,10 +13,9 @@ from benchmarks.seed import seed
 from models.tables import Confirmation, OutboxEvent
 from tasks import confirm
 from tasks.accept import Delivery
-from tasks.operations import batches, event_replay, failures
+from tasks.operations import batches, event_replay, failures, lookup
 from tasks.privacy import purge
 from tests.system import job
-from worker import show
 from worker.doctor import work
 from worker.runtime import Process
 from worker.services.outbox_relay import Relay
@@ -112,8 +111,8 @@ def test_what_operators_ask(process: Process) -> None:
         assert len(fed) == 20
         batches.under_way(connection)
         batches.overview(connection, batch)
-        assert show.find(process.engine, "seeded-7")
-        assert show.find(process.engine, "SO-8")
+        assert lookup.find(process.engine, "seeded-7")
+        assert lookup.find(process.engine, "SO-8")
         assert (
             list(event_replay.pages(process.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
             == []

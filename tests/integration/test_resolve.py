@@ -21,7 +21,7 @@ from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_
 from tests.system import job
 from worker.errors import ResolveError
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 
 OFFER = "offer-1~drop-after~1"

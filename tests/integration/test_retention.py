@@ -39,7 +39,7 @@ from tests.integration.test_failures import fill, plan_of
 from tests.system import until
 from worker.errors import SealError, Unknown
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.services.retention import Retention
 from worker.settings import VaultSettings, read
 from worker.storage.database import locked, now, now_plus

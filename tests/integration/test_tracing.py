@@ -24,7 +24,7 @@ from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs, tracing
 from worker.runtime import Process
-from worker.sandbox import Sandbox
+from worker.sandbox.server import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
 from worker.settings import LogSettings, TracingSettings

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import cli
+from worker.cli.app import cli
 
 NO_JSON = {("worker",)}  # it logs, as LOG_FORMAT says
 

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import requests
 
-from worker.sandbox import FAULTS, HUGE_BYTES, SWITCHES, Sandbox, to_json
+from worker.sandbox.answers import to_json
+from worker.sandbox.faults import FAULTS, SWITCHES
+from worker.sandbox.sending import HUGE_BYTES
+from worker.sandbox.server import Sandbox
 
 JOB = {
     "quotes": [{"id": "quote-1"}, {"id": "quote-2", "insured": [{"first_name": "Ada"}]}],

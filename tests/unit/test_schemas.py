@@ -22,7 +22,7 @@ from tests.messages import problems_of_event
 from tests.servers import lacking
 from tests.system import PROJECT
 from tests.unit.test_job import ACCEPTED, ANY_JSON, FULL, MINIMAL, NOT_A_JOB, PASSED_ON, changed, to_bytes
-from worker.cli import cli
+from worker.cli.app import cli
 from worker.published.asyncapi import document
 from worker.published.json_schema import (
     JOB_EXAMPLE,

@@ -7,11 +7,11 @@ import click
 import pytest
 import time_machine
 
-from worker.commands.console import WrongUse
-from worker.commands.follow import Pace
-from worker.commands.layout import lasting
-from worker.commands.moments import MOMENT
-from worker.commands.offers import read_offers
+from worker.cli.ui.batch_progress import Pace
+from worker.cli.ui.console import WrongUse
+from worker.cli.ui.offers_file import read_offers
+from worker.cli.ui.time_param import MOMENT
+from worker.formatting import lasting
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, SSLError
 
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.sandbox import FAULTS, Sandbox
+from worker.sandbox.faults import FAULTS
+from worker.sandbox.server import Sandbox
 from worker.settings import XoneSettings
 from worker.xone import answers
 from worker.xone import client as xone_client

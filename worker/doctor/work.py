@@ -9,9 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
-from worker.commands.layout import counted, lasting, whom
+from tasks.operations.pauses import whom
 from worker.doctor.finding import Finding, ok, warning, wrong
 from worker.errors import SealError
+from worker.formatting import counted, lasting
 from worker.settings import VaultSettings
 from worker.storage.database import now, now_plus, seconds_since
 from worker.storage.encryption import Vault

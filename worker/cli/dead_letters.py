@@ -18,7 +18,7 @@ from rich.progress import Progress
 from models.exact_json import moment
 from models.job import JobRejected, read_job
 from tasks.operations.audit import Tally
-from worker.commands.console import (
+from worker.cli.ui.console import (
     Failed,
     ask,
     json_option,
@@ -30,15 +30,13 @@ from worker.commands.console import (
     remark,
     tell,
 )
-from worker.commands.layout import counted
-from worker.commands.recording import recording
-from worker.formatting import printable
+from worker.cli.ui.optional_audit import recording
+from worker.formatting import counted, local, printable
 from worker.messaging import broker
 from worker.messaging.dead_letter_queue import CODES, Letter, Letters, chosen, copy_of, in_batches, replay
 from worker.messaging.masking import for_editor, ids_of, masked
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
-from worker.show import local
 from worker.storage import database
 
 SHOWN = 50  # letters, where no --limit is given

@@ -1,21 +1,18 @@
 """``confirm-offer pause`` and ``resume``: a person stops calls to XONE, and lets them go on."""
 
-from datetime import datetime
-from typing import Any
-
 import click
-from rich.console import Console
 from sqlalchemy import Connection, exists, select
 
 from models.job import is_path_id
 from models.tables import Confirmation
 from tasks.operations import pauses
 from tasks.operations.audit import who
-from worker.commands.console import json_option, out, plainly, print_json, reason_option
-from worker.commands.layout import command, say, whom
+from tasks.operations.pauses import whom
+from worker.cli.ui.console import json_option, out, plainly, print_json, reason_option
+from worker.cli.ui.paused import standing, tell_paused
+from worker.cli.ui.tables import say
+from worker.formatting import in_utc as in_utc
 from worker.settings import DatabaseSettings, read
-from worker.show import as_json as in_utc
-from worker.show import local
 from worker.storage import database
 from worker.storage.pause_cache import ALL
 
@@ -88,31 +85,6 @@ def resume(partner: str, reason: str | None, as_json: bool) -> None:
     else:
         say(out, f"There was no pause for {whom(partner)}; nothing was changed.")
     tell_paused(out, stand)
-
-
-def standing(connection: Connection) -> list[dict[str, Any]]:
-    """All pauses for ``--json`` (times as datetime); ``partner_id`` is None in the one for all."""
-    return [
-        {"partner_id": row.partner_id or None, "reason": row.reason, "by": row.by, "created_at": row.created_at}
-        for row in pauses.standing(connection)
-    ]
-
-
-def tell_paused(console: Console, stand: list[dict[str, Any]]) -> None:
-    """What is paused, since when, why, and how to end it. Nothing where nothing is."""
-    if not stand:
-        return
-    say(console)
-    say(console, "Paused now:", style="bold yellow")
-    for one in stand:
-        partner = one["partner_id"]
-        made: datetime = one["created_at"]
-        say(console, f"{whom(partner or ALL)}, since {local(made)}, by {one['by']}: {one['reason']}", indent=2)
-    say(console, "To end it:")
-    command(
-        console,
-        *("confirm-offer resume" + (f" --partner {one['partner_id']}" * bool(one["partner_id"])) for one in stand),
-    )
 
 
 def _has_jobs(connection: Connection, partner: str) -> bool:

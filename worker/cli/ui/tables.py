@@ -1,15 +1,12 @@
 """How commands print lists and times: aligned, within 80 columns, nothing taken for markup."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-
-from worker.storage.pause_cache import ALL
 
 
 def listing(*columns: str, numbers: Sequence[str] = ()) -> Table:
@@ -42,25 +39,3 @@ def command(console: Console, *lines: str) -> None:
     """Command lines to be copied: each stays whole, however narrow the terminal."""
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """``1 offer``, ``1,200 offers``."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def short(moment: datetime | None) -> str:
-    """A time in the local zone, as ``31 Jan 14:00``."""
-    return moment.astimezone().strftime("%d %b %H:%M") if moment is not None else "-"
-
-
-def lasting(seconds: float) -> str:
-    """``0:45``, ``12:05``, ``3:20:00``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def whom(partner_id: str) -> str:
-    """Who is paused."""
-    return "all partners" if partner_id == ALL else f"partner {partner_id}"

@@ -9,21 +9,24 @@ from cryptography.fernet import Fernet
 
 from tasks.operations.audit import audit, who
 from worker import gevent_support
-from worker.commands import (
+from worker.cli import (
     batches,
+    dead_letters,
     doctor,
     enqueue,
+    erase,
     events,
-    failures,
+    failed,
     health,
-    letters,
     pauses,
+    purge,
+    rekey,
+    reprocess,
     resolve,
-    retention,
-    schemas,
+    schema,
     show,
 )
-from worker.commands.console import Failed, complain, json_option, out, plainly, tell
+from worker.cli.ui.console import Failed, complain, json_option, out, plainly, tell
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.runtime import current
@@ -177,7 +180,7 @@ def sandbox(port: int, host: str, as_json: bool) -> None:
     """
     import threading
 
-    from worker.sandbox import Sandbox
+    from worker.sandbox.server import Sandbox
 
     with Sandbox(port=port, host=host) as running:
         try:
@@ -200,8 +203,8 @@ def keygen(as_json: bool) -> None:
 
 cli.add_command(doctor.doctor)
 cli.add_command(health.health)
-cli.add_command(failures.failed)
-cli.add_command(failures.reprocess)
+cli.add_command(failed.failed)
+cli.add_command(reprocess.reprocess)
 cli.add_command(batches.batches)
 cli.add_command(batches.batch)
 cli.add_command(pauses.pause)
@@ -209,9 +212,9 @@ cli.add_command(pauses.resume)
 cli.add_command(show.show)
 cli.add_command(resolve.resolve)
 cli.add_command(enqueue.enqueue)
-cli.add_command(letters.dead_letters)
+cli.add_command(dead_letters.dead_letters)
 cli.add_command(events.events)
-cli.add_command(retention.rekey)
-cli.add_command(retention.purge)
-cli.add_command(retention.erase)
-cli.add_command(schemas.schema)
+cli.add_command(rekey.rekey)
+cli.add_command(purge.purge)
+cli.add_command(erase.erase)
+cli.add_command(schema.schema)

@@ -7,11 +7,12 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from worker.commands.console import json_option, out, plainly, print_json
-from worker.commands.layout import counted, say
-from worker.doctor import examine
+from worker.cli.ui.console import json_option, out, plainly, print_json
+from worker.cli.ui.tables import say
 from worker.doctor import settings as of_settings
+from worker.doctor.examination import examine
 from worker.doctor.finding import Finding, Level
+from worker.formatting import counted
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "bold red"}
 

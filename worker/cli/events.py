@@ -13,12 +13,11 @@ from models.event import EventType
 from models.exact_json import moment
 from tasks.operations.audit import Tally
 from tasks.operations.event_replay import Which, clock, count, pages
-from worker.commands.console import Failed, ask, complain, json_option, plainly, progress, reason_option, tell
-from worker.commands.layout import counted
-from worker.commands.moments import MOMENT
+from worker.cli.ui.console import Failed, ask, complain, json_option, plainly, progress, reason_option, tell
+from worker.cli.ui.time_param import MOMENT
+from worker.formatting import counted, local
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
-from worker.show import local
 from worker.storage import database
 
 STEP = 0.1  # seconds that a batch lasts where there is a rate

@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 from models.states import BatchState, State
 from tasks.operations import batches as tasks
 from tasks.operations.audit import who
-from worker.commands.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
-from worker.commands.follow import follow, outcome
-from worker.commands.layout import add, counted, listing, say, short
-from worker.commands.pauses import standing, tell_paused
+from worker.cli.ui.batch_progress import follow, outcome
+from worker.cli.ui.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
+from worker.cli.ui.paused import standing, tell_paused
+from worker.cli.ui.tables import add, listing, say
+from worker.formatting import counted, local, short
+from worker.formatting import in_utc as in_utc
 from worker.settings import DatabaseSettings, read
-from worker.show import as_json as in_utc
-from worker.show import local
 from worker.storage import database
 
 SHOWN = 20  # items for a person

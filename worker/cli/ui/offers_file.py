@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from models.job import is_path_id
-from worker.commands.console import WrongUse
+from worker.cli.ui.console import WrongUse
 
 Offer = tuple[str | None, str]  # partner (None: any) and offer id
 

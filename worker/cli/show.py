@@ -6,11 +6,13 @@ import click
 from sqlalchemy import Engine
 
 from models.states import State
+from tasks.operations import lookup
 from tasks.operations.audit import audit, who
 from tasks.privacy import reveal
-from worker import show as view
-from worker.commands.console import Failed, json_option, out, plainly, print_json
-from worker.commands.layout import command, say
+from worker import formatting
+from worker.cli.ui import confirmation_screen as view
+from worker.cli.ui.console import Failed, json_option, out, plainly, print_json
+from worker.cli.ui.tables import command, say
 from worker.errors import SealError, SettingsError
 from worker.settings import DatabaseSettings, VaultSettings, read
 from worker.storage import database
@@ -35,10 +37,10 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
     """
     vault = Vault(read(VaultSettings).keys) if in_clear else None
     engine = database.connect(read(DatabaseSettings).url)
-    found = _the_one(view.find(engine, offer, partner), offer, partner)
+    found = _the_one(lookup.find(engine, offer, partner), offer, partner)
     revealed = _revealed(engine, vault, found) if vault is not None else None
     if as_json:
-        print_json(view.as_json({**found.told, **({"revealed": revealed} if revealed is not None else {})}))
+        print_json(formatting.in_utc({**found.told, **({"revealed": revealed} if revealed is not None else {})}))
         return
     out.print(view.screen(found, _people(engine, found) if revealed is None else None))
     if revealed is not None:
@@ -51,7 +53,7 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
         command(out, f"{resolve} --booking FILE", f"{resolve} --failed WHY")
 
 
-def _the_one(found: list[view.Found], name: str, partner: str | None) -> view.Found:
+def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> lookup.Found:
     if not found:
         raise Failed(
             f"no confirmation of offer or order {name}" + (f" and partner {partner}" if partner else "") + "; "
@@ -63,11 +65,11 @@ def _the_one(found: list[view.Found], name: str, partner: str | None) -> view.Fo
         partners = ", ".join(one.told["partner_id"] for one in found)
         raise Failed(f"several partners have offer {name}: {partners}; choose one with --partner")
     offers = ", ".join(f"{one.told['offer_id']} ({one.told['partner_id']})" for one in found)
-    at_least = "at least " if len(found) == view.MOST_FOUND else ""
+    at_least = "at least " if len(found) == lookup.MOST_FOUND else ""
     raise Failed(f"order {name} has {at_least}{len(found)} offers: {offers}; show one by its id and --partner")
 
 
-def _revealed(engine: Engine, vault: Vault, found: view.Found) -> dict[str, Any]:
+def _revealed(engine: Engine, vault: Vault, found: lookup.Found) -> dict[str, Any]:
     """All that is sealed, once it is on record who has seen it."""
     with engine.begin() as connection:
         opened = {**reveal.persons(connection, vault, found.id), **reveal.secrets(connection, vault, found.id)}
@@ -77,7 +79,7 @@ def _revealed(engine: Engine, vault: Vault, found: view.Found) -> dict[str, Any]
     return opened
 
 
-def _people(engine: Engine, found: view.Found) -> dict[str, Any] | None:
+def _people(engine: Engine, found: lookup.Found) -> dict[str, Any] | None:
     """Who it is about, to be masked. None where DATA_KEYS is not set or does not open it: it is left out."""
     try:
         vault = Vault(read(VaultSettings).keys)

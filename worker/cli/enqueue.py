@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from worker.commands.console import (
+from worker.cli.ui.console import (
     Failed,
     WrongUse,
     json_option,
@@ -24,8 +24,8 @@ from worker.commands.console import (
     remark,
     write,
 )
-from worker.commands.layout import counted
-from worker.commands.recording import recording
+from worker.cli.ui.optional_audit import recording
+from worker.formatting import counted
 from worker.messaging.bulk_publish import Enqueued, Progress, Rejected, publish
 from worker.messaging.job_file import BadLine, Checked, Source, check
 from worker.messaging.publisher import Publisher

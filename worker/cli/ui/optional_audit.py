@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.operations.audit import Tally
-from worker.commands.console import complain
+from worker.cli.ui.console import complain
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 

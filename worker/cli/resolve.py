@@ -6,7 +6,7 @@ import click
 
 from tasks.operations.audit import who
 from tasks.operations.resolve import check_why, read_booking, resolve_booked, resolve_failed
-from worker.commands.console import Failed, json_option, plainly, tell
+from worker.cli.ui.console import Failed, json_option, plainly, tell
 from worker.errors import ResolveError
 from worker.settings import DatabaseSettings, EventSettings, StatusSettings, VaultSettings, read
 from worker.storage import database

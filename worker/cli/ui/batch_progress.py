@@ -13,8 +13,10 @@ from sqlalchemy import Engine
 
 from models.states import BatchState
 from tasks.operations import batches
-from worker.commands.layout import command, lasting, say, whom
-from worker.commands.pauses import standing
+from tasks.operations.pauses import whom
+from worker.cli.ui.paused import standing
+from worker.cli.ui.tables import command, say
+from worker.formatting import lasting
 from worker.storage import database
 from worker.storage.pause_cache import ALL
 

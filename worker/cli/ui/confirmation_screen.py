@@ -2,23 +2,18 @@
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
+from sqlalchemy import Row
 
-from models.exact_json import moment
 from models.states import BatchState, State
-from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
-from tasks.operations import pauses
+from tasks.operations.lookup import Found
 from tasks.privacy.reveal import in_short
-from worker.storage import pause_cache
-from worker.storage.database import now
+from worker.formatting import encodable, local
 
 STYLE_OF = {
     State.CONFIRMED: "green",
@@ -28,123 +23,7 @@ STYLE_OF = {
     State.RETRYING: "yellow",
 }
 OVERDUE = 120.0  # seconds
-MOST_FOUND = 20  # of one name
 MOST_OF_ANSWER = 2000  # characters of a kept answer on the screen
-_NEVER_SHOWN = ("confirmation_id", "recorded_at", "position")
-_BOOKED = (State.CONFIRMED, State.PENDING)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A confirmation. ``told`` is what ``show --json`` prints, with times as datetime; the rest is for the screen."""
-
-    id: UUID
-    told: dict[str, Any]
-    now: datetime
-    due_at: datetime | None
-    batches: list[Row[Any]]
-    pauses: list[Row[Any]]
-
-
-def find(engine: Engine, name: str, partner_id: str | None = None) -> list[Found]:
-    """All confirmations of an offer id, or where there is none of an order reference; of one partner or all."""
-    with engine.connect() as connection:
-        rows = _rows(connection, Confirmation.offer_id == name, partner_id) or _rows(
-            connection, Confirmation.order_reference == name, partner_id
-        )
-        return [_with_details(connection, row) for row in rows]
-
-
-def _rows(connection: Connection, is_meant: ColumnElement[bool], partner_id: str | None) -> list[Row[Any]]:
-    query = select(Confirmation.__table__, now().label("now")).where(is_meant)
-    if partner_id is not None:
-        query = query.where(Confirmation.partner_id == partner_id)
-    in_order = query.order_by(Confirmation.partner_id, Confirmation.created_at, Confirmation.offer_id)
-    return list(connection.execute(in_order.limit(MOST_FOUND)))
-
-
-def _with_details(connection: Connection, row: Row[Any]) -> Found:
-    def all_of(table: Any, order: Any) -> list[Row[Any]]:
-        query = select(table.__table__).where(table.confirmation_id == row.id).order_by(order)
-        return list(connection.execute(query))
-
-    bookings = all_of(Booking, Booking.id)
-    waits = row.state in (State.QUEUED, State.RETRYING)
-    told = {
-        "partner_id": row.partner_id,
-        "offer_id": row.offer_id,
-        "order_reference": row.order_reference,
-        "state": row.state,
-        "error": {"code": row.error_code, "http_status": row.error_http_status, "detail": row.error_detail}
-        if row.error_code
-        else None,
-        "next_attempt_at": row.due_at if waits else None,
-        "attempts": [_attempt(attempt) for attempt in all_of(Attempt, Attempt.number)],
-        "booking": _columns(bookings[0]) if bookings else None,
-        "policies": [_columns(policy) for policy in all_of(Policy, Policy.position)],
-        "events": [_event(event) for event in all_of(OutboxEvent, OutboxEvent.sequence)],
-        **({"purged_at": row.purged_at} if row.purged_at else {}),
-    }
-    standing = [] if row.state in _BOOKED else pauses.standing(connection)
-    return Found(
-        id=row.id,
-        told=told,
-        now=row.now,
-        due_at=row.due_at,
-        batches=_batches(connection, row),
-        pauses=[pause for pause in standing if pause.partner_id in (pause_cache.ALL, row.partner_id)],
-    )
-
-
-def _attempt(row: Row[Any]) -> dict[str, Any]:
-    names = ("number", "started_at", "duration_ms", "outcome", "http_status", "code")
-    return {name: row._mapping[name] for name in names}
-
-
-def _event(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "type": row.type,
-        "sequence": row.sequence,
-        "time": row.created_at,
-        "published_at": row.published_at,
-    }
-
-
-def _columns(row: Row[Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in row._mapping.items()
-        if not name.startswith("sealed_") and name not in _NEVER_SHOWN
-    }
-
-
-def _batches(connection: Connection, row: Row[Any]) -> list[Row[Any]]:
-    """The batch that feeds it in, and those in which it waits for its turn."""
-    is_open = Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED])
-    return list(
-        connection.execute(
-            select(Batch.id, Batch.state, Batch.reason, Batch.by, BatchItem.fed_at)
-            .join(BatchItem, BatchItem.batch_id == Batch.id)
-            .where(
-                or_(is_open, Batch.id == row.batch_id),
-                BatchItem.confirmation_id == row.id,
-                BatchItem.ended_at.is_(None),
-            )
-            .order_by(Batch.id)
-        )
-    )
-
-
-def as_json(value: Any) -> Any:
-    """Times in UTC and decimals as strings, for ``--json``."""
-    if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [as_json(item) for item in value]
-    if isinstance(value, datetime):
-        return moment(value)
-    return value if isinstance(value, bool | int | float | None) else _encodable(str(value))
 
 
 def screen(found: Found, people: dict[str, Any] | None = None) -> Group:
@@ -298,22 +177,13 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def plain(value: Any, keep_lines: bool = False) -> Text:
     """A value as it is: no markup in it counts, and no control character in it reaches the terminal."""
-    text = _encodable(str(value))
+    text = encodable(str(value))
     lines = text.splitlines() if keep_lines else [text]
     return Text("\n".join(_CONTROLS.sub("�", line) for line in lines))
 
 
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _or_dash(value: Any) -> str:
     return str(value) if value is not None else "-"
-
-
-def local(value: datetime | None) -> str:
-    """A time in the zone of who reads it."""
-    return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value is not None else "-"
 
 
 def when(value: datetime, since: datetime) -> str:

@@ -1,0 +1,80 @@
+"""``confirm-offer purge``: blanks the personal data of what ended long ago."""
+
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+from sqlalchemy import Engine
+
+from models.exact_json import moment
+from tasks.operations.audit import Tally
+from tasks.privacy import purge as purging
+from worker.cli.ui.console import (
+    Failed,
+    ask,
+    complain,
+    json_option,
+    plainly,
+    progress,
+    reason_option,
+    tell,
+)
+from worker.cli.ui.pacing import with_pauses
+from worker.cli.ui.time_param import MOMENT
+from worker.formatting import counted, local
+from worker.settings import DatabaseSettings, read
+from worker.storage import database
+
+
+@click.command(short_help="Blanks the personal data of what ended long ago.")
+@click.option("--older-than", "before", type=MOMENT, required=True, help="Ended so long ago: 90d, 12w, 36h; or a time.")
+@click.option("--dry-run", is_flag=True, help="Only show how many there are.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@reason_option
+@json_option
+@plainly
+def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:
+    """Blanks the personal data of confirmations that ended long ago: confirmed, pending or failed.
+
+    What they came to stays: states, ids, prices, policies, attempts, times, events. Those that need review keep their
+    data. A purged confirmation can't be tried again. RETENTION_DAYS lets the workers do this by themselves.
+
+    Exit code 1 where some were in use and are left.
+
+    Example: confirm-offer purge --older-than 90d
+    """
+    engine = database.connect(read(DatabaseSettings).url)
+    with engine.connect() as connection:
+        total = purging.count(connection, before)
+    since = f"that ended before {local(before)}"
+    if dry_run or not total:
+        text = f"{counted(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
+        return tell(as_json, text + "; nothing was changed", purged=0, left=total)
+    ask(f"Blank the personal data of {counted(total, 'confirmation')} {since}, for good?", yes)
+    purged = 0
+    with Tally(engine, "purge", reason, before=moment(before)) as tally, progress() as bar:
+        task = bar.add_task("blanking", total=total)
+        try:
+            for number in with_pauses(_purge(engine, before)):
+                purged += number
+                tally.add(number)
+                bar.advance(task, number)
+        except KeyboardInterrupt:
+            raise Failed(f"interrupted: {purged:,} of {counted(total, 'confirmation')} purged") from None
+    with engine.connect() as connection:
+        left = purging.count(connection, before)
+    tell(as_json, f"{counted(purged, 'confirmation')} purged", purged=purged, left=left)
+    if left:
+        complain(f"{left:,} were in use and are left; run it again")
+        sys.exit(1)
+    return None
+
+
+def _purge(engine: Engine, before: datetime) -> Iterator[int]:
+    while True:
+        with engine.begin() as connection:
+            number = purging.purge(connection, before)
+        if not number:
+            return
+        yield number

@@ -1,0 +1,86 @@
+"""``rekey``, ``purge`` and ``erase``: the keys that stored personal data is under, and its end."""
+
+import sys
+from typing import Any
+
+import click
+
+from tasks.operations.audit import Tally
+from tasks.privacy import rekey as rekeying
+from tasks.privacy.rekey import Rekeyed
+from worker.cli.ui.console import (
+    Failed,
+    complain,
+    json_option,
+    out,
+    plainly,
+    progress,
+    reason_option,
+    remark,
+    tell,
+    write,
+)
+from worker.cli.ui.pacing import with_pauses
+from worker.formatting import counted
+from worker.settings import DatabaseSettings, VaultSettings, read
+from worker.storage import database
+from worker.storage.encryption import Vault
+
+NAMED = 20  # confirmations that are named to a person
+
+
+@click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
+@reason_option
+@json_option
+@plainly
+def rekey(reason: str | None, as_json: bool) -> None:
+    """Encrypts all that is stored with the first key of DATA_KEYS again, while workers go on.
+
+    Afterwards the other keys can be taken out of DATA_KEYS. Interrupted, it goes on when it is run again. It also lets
+    confirmations be found by their e-mails that an earlier version stored. A value that no key opens is named and left
+    as it is.
+
+    Exit code 1 where there is such a value.
+
+    Example: confirm-offer rekey
+    """
+    vault, engine = Vault(read(VaultSettings).keys), database.connect(read(DatabaseSettings).url)
+    with engine.connect() as connection:
+        total = rekeying.count(connection)
+    done = Rekeyed()
+    with Tally(engine, "rekey", reason) as tally, progress() as bar:
+        task = bar.add_task("encrypting again", total=total)
+        try:
+            for step in with_pauses(rekeying.rekey(engine, vault)):
+                done += step
+                tally.add(step.resealed)
+                bar.advance(task, step.confirmations)
+        except KeyboardInterrupt:
+            raise Failed(f"interrupted: {counted(done.resealed, 'value')} done; run it again to go on") from None
+    tell(
+        as_json,
+        f"{done.resealed:,} of {counted(done.values, 'value')} in {counted(done.confirmations, 'confirmation')} "
+        "encrypted again with the first key of DATA_KEYS"
+        + (f";\n{done.indexed:,} can now be found by e-mail under it" if done.indexed else ""),
+        confirmations=done.confirmations,
+        values=done.values,
+        resealed=done.resealed,
+        indexed=done.indexed,
+        unreadable=[{"confirmation": str(one), "value": place} for one, place in done.unreadable],
+    )
+    if done.unreadable:
+        _tell_unreadable(done.unreadable)
+        sys.exit(1)
+    if not as_json:
+        write(out, "The other keys can be retired, once no worker runs any more whose first key is another one.")
+
+
+def _tell_unreadable(unreadable: list[Any]) -> None:
+    for confirmation_id, place in unreadable[:NAMED]:
+        remark(f"no key opens: {place} of confirmation {confirmation_id}")
+    if len(unreadable) > NAMED:
+        remark(f"and {len(unreadable) - NAMED:,} more; --json names all")
+    complain(
+        f"{counted(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
+        f"{'it was' if len(unreadable) == 1 else 'they were'}; add the key that was in use, then run it again"
+    )

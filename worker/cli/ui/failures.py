@@ -1,0 +1,55 @@
+"""What ``failed`` and ``reprocess`` share: filters, and causes with their counts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.text import Text
+
+from worker.cli.ui.console import out
+from worker.cli.ui.tables import add, listing, say
+from worker.cli.ui.time_param import MOMENT
+from worker.formatting import counted, local
+from worker.formatting import in_utc as in_utc
+
+
+def filters(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that select failed confirmations."""
+    options = (
+        click.option("--partner", help="Only this partner's."),
+        click.option("--code", help="Only those that failed with this code, as http-422."),
+        click.option("--since", type=MOMENT, help="Failed at or after: 2026-01-31T14:00 (local), or 30m, 2h, 7d ago."),
+        click.option("--until", type=MOMENT, help="Failed before."),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many."),
+        click.option("--include-needs-review", is_flag=True, help="Those that wait for a review as well."),
+    )
+    for option in reversed(options):
+        run = option(run)
+    return run
+
+
+def print_groups(groups: list[dict[str, Any]]) -> None:
+    total = sum(group["count"] for group in groups)
+    say(out, f"{counted(total, 'confirmation')}, {counted(len(groups), 'cause')}", style="bold")
+    table = listing("count", "code", "cause", numbers=["count"])
+    for number, group in enumerate(groups):
+        if number:
+            add(table)
+        add(table, group["count"], _code(group), _facts(group))
+    out.print(table)
+
+
+def _code(group: dict[str, Any]) -> str:
+    status, code = group["http_status"], group["code"] or "-"
+    return code if status is None or code == f"http-{status}" else f"{code} ({status})"
+
+
+def _facts(group: dict[str, Any]) -> Text:
+    partners, sample = group["partners"], group["sample"]
+    named = ", ".join(partners[:4]) + (f" and {len(partners) - 4:,} more" if len(partners) > 4 else "")
+    return Text(
+        f"{group['detail'] or '-'}\n"
+        f"{local(group['first_seen'])} to {local(group['last_seen'])}\n"
+        f"{'partner' if len(partners) == 1 else 'partners'} {named}\n"
+        f"e.g. {sample['offer_id']}" + (f" of {sample['partner_id']}" if len(partners) > 1 else "")
+    )
