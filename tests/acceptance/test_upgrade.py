@@ -53,7 +53,7 @@ class Turn(Base):
 # Where the next version differs: in each file, each of these once.
 CHANGES = {
     "models/tables.py": {'    __tablename__ = "confirmations"\n': COLUMN},
-    "worker/scheduler.py": {
+    "worker/services/scheduler.py": {
         "from models.tables import Confirmation\n": "from models.tables import Confirmation, Turn\n",
         "            paused = sorted(self._process.pauses.partners(connection))\n": (
             "            connection.execute(Turn.__table__.insert(), {'note': 'next'})\n"

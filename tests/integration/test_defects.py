@@ -36,7 +36,7 @@ STEPS = {
     "accept": "tasks.confirm.accept_new",
     "token": "worker.xone.client.Xone._request_token",
     "call": "worker.xone.transport.Http.send",
-    "parse": "worker.xone.answers.read_confirm_answer",
+    "parse": "worker.xone.client.read_confirm_answer",
     "decide": "tasks.confirm.decide",
     "record": "tasks.record.store_booking",
     "relay": "worker.services.outbox_relay.message_of",

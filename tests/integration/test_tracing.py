@@ -350,7 +350,7 @@ def test_a_collector_that_takes_no_spans_is_told_of_once(
 
 
 def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
-    script = "import sys, tasks.celery_tasks, worker.relay, worker.scheduler; print('opentelemetry' in sys.modules)"
+    script = "import sys, tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the settings: ``python -m worker.published.settings_page > docs/configuration.md``."""
+"""docs/configuration.md, made from the settings by ``python -m worker.published.settings_page``."""
 
 from itertools import groupby
 from typing import Any

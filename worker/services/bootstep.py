@@ -3,12 +3,12 @@
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 from celery import bootsteps
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 from worker import gevent_support
-from worker.celery import log
 from worker.errors import SettingsError
 from worker.observability import metrics, tracing
 from worker.runtime import current
@@ -21,6 +21,8 @@ from worker.services.retention import Retention
 from worker.services.scheduler import Scheduler
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
+
+log = structlog.get_logger(__name__)
 
 
 class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
