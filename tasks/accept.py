@@ -15,7 +15,7 @@ from models.job import Job, JobRejected
 from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
-from tasks.lease import Claim, History, claim, claim_of, open_attempts
+from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts
 from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Vault
 
@@ -48,30 +48,32 @@ class NewJob:
         return cls(confirmation_id, job, delivery, body, sealed, email_index.of_request(vault, body), uuid4())
 
 
-def accept_new(connection: Connection, jobs: Sequence[NewJob], token: UUID, lease: float) -> dict[UUID, Claim]:
+def accept_new_batch(
+    connection: Connection, jobs: Sequence[NewJob], token: UUID, lease_seconds: float
+) -> dict[UUID, Lease]:
     """Stores and claims the jobs of which no confirmation stands yet; the others are left out, for ``accept``.
 
     Claims by the id of the NewJob. token, lease: as in ``accept``. May be repeated.
     """
     leased_at = time.monotonic()
-    claiming = {"state": State.CONFIRMING, "lease_token": token, "wait": lease, "attempts": 1}
+    leased = {"state": State.CONFIRMING, "lease_token": token, "wait": lease_seconds, "attempts": 1}
     in_order = sorted(
         jobs, key=lambda new: (new.job.partner_id, new.job.offer_id)
     )  # so that no two wait for each other
     insert = _INSERT[connection.dialect.name]
-    connection.execute(insert, [{**_identity(new), **_content(new), **claiming} for new in in_order])
+    connection.execute(insert, [{**_identity(new), **_content(new), **leased} for new in in_order])
     stored = set(open_attempts(connection, [new.id for new in jobs], token))
-    claims = {}
+    leases = {}
     for new in jobs:
         if new.id in stored:
             email_index.note(connection, new.id, new.email_hashes[1:])
-            claims[new.id] = _first_claim(new, token, leased_at)
-    return claims
+            leases[new.id] = _first_lease(new, token, leased_at)
+    return leases
 
 
 def accept(
-    connection: Connection, vault: Vault, new: NewJob, token: UUID, lease: float, queue_for: float | None = None
-) -> Claim | None:
+    connection: Connection, vault: Vault, new: NewJob, token: UUID, lease_seconds: float, queue_for: float | None = None
+) -> Lease | None:
     """Stores the job and claims its confirmation; None where there is nothing to do now for this message.
 
     The same job again is harmless. Raises JobRejected ``conflicting-job`` for other content of an offer that has not
@@ -82,18 +84,18 @@ def accept(
     be called now, the seconds in which the job is queued and not claimed.
     """
     leased_at = time.monotonic()
-    job, claims = new.job, queue_for is None
+    job, takes_lease = new.job, queue_for is None
     content = {
         **_content(new),
-        "state": State.CONFIRMING if claims else State.QUEUED,
-        "lease_token": token if claims else None,
-        "wait": lease if queue_for is None else queue_for,
+        "state": State.CONFIRMING if takes_lease else State.QUEUED,
+        "lease_token": token if takes_lease else None,
+        "wait": lease_seconds if queue_for is None else queue_for,
     }
-    connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(claims)})
+    connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(takes_lease)})
     row = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
     if row.id != new.id:
         if _same(row, vault, job, new.body):
-            return claim(connection, vault, [row.id], token, lease).get(row.id) if claims else None
+            return acquire(connection, vault, [row.id], token, lease_seconds).get(row.id) if takes_lease else None
         if row.state != State.FAILED:
             raise JobRejected(
                 "conflicting-job",
@@ -101,16 +103,16 @@ def accept(
             )
         _forget_content(connection, row.id)
         content["sealed_body"] = vault.seal(row.id, "body", new.body)
-        row = connection.execute(_REPLACE, {"this": row.id, "claims": int(claims), **content}).one()
+        row = connection.execute(_REPLACE, {"this": row.id, "takes_lease": int(takes_lease), **content}).one()
     email_index.note(connection, row.id, new.email_hashes[1:])
-    if not claims:
+    if not takes_lease:
         return None
     open_attempts(connection, [row.id], token)
-    return claim_of(row, new.body, 0.0, leased_at)
+    return lease_from_row(row, new.body, 0.0, leased_at)
 
 
-def _first_claim(new: NewJob, token: UUID, leased_at: float) -> Claim:
-    return Claim(
+def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
+    return Lease(
         id=new.id,
         token=token,
         partner_id=new.job.partner_id,
@@ -182,6 +184,6 @@ _INSERT = {
 _REPLACE = (
     update(_row)
     .where(_columns.id == bindparam("this"))
-    .values(attempts=_columns.attempts + bindparam("claims"), **_TIMES)
+    .values(attempts=_columns.attempts + bindparam("takes_lease"), **_TIMES)
     .returning(_row)
 )

@@ -2,7 +2,7 @@
 
 import time
 
-from tasks.lease import Claim, renew
+from tasks.lease import Lease, renew
 from worker.observability import tracing
 from worker.outages import patiently
 from worker.runtime import Process
@@ -10,18 +10,18 @@ from worker.storage.rate_limiter import HORIZON, take_turn
 from worker.xone.circuit_breaker import Held
 
 
-def before_call(held: Claim, process: Process) -> None:
+def before_call(lease: Lease, process: Process) -> None:
     """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
     if process.xone_settings.XONE_RATE_LIMIT is not None and not process.stopping.is_set():
         wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
-    go_on(held, process)
+    go_on(lease, process)
 
 
-def go_on(held: Claim, process: Process) -> None:
+def go_on(lease: Lease, process: Process) -> None:
     """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
     if process.stopping.is_set():
         raise Held(0.0)
-    ensure_lease(held, process)
+    ensure_lease(lease, process)
 
 
 def wait_for_turn(process: Process, rate: float) -> None:
@@ -39,21 +39,21 @@ def wait_for_turn(process: Process, rate: float) -> None:
         raise Held(0.0)
 
 
-def ensure_lease(held: Claim, process: Process) -> None:
+def ensure_lease(lease: Lease, process: Process) -> None:
     """The lease must outlast a call: renews it where too little is left. Raises LeaseLost."""
     settings = process.xone_settings
-    spare = (settings.lease - settings.XONE_TIMEOUT) / 2
-    if time.monotonic() - held.leased_at < spare:
+    spare = (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
+    if time.monotonic() - lease.leased_at < spare:
         return
     asked_at = time.monotonic()
 
     def extend() -> None:
         with process.engine.begin() as connection:
-            renew(connection, held, settings.lease)
+            renew(connection, lease, settings.lease_seconds)
 
     with tracing.transaction("renew lease", process.engine):
         patiently(extend, process.stopping)
-    held.leased_at = asked_at
+    lease.leased_at = asked_at
 
 
 def until_calls(process: Process) -> float:

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
-from tasks.lease import Claim
+from tasks.lease import Lease
 from worker import runtime
 from worker.errors import Stopping
 from worker.messaging import topology
@@ -72,7 +72,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
     try:
         if request.deliveries >= MAX_DELIVERIES:
             raise JobRejected("poison", f"delivered {request.deliveries} times without coming to an end")
-        held = confirm.accept_job(body, delivery, here)
+        lease = confirm.accept_job(body, delivery, here)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     except JobRejected as rejected:
@@ -82,7 +82,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
         defect = JobRejected("poison", f"this program could not handle it ({type(error).__name__})")
         dead_letter(body, request.properties, delivery, defect, here)
     else:
-        _attempt(held, here)
+        _attempt(lease, here)
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
@@ -97,24 +97,24 @@ def resume(_self: Task, body: bytes) -> None:
         return
     log_context.bind(confirmation=str(confirmation_id))
     try:
-        held = confirm.claim_due(confirmation_id, here)
+        lease = confirm.lease_due(confirmation_id, here)
     except Stopping:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
         report(error)
         confirm.put_off(confirmation_id, here)
     else:
-        _attempt(held, here)
+        _attempt(lease, here)
 
 
-def _attempt(held: Claim | None, here: runtime.Process) -> None:
+def _attempt(lease: Lease | None, here: runtime.Process) -> None:
     """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
-    if held is None:
+    if lease is None:
         log.info("nothing_to_do")
         return
-    log_context.of_confirmation(held)
+    log_context.of_confirmation(lease)
     try:
-        confirm.attempt(held, here)
+        confirm.attempt(lease, here)
     except Stopping:
         log.warning("attempt_abandoned")
     except Exception as error:

@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid4
 
 from models.job import read_job
 from models.states import State
-from tasks.accept import Delivery, NewJob, accept, accept_new
+from tasks.accept import Delivery, NewJob, accept, accept_new_batch
 from tasks.call_guard import before_call, go_on, until_calls
 from tasks.decide import (
     Answer,
@@ -25,7 +25,7 @@ from tasks.decide import (
     must_look_first,
     uses_up,
 )
-from tasks.lease import Claim, LeaseLost, claim, postpone, release
+from tasks.lease import Lease, LeaseLost, acquire, postpone, release
 from tasks.record import Made, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
@@ -40,7 +40,7 @@ DEFECT_PAUSE = 300.0  # seconds until what could not be claimed is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
-def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | None:
+def accept_job(body: bytes, delivery: Delivery, process: Process) -> Lease | None:
     """The claim on the confirmation of a job that stands now in the database; None where nothing is to be done now.
 
     Raises JobRejected where the job can't be accepted.
@@ -50,35 +50,37 @@ def accept_job(body: bytes, delivery: Delivery, process: Process) -> Claim | Non
     wait = until_calls(process)
     token = uuid4()
 
-    def store() -> Claim | None:
+    def store() -> Lease | None:
         with process.engine.begin() as connection:
             is_held = wait > 0 or process.pauses.hold(connection, new.job.partner_id)
-            return accept(connection, process.vault, new, token, process.xone_settings.lease, wait if is_held else None)
+            return accept(
+                connection, process.vault, new, token, process.xone_settings.lease_seconds, wait if is_held else None
+            )
 
     with tracing.transaction("accept job", process.engine):
-        held = process.together(accept_jobs, new) if not wait else None
-        return held or patiently(store, process.stopping)
+        lease = process.together(accept_job_batch, new) if not wait else None
+        return lease or patiently(store, process.stopping)
 
 
-def accept_jobs(process: Process, jobs: Sequence[NewJob]) -> list[Claim | None]:
+def accept_job_batch(process: Process, jobs: Sequence[NewJob]) -> list[Lease | None]:
     """The claims on jobs that are the first of their offers; None where something stands already, or calls pause."""
     token = uuid4()
 
-    def store() -> dict[UUID, Claim]:
+    def store() -> dict[UUID, Lease]:
         with process.engine.begin() as connection:
             to_call = [new for new in jobs if not process.pauses.hold(connection, new.job.partner_id)]
-            return accept_new(connection, to_call, token, process.xone_settings.lease) if to_call else {}
+            return accept_new_batch(connection, to_call, token, process.xone_settings.lease_seconds) if to_call else {}
 
-    claims = patiently(store, process.stopping)
-    return [claims.get(new.id) for new in jobs]
+    leases = patiently(store, process.stopping)
+    return [leases.get(new.id) for new in jobs]
 
 
-def claim_due(confirmation_id: UUID, process: Process) -> Claim | None:
+def lease_due(confirmation_id: UUID, process: Process) -> Lease | None:
     """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
     wait = until_calls(process)
     if not wait:
         with tracing.transaction("claim confirmation", process.engine):
-            return process.together(claim_all, confirmation_id)
+            return process.together(lease_due_batch, confirmation_id)
 
     def put_off() -> None:
         with process.engine.begin() as connection:
@@ -87,45 +89,45 @@ def claim_due(confirmation_id: UUID, process: Process) -> Claim | None:
     return patiently(put_off, process.stopping)
 
 
-def claim_all(process: Process, these: Sequence[UUID]) -> list[Claim | None]:
+def lease_due_batch(process: Process, these: Sequence[UUID]) -> list[Lease | None]:
     """As ``claim_due``, for several, while this process may call XONE."""
     token = uuid4()
 
-    def take() -> dict[UUID, Claim]:
+    def take() -> dict[UUID, Lease]:
         with process.engine.begin() as connection:
-            claims = claim(connection, process.vault, these, token, process.xone_settings.lease)
-            for held in list(claims.values()):
-                if process.pauses.hold(connection, held.partner_id):
-                    release(connection, held, 0.0)
-                    del claims[held.id]
-            return claims
+            leases = acquire(connection, process.vault, these, token, process.xone_settings.lease_seconds)
+            for lease in list(leases.values()):
+                if process.pauses.hold(connection, lease.partner_id):
+                    release(connection, lease, 0.0)
+                    del leases[lease.id]
+            return leases
 
-    claims = patiently(take, process.stopping)
-    return [claims.pop(one, None) for one in these]
+    leases = patiently(take, process.stopping)
+    return [leases.pop(one, None) for one in these]
 
 
-def attempt(held: Claim, process: Process) -> None:
+def attempt(lease: Lease, process: Process) -> None:
     """One attempt of a claimed confirmation: XONE is asked with no transaction open, and the outcome recorded."""
     started = time.monotonic()
     policy = Policy.of(process.retry, process.xone_settings)
     try:
-        answer = ask(held, policy, process)
+        answer = ask(lease, policy, process)
     except LeaseLost:
         log.warning("lease_lost")
         return
     except Held as pause:
-        put_back(held, pause.wait, process)
+        put_back(lease, pause.wait, process)
         return
-    decision = decide(answer, held.history, policy, process.dice())
+    decision = decide(answer, lease.history, policy, process.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", process.engine):
-        state = process.together(record_all, Made(held, decision, duration))
+        state = process.together(record_batch, Made(lease, decision, duration))
     process.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _tell(decision, state, duration)
 
 
-def record_all(process: Process, made: Sequence[Made]) -> list[State | None]:
+def record_batch(process: Process, made: Sequence[Made]) -> list[State | None]:
     """Records what came of attempts; the states, as ``record`` tells them."""
 
     def store() -> list[State | None]:
@@ -135,45 +137,45 @@ def record_all(process: Process, made: Sequence[Made]) -> list[State | None]:
     return patiently(store, process.stopping)
 
 
-def ask(held: Claim, policy: Policy, process: Process) -> Answer:
+def ask(lease: Lease, policy: Policy, process: Process) -> Answer:
     """XONE's answer to this confirmation. Raises LeaseLost where the claim is no longer ours, Held where calls pause.
 
     Where a booking may exist already, the partner's list of bookings is read before anything is sent again; and after
     an answer that only the list can explain.
     """
-    if held.crashes >= MAX_CRASHES:
-        return Poison("poison", f"{held.crashes} workers in a row did not come back from this confirmation")
-    if must_look_first(held.history):
-        seen = look(held, process)
+    if lease.crashes >= MAX_CRASHES:
+        return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
+    if must_look_first(lease.history):
+        seen = look(lease, process)
         if isinstance(seen, Confirmed):
             return seen
-        if not may_send(held.history, policy):
-            return Missing(seen, earlier_error(held.history))
+        if not may_send(lease.history, policy):
+            return Missing(seen, earlier_error(lease.history))
     try:
         return process.xone.confirm(
-            held.partner_id, held.offer_id, held.body, held.idempotency_key, lambda: before_call(held, process)
+            lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, process)
         )
     except XoneError as error:
-        if not must_look_after(error, held.history, policy):
+        if not must_look_after(error, lease.history, policy):
             return error
         try:
-            seen = look(held, process)
+            seen = look(lease, process)
         except Held:
             seen = Look.HELD
         return seen if isinstance(seen, Confirmed) else Missing(seen, error)
 
 
-def look(held: Claim, process: Process) -> Confirmed | Look:
+def look(lease: Lease, process: Process) -> Confirmed | Look:
     """The booking, from the list of the partner's bookings, or why it is not seen there. Raises Held and LeaseLost."""
     if not process.xone.can_list_bookings:
         return Look.IMPOSSIBLE
     try:
         booking = process.xone.find_booking(
-            held.partner_id,
-            held.offer_id,
-            held.quote_ids,
-            before_call=lambda: before_call(held, process),
-            while_waiting=lambda: go_on(held, process),
+            lease.partner_id,
+            lease.offer_id,
+            lease.quote_ids,
+            before_call=lambda: before_call(lease, process),
+            while_waiting=lambda: go_on(lease, process),
         )
     except Refused:
         return Look.IMPOSSIBLE
@@ -184,12 +186,12 @@ def look(held: Claim, process: Process) -> Confirmed | Look:
     return Confirmed(booking, 200) if booking is not None else Look.ABSENT
 
 
-def put_back(held: Claim, wait: float, process: Process) -> None:
+def put_back(lease: Lease, wait: float, process: Process) -> None:
     """No call was made and none may be now: the confirmation waits, and no attempt is used up."""
 
     def give() -> None:
         with process.engine.begin() as connection:
-            release(connection, held, wait + process.dice() if wait > 0 else 0.0)
+            release(connection, lease, wait + process.dice() if wait > 0 else 0.0)
 
     with tracing.transaction("put back", process.engine):
         patiently(give, process.stopping)

@@ -44,7 +44,7 @@ class History:
 
 
 @dataclass
-class Claim:
+class Lease:
     """The right to work on a confirmation, with all that is needed for it."""
 
     id: UUID
@@ -67,19 +67,21 @@ class Claim:
         return frozenset(quote["id"] for quote in json.loads(self.body)["quotes"])
 
 
-def claim(connection: Connection, vault: Vault, these: Sequence[UUID], token: UUID, lease: float) -> dict[UUID, Claim]:
+def acquire(
+    connection: Connection, vault: Vault, these: Sequence[UUID], token: UUID, lease_seconds: float
+) -> dict[UUID, Lease]:
     """Claims those confirmations that are due. Left out: what is not due, or another one was quicker to claim.
 
-    lease: seconds. Repeating it with the same token finds what the first try may have done.
+    lease_seconds: seconds. Repeating it with the same token finds what the first try may have done.
     """
     leased_at = time.monotonic()
-    rows = connection.execute(_CLAIM, {"these": these, "token": token, "lease": lease}).all()
+    rows = connection.execute(_ACQUIRE, {"these": these, "token": token, "lease_seconds": lease_seconds}).all()
     if rows:
-        claimed = [row.id for row in rows]
-        close_abandoned_attempts(connection, claimed, token)
-        open_attempts(connection, claimed, token)
+        leased = [row.id for row in rows]
+        close_abandoned_attempts(connection, leased, token)
+        open_attempts(connection, leased, token)
     bodies = [vault.open(row.id, "body", row.sealed_body) for row in rows]
-    return {row.id: claim_of(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
+    return {row.id: lease_from_row(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
 
 
 def close_abandoned_attempts(connection: Connection, these: Sequence[UUID], token: UUID) -> None:
@@ -93,9 +95,9 @@ def open_attempts(connection: Connection, these: Sequence[UUID], token: UUID) ->
     return list(opened.scalars())
 
 
-def claim_of(row: Row[Any], body: bytes, age: float, leased_at: float) -> Claim:
+def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> Lease:
     """The Claim that a row of confirmations holds. age: seconds since it was queued."""
-    return Claim(
+    return Lease(
         id=row.id,
         token=row.lease_token,
         partner_id=row.partner_id,
@@ -121,22 +123,22 @@ def claim_of(row: Row[Any], body: bytes, age: float, leased_at: float) -> Claim:
     )
 
 
-def release(connection: Connection, held: Claim, wait: float) -> None:
+def release(connection: Connection, lease: Lease, wait: float) -> None:
     """Puts a claimed confirmation back as if it had not been claimed, due in ``wait`` seconds: nothing was sent."""
     back = connection.execute(
         update(Confirmation)
-        .where(Confirmation.id == held.id, Confirmation.lease_token == held.token)
+        .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
         .values(
-            state=State.RETRYING if held.number > 1 else State.QUEUED,
+            state=State.RETRYING if lease.number > 1 else State.QUEUED,
             lease_token=None,
             due_at=now_plus(wait),
             attempts=Confirmation.attempts - 1,
-            crashes=held.crashes,
+            crashes=lease.crashes,
             updated_at=now(),
         )
     )
     if back.rowcount == 1:
-        connection.execute(delete(Attempt).where(Attempt.confirmation_id == held.id, Attempt.number == held.number))
+        connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
 
 
 def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None:
@@ -148,12 +150,12 @@ def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None
     )
 
 
-def renew(connection: Connection, held: Claim, lease: float) -> None:
+def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
     """Makes the lease run ``lease`` seconds from now. Raises LeaseLost where it is no longer ours."""
     renewed = connection.execute(
         update(Confirmation)
-        .where(Confirmation.id == held.id, Confirmation.lease_token == held.token)
-        .values(due_at=now_plus(lease))
+        .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
+        .values(due_at=now_plus(lease_seconds))
     )
     if renewed.rowcount != 1:
         raise LeaseLost
@@ -163,13 +165,13 @@ def renew(connection: Connection, held: Claim, lease: float) -> None:
 _row = Confirmation.__table__.c
 _ours = _row.lease_token == bindparam("token")
 _abandoned = and_(_row.state == State.CONFIRMING, not_(_ours))
-_CLAIM = (
+_ACQUIRE = (
     update(Confirmation.__table__)
     .where(_row.id.in_(bindparam("these")), or_(_row.due_at <= now(), _ours))
     .values(
         state=State.CONFIRMING,
         lease_token=bindparam("token"),
-        due_at=now_plus(bindparam("lease")),
+        due_at=now_plus(bindparam("lease_seconds")),
         dispatched_until=None,
         attempts=case((_ours, _row.attempts), else_=_row.attempts + 1),
         answer_unknown=or_(_row.answer_unknown, _abandoned),
@@ -179,12 +181,12 @@ _CLAIM = (
     .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))
 )
 _attempt = Attempt.__table__.c
-_claimed = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("these")), _ours)
+_leased = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("these")), _ours)
 
 
 def _open_attempts(dialect: str) -> Any:
     insert = DIALECTS[dialect].insert(Attempt.__table__)
-    insert = insert.from_select(["confirmation_id", "number", "lease_token", "started_at"], _claimed)
+    insert = insert.from_select(["confirmation_id", "number", "lease_token", "started_at"], _leased)
     again = {"lease_token": insert.excluded.lease_token}
     return insert.on_conflict_do_update(index_elements=["confirmation_id", "number"], set_=again).returning(
         _attempt.confirmation_id

@@ -20,7 +20,7 @@ from models.states import State
 from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import email_index
 from tasks.decide import Decision
-from tasks.lease import Claim, close_abandoned_attempts
+from tasks.lease import Lease, close_abandoned_attempts
 from worker.storage.database import Writes, locked, now, now_plus
 from worker.storage.encryption import Vault
 
@@ -39,7 +39,7 @@ EVENT_OF = {
 class Made(NamedTuple):
     """What came of an attempt. duration: in seconds."""
 
-    held: Claim
+    lease: Lease
     decision: Decision
     duration: float
 
@@ -49,14 +49,14 @@ def record(connection: Connection, vault: Vault, made: Sequence[Made], with_link
 
     with_links: whether events carry customers' links.
     """
-    rows = {row.id: row for row in connection.execute(_TO_BE_RECORDED, {"these": [it.held.id for it in made]})}
+    rows = {row.id: row for row in connection.execute(_TO_BE_RECORDED, {"these": [it.lease.id for it in made]})}
     writes = Writes(connection)
     states = []
-    for held, decision, duration in made:
-        if held.id not in rows:  # another attempt of this confirmation was recorded just before
+    for lease, decision, duration in made:
+        if lease.id not in rows:  # another attempt of this confirmation was recorded just before
             writes.flush()
-            rows[held.id] = connection.execute(_TO_BE_RECORDED, {"these": [held.id]}).one()
-        states.append(_record(connection, writes, vault, rows.pop(held.id), held, decision, duration, with_links))
+            rows[lease.id] = connection.execute(_TO_BE_RECORDED, {"these": [lease.id]}).one()
+        states.append(_record(connection, writes, vault, rows.pop(lease.id), lease, decision, duration, with_links))
     writes.flush()
     return states
 
@@ -66,33 +66,33 @@ def _record(
     writes: Writes,
     vault: Vault,
     row: Row[Any],
-    held: Claim,
+    lease: Lease,
     decision: Decision,
     duration: float,
     with_links: bool,
 ) -> State | None:
-    ours = row.lease_token == held.token
-    _close_attempt(writes, vault, held, decision, duration, ours, row.purged_at is not None)
+    ours = row.lease_token == lease.token
+    _close_attempt(writes, vault, lease, decision, duration, ours, row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
-            stored = connection.execute(_STORED_BOOKING, {"this": held.id}).scalar_one()
+            stored = connection.execute(_STORED_BOOKING, {"this": lease.id}).scalar_one()
             if stored != decision.booking.id:
                 log.error(  # from whichever thread commits for the others: it names its confirmation itself
                     "second_booking",
-                    confirmation=str(held.id),
-                    partner_id=held.partner_id,
-                    offer_id=held.offer_id,
-                    attempt=held.number,
+                    confirmation=str(lease.id),
+                    partner_id=lease.partner_id,
+                    offer_id=lease.offer_id,
+                    attempt=lease.number,
                     stored=stored,
                     seen=decision.booking.id,
                 )
             return None
         store_booking(writes, vault, row, decision.booking)
         if not ours:
-            close_abandoned_attempts(connection, [held.id], held.token)
+            close_abandoned_attempts(connection, [lease.id], lease.token)
     elif not ours:
         return None
-    settle(writes, row, decision, held.number, with_links)
+    settle(writes, row, decision, lease.number, with_links)
     return decision.state
 
 
@@ -118,7 +118,7 @@ def settle(connection: Connection | Writes, row: Row[Any], decision: Decision, a
 
 
 def _close_attempt(
-    writes: Writes, vault: Vault, held: Claim, decision: Decision, duration: float, ours: bool, is_purged: bool
+    writes: Writes, vault: Vault, lease: Lease, decision: Decision, duration: float, ours: bool, is_purged: bool
 ) -> None:
     error = decision.error
     answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
@@ -127,14 +127,16 @@ def _close_attempt(
     writes.execute(
         _CLOSE_ATTEMPT,
         {
-            "this": held.id,
-            "at": held.number,
+            "this": lease.id,
+            "at": lease.number,
             "outcome": decision.outcome,
             "duration_ms": round(duration * 1000),
             "http_status": decision.http_status,
             "code": error.code if error is not None else None,
             "detail": error.detail if error is not None else None,
-            "sealed_answer": vault.seal(held.id, f"answer {held.number}", answer) if answer and not is_purged else None,
+            "sealed_answer": vault.seal(lease.id, f"answer {lease.number}", answer)
+            if answer and not is_purged
+            else None,
         },
     )
 

@@ -112,8 +112,8 @@ def is_to_loopback(url: str) -> bool:
 
 def path_with(*names: str) -> AfterValidator:
     def check(value: str) -> str:
-        held = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
-        if value and (not value.startswith("/") or held != set(names)):
+        in_path = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        if value and (not value.startswith("/") or in_path != set(names)):
             places = " and ".join(f"{{{name}}}" for name in names)
             raise ValueError(f"should be a path that begins with / and holds {places or 'no {}'}")
         return value

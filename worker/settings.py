@@ -168,7 +168,7 @@ class XoneSettings(StatusSettings):
         return self.XONE_BASE_URL.startswith("http:") and not is_to_loopback(self.XONE_BASE_URL)
 
     @property
-    def lease(self) -> float:
+    def lease_seconds(self) -> float:
         """Seconds that a lease runs: one call with room to spare. Renewed before a call where too little is left."""
         return self.XONE_TIMEOUT + max(5.0, self.XONE_TIMEOUT / 2)
 

@@ -58,9 +58,9 @@ def confirmed(process: Process) -> Callable[..., None]:
 
     def go(offer_id: str, **changes: Any) -> None:
         content = job(offer_id, **{"policyholder": PERSON, **changes})
-        held = confirm.accept_job(json.dumps(content).encode(), Delivery(), process)
-        if held is not None:
-            confirm.attempt(held, process)
+        lease = confirm.accept_job(json.dumps(content).encode(), Delivery(), process)
+        if lease is not None:
+            confirm.attempt(lease, process)
 
     return go
 
@@ -73,9 +73,9 @@ def again(process: Process, offer_id: str) -> None:
             .values(due_at=now_plus(-1.0))
             .returning(Confirmation.id)
         ).scalar_one()
-    held = confirm.claim_due(its_id, process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.lease_due(its_id, process)
+    assert lease is not None
+    confirm.attempt(lease, process)
 
 
 def review(process: Process, sandbox: Sandbox, confirmed: Callable[..., None], offer_id: str) -> None:

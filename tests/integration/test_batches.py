@@ -76,9 +76,9 @@ def progress(process: Process, batch_id: int) -> dict[str, Any]:
 
 
 def end(process: Process, confirmation_id: UUID) -> None:
-    held = confirm.claim_due(confirmation_id, process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.lease_due(confirmation_id, process)
+    assert lease is not None
+    confirm.attempt(lease, process)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_what_another_was_quicker_with_is_skipped(process: Process, failed: Call
 def test_a_corrected_job_is_quicker_than_a_batch(process: Process, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
     batch_id = make_batch(process)
-    held = confirm.accept_job(json.dumps(job("offer-1")).encode(), confirm.Delivery(), process)
-    assert held is not None
+    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), confirm.Delivery(), process)
+    assert lease is not None
 
     assert feed(process, batch_id) == []
     assert progress(process, batch_id)["skipped"] == 1
@@ -215,13 +215,13 @@ def test_a_pause_keeps_jobs_as_rows_without_an_attempt(process: Process) -> None
     with process.engine.connect() as connection:
         row = connection.execute(select(Confirmation.__table__)).one()
     assert (row.state, row.attempts) == (State.QUEUED, 0)
-    assert confirm.claim_due(row.id, process) is None
+    assert confirm.lease_due(row.id, process) is None
     with process.engine.begin() as connection:
         assert pauses.resume_calls(connection, "P-100", "tester@here") == ["P-100"]
     process.pauses._read_at = float("-inf")
-    held = confirm.claim_due(row.id, process)
-    assert held is not None
-    assert held.number == 1
+    lease = confirm.lease_due(row.id, process)
+    assert lease is not None
+    assert lease.number == 1
 
 
 def test_one_item_of_a_batch_once(process: Process, failed: Callable[..., UUID]) -> None:

@@ -14,10 +14,10 @@ from models.job import JobRejected, read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
-from tasks.accept import Delivery, NewJob, accept_new
+from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
-from tasks.lease import Claim, LeaseLost, claim, renew
+from tasks.lease import Lease, LeaseLost, acquire, renew
 from tasks.record import Made, record
 from tests.system import job, until
 from worker.errors import Unknown
@@ -31,10 +31,10 @@ def body_of(offer_id: str, **changes: Any) -> bytes:
     return json.dumps(job(offer_id, **changes)).encode()
 
 
-def accepted(process: Process, offer_id: str = "offer-1", **changes: Any) -> Claim:
-    held = confirm.accept_job(body_of(offer_id, **changes), Delivery(), process)
-    assert held is not None
-    return held
+def accepted(process: Process, offer_id: str = "offer-1", **changes: Any) -> Lease:
+    lease = confirm.accept_job(body_of(offer_id, **changes), Delivery(), process)
+    assert lease is not None
+    return lease
 
 
 def run(process: Process, offer_id: str = "offer-1", **changes: Any) -> None:
@@ -58,9 +58,9 @@ def make_due(process: Process, **changes: Any) -> None:
 
 def resume(process: Process) -> None:
     make_due(process)
-    held = confirm.claim_due(only(process, Confirmation).id, process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.lease_due(only(process, Confirmation).id, process)
+    assert lease is not None
+    confirm.attempt(lease, process)
 
 
 def test_a_job_becomes_booking_policies_policyholder_and_event(process: Process, sandbox: Sandbox) -> None:
@@ -102,10 +102,10 @@ def test_the_request_is_sent_as_stored_with_the_stored_key(process: Process, san
 
 
 def test_the_attempt_stands_before_the_call(process: Process) -> None:
-    held = accepted(process)
+    lease = accepted(process)
 
     attempt = only(process, Attempt)
-    assert (attempt.number, attempt.outcome, attempt.lease_token) == (1, None, held.token)
+    assert (attempt.number, attempt.outcome, attempt.lease_token) == (1, None, lease.token)
 
 
 def test_nothing_of_the_person_stands_in_clear(process: Process) -> None:
@@ -132,14 +132,14 @@ def test_the_same_job_again_is_harmless(process: Process, sandbox: Sandbox) -> N
 def test_the_same_job_at_once_is_claimed_once(process: Process) -> None:
     barrier = Barrier(8)
 
-    def accept() -> Claim | None:
+    def accept() -> Lease | None:
         barrier.wait()
         return confirm.accept_job(body_of("offer-1"), Delivery(), process)
 
     with ThreadPoolExecutor(8) as pool:
-        claims = [future.result() for future in [pool.submit(accept) for _ in range(8)]]
+        leases = [future.result() for future in [pool.submit(accept) for _ in range(8)]]
 
-    assert len([held for held in claims if held is not None]) == 1
+    assert len([lease for lease in leases if lease is not None]) == 1
     assert len(rows(process, Attempt)) == 1
 
 
@@ -254,7 +254,7 @@ def test_a_list_that_always_fails_keeps_no_confirmation_waiting_for_ever(process
 
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(process: Process, sandbox: Sandbox) -> None:
     accepted(process)
-    assert confirm.claim_due(only(process, Confirmation).id, process) is None, "the lease is not over yet"
+    assert confirm.lease_due(only(process, Confirmation).id, process) is None, "the lease is not over yet"
 
     resume(process)
 
@@ -269,9 +269,9 @@ def test_a_claim_repeated_with_its_token_is_the_same_claim(process: Process) -> 
     make_due(process)
     token, confirmation_id = uuid4(), only(process, Confirmation).id
 
-    def take() -> Claim | None:
+    def take() -> Lease | None:
         with process.engine.begin() as connection:
-            return claim(connection, process.vault, [confirmation_id], token, 10.0).get(confirmation_id)
+            return acquire(connection, process.vault, [confirmation_id], token, 10.0).get(confirmation_id)
 
     first, again = take(), take()
 
@@ -284,7 +284,7 @@ def test_a_claim_repeated_with_its_token_is_the_same_claim(process: Process) -> 
 def test_a_late_booking_is_stored_and_the_other_worker_stands_back(process: Process, sandbox: Sandbox) -> None:
     slow = accepted(process)
     make_due(process)
-    quick = confirm.claim_due(slow.id, process)
+    quick = confirm.lease_due(slow.id, process)
     assert quick is not None
 
     confirm.attempt(slow, process)
@@ -301,7 +301,7 @@ def test_a_late_booking_is_stored_and_the_other_worker_stands_back(process: Proc
 def test_a_late_refusal_changes_nothing(process: Process) -> None:
     slow = accepted(process, "offer-1~http-422~1")
     make_due(process)
-    quick = confirm.claim_due(slow.id, process)
+    quick = confirm.lease_due(slow.id, process)
     assert quick is not None
 
     confirm.attempt(slow, process)
@@ -313,24 +313,24 @@ def test_a_late_refusal_changes_nothing(process: Process) -> None:
 
 
 def test_a_second_booking_id_is_kept_but_not_told(process: Process) -> None:
-    held = accepted(process)
-    confirm.attempt(held, process)
+    lease = accepted(process)
+    confirm.attempt(lease, process)
     other = xone_booking.Booking(id="INS-OTHER", offer_id="offer-1", status="CONFIRMED")
-    decision = decide(Confirmed(other, 201), held.history, RetryPolicy(), 0.0)
+    decision = decide(Confirmed(other, 201), lease.history, RetryPolicy(), 0.0)
 
     with process.engine.begin() as connection:
-        assert record(connection, process.vault, [Made(held, decision, 0.1)], False) == [None]
+        assert record(connection, process.vault, [Made(lease, decision, 0.1)], False) == [None]
 
     assert only(process, Booking).id != "INS-OTHER"
     kept = only(process, Attempt).sealed_answer
-    assert b"INS-OTHER" in process.vault.open(held.id, "answer 1", kept)
+    assert b"INS-OTHER" in process.vault.open(lease.id, "answer 1", kept)
 
 
 def test_no_connection_is_held_while_xone_is_called(process: Process, sandbox: Sandbox) -> None:
     sandbox.latency = 1.0
-    held = accepted(process)
+    lease = accepted(process)
     with ThreadPoolExecutor(1) as pool:
-        attempt = pool.submit(confirm.attempt, held, process)
+        attempt = pool.submit(confirm.attempt, lease, process)
         until(lambda: ("P-100", "offer-1") in sandbox.bookings)
         checked_out = process.engine.pool.checkedout()  # type: ignore[attr-defined]
         assert not attempt.done()
@@ -354,9 +354,9 @@ def test_jobs_that_come_together_are_stored_together(process: Process) -> None:
     accepted(process, "offer-1")
     jobs = [new_job(process, offer) for offer in ("offer-3", "offer-1", "offer-2", "offer-3")]
 
-    claims = confirm.accept_jobs(process, jobs)
+    leases = confirm.accept_job_batch(process, jobs)
 
-    assert [held.offer_id if held else None for held in claims] == ["offer-3", None, "offer-2", None]
+    assert [lease.offer_id if lease else None for lease in leases] == ["offer-3", None, "offer-2", None]
     assert {row.offer_id for row in rows(process, Confirmation)} == {"offer-1", "offer-2", "offer-3"}
     assert len(rows(process, Attempt)) == 3
 
@@ -364,14 +364,14 @@ def test_jobs_that_come_together_are_stored_together(process: Process) -> None:
 def test_jobs_stored_by_a_commit_whose_answer_was_lost_are_claimed_by_the_repeat(process: Process) -> None:
     jobs, token = [new_job(process, offer) for offer in ("offer-1", "offer-2")], uuid4()
 
-    def store() -> dict[UUID, Claim]:
+    def store() -> dict[UUID, Lease]:
         with process.engine.begin() as connection:
-            return accept_new(connection, jobs, token, 10.0)
+            return accept_new_batch(connection, jobs, token, 10.0)
 
     first, again = store(), store()
 
     assert first.keys() == again.keys() == {new.id for new in jobs}
-    assert [held.number for held in again.values()] == [1, 1]
+    assert [lease.number for lease in again.values()] == [1, 1]
     assert len(rows(process, Attempt)) == 2
 
 
@@ -380,16 +380,17 @@ def test_outcomes_that_come_together_are_recorded_together(process: Process) -> 
     policy = RetryPolicy.of(process.retry, process.xone_settings)
     booked, refused, late = (accepted(process, offer) for offer in ("offer-1", "offer-2~http-422", "offer-3~slow~1"))
     make_due(process)
-    (current,) = confirm.claim_all(process, [late.id])
+    (current,) = confirm.lease_due_batch(process, [late.id])
     assert current is not None
-    claims = [booked, refused, late, current]
+    leases = [booked, refused, late, current]
     error = Unknown("timeout", "no answer")
     answers = [confirm.ask(booked, policy, process), confirm.ask(refused, policy, process), error, error]
     made = [
-        Made(held, decide(answer, held.history, policy, 0.0), 0.1) for held, answer in zip(claims, answers, strict=True)
+        Made(lease, decide(answer, lease.history, policy, 0.0), 0.1)
+        for lease, answer in zip(leases, answers, strict=True)
     ]
 
-    states = confirm.record_all(process, made)
+    states = confirm.record_batch(process, made)
 
     assert states == [State.CONFIRMED, State.FAILED, None, State.RETRYING]
     assert {row.offer_id: row.state for row in rows(process, Confirmation)} == {

@@ -16,7 +16,7 @@ from models.tables import Confirmation
 from tasks import confirm
 from tasks.accept import Delivery, NewJob
 from tasks.decide import Policy, decide
-from tasks.lease import Claim
+from tasks.lease import Lease
 from tasks.record import Made
 from tests.system import job
 from worker.runtime import Process
@@ -47,9 +47,9 @@ RELAY = {"update outbox": 2, "commit": 2}  # taken, and marked when the broker h
 def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Process:
     """With RabbitMQ in place of the in-memory broker, in the steady state: token and pauses have been read."""
     monkeypatch.setenv("BROKER_URL", broker_url)
-    held = confirm.accept_job(body("first"), Delivery(), process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.accept_job(body("first"), Delivery(), process)
+    assert lease is not None
+    confirm.attempt(lease, process)
     monkeypatch.setattr("worker.storage.pause_cache.FRESH_FOR", 3600.0)
     return process
 
@@ -83,23 +83,25 @@ def new_jobs(process: Process, number: int) -> list[NewJob]:
     return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), process.vault) for at in range(number)]
 
 
-def claimed(process: Process, number: int) -> list[Claim]:
-    claims = [held for held in confirm.accept_jobs(process, new_jobs(process, number)) if held]
-    assert len(claims) == number
-    return claims
+def leased(process: Process, number: int) -> list[Lease]:
+    leases = [lease for lease in confirm.accept_job_batch(process, new_jobs(process, number)) if lease]
+    assert len(leases) == number
+    return leases
 
 
-def made(process: Process, claims: list[Claim]) -> list[Made]:
+def made(process: Process, leases: list[Lease]) -> list[Made]:
     policy = Policy.of(process.retry, process.xone_settings)
-    return [Made(held, decide(confirm.ask(held, policy, process), held.history, policy, 0.0), 0.1) for held in claims]
+    return [
+        Made(lease, decide(confirm.ask(lease, policy, process), lease.history, policy, 0.0), 0.1) for lease in leases
+    ]
 
 
 def test_one_confirmation(process: Process, sandbox: Sandbox) -> None:
     before = len(sandbox.calls)
     with counted(process) as cost:
-        held = confirm.accept_job(body("offer-1"), Delivery(), process)
-        assert held is not None
-        confirm.attempt(held, process)
+        lease = confirm.accept_job(body("offer-1"), Delivery(), process)
+        assert lease is not None
+        confirm.attempt(lease, process)
 
     assert cost == Counter(ACCEPT) + Counter(RECORD)
     assert len(sandbox.calls) == before + 1
@@ -108,10 +110,10 @@ def test_one_confirmation(process: Process, sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("number", [1, 20])
 def test_twenty_at_once_cost_what_one_does(number: int, process: Process) -> None:
     with counted(process) as accepting:
-        claims = claimed(process, number)
-    outcomes = made(process, claims)
+        leases = leased(process, number)
+    outcomes = made(process, leases)
     with counted(process) as recording:
-        confirm.record_all(process, outcomes)
+        confirm.record_batch(process, outcomes)
 
     assert accepting == ACCEPT
     assert recording == RECORD
@@ -119,12 +121,12 @@ def test_twenty_at_once_cost_what_one_does(number: int, process: Process) -> Non
 
 @pytest.mark.parametrize("number", [1, 20])
 def test_a_retry_is_claimed_by_three_statements(number: int, process: Process) -> None:
-    claims = claimed(process, number)
+    leases = leased(process, number)
     with process.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
 
     with counted(process) as cost:
-        again = confirm.claim_all(process, [held.id for held in claims])
+        again = confirm.lease_due_batch(process, [lease.id for lease in leases])
 
     assert all(again)
     assert cost == CLAIM
@@ -134,7 +136,7 @@ def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(proc
     with closing(Relay(process)) as relay:
         while relay.turn():
             pass
-        confirm.record_all(process, made(process, claimed(process, 20)))
+        confirm.record_batch(process, made(process, leased(process, 20)))
         broker_connection = relay._publisher._connection.connection  # type: ignore[union-attr]
         frames_before = broker_connection.bytes_sent  # counts writes, each a method, a header and a body
 

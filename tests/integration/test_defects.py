@@ -33,7 +33,7 @@ MARKED = {
 }
 STEPS = {
     "validation": "tasks.confirm.read_job",
-    "accept": "tasks.confirm.accept_new",
+    "accept": "tasks.confirm.accept_new_batch",
     "token": "worker.xone.client.Xone._request_token",
     "call": "worker.xone.transport.Http.send",
     "parse": "worker.xone.client.read_confirm_answer",
@@ -93,13 +93,13 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
 ) -> None:
     """It is not the oldest that is due for ever, before all others."""
     monkeypatch.setattr("worker.runtime._current", process)
-    held = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), process)
-    assert held is not None
+    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), process)
+    assert lease is not None
     with process.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
     process.vault = Vault([Fernet.generate_key().decode()])
 
-    celery_tasks.resume.run(str(held.id).encode())
+    celery_tasks.resume.run(str(lease.id).encode())
 
     with process.engine.connect() as connection:
         waits = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
@@ -111,7 +111,7 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
 
 def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:
     body = json.dumps(job("offer-1", **MARKED)).encode()
-    held = confirm.accept_job(body, Delivery(), process)
+    lease = confirm.accept_job(body, Delivery(), process)
     booking = Booking.model_validate(
         {"id": "INS-1", "offer_id": "offer-1", "security_token": MARK, "policyholder": MARKED["policyholder"]}
     )
@@ -120,5 +120,5 @@ def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:
     with pytest.raises(JobRejected) as rejected:
         read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
 
-    for it in (read_job(body), held, booking, booking.policyholder, rejected.value, process.vault, *told):
+    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, process.vault, *told):
         assert MARK not in f"{it!r} {it!s}", type(it)

@@ -69,9 +69,9 @@ def read_through(process: Process, statements: Statements) -> set[tuple[str, str
 
 
 def confirm_one(process: Process, offer: str) -> None:
-    held = confirm.accept_job(json.dumps(job(offer, partner_id="P-1")).encode(), Delivery(), process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.accept_job(json.dumps(job(offer, partner_id="P-1")).encode(), Delivery(), process)
+    assert lease is not None
+    confirm.attempt(lease, process)
 
 
 def test_the_way_of_a_job(process: Process) -> None:
@@ -86,9 +86,9 @@ def test_the_way_of_a_job(process: Process) -> None:
             if text.startswith("UPDATE confirmations SET due_at") or "SET crashes" in text:
                 del statements[text]  # this test's own
         Scheduler(process).turn()
-        held = confirm.claim_due(waiting, process)
-        assert held is not None
-        confirm.attempt(held, process)
+        lease = confirm.lease_due(waiting, process)
+        assert lease is not None
+        confirm.attempt(lease, process)
         confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), process)  # the same again
         relay = Relay(process)
         while relay.turn():

@@ -14,7 +14,7 @@ from models.states import BatchState, State
 from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
 from tasks.accept import Delivery
-from tasks.lease import Claim
+from tasks.lease import Lease
 from tasks.operations import batches
 from tasks.operations.failures import Selection
 from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
@@ -39,21 +39,21 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def accepted(process: Process, offer_id: str = OFFER) -> Claim:
-    held = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), process)
-    assert held is not None
-    return held
+def accepted(process: Process, offer_id: str = OFFER) -> Lease:
+    lease = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), process)
+    assert lease is not None
+    return lease
 
 
 @pytest.fixture
 def in_review(process: Process, sandbox: Sandbox) -> Process:
     """A process whose database has one confirmation, in needs_review after two attempts."""
     sandbox.bookings_mode = "forbidden"
-    held = accepted(process)
-    confirm.attempt(held, process)
+    lease = accepted(process)
+    confirm.attempt(lease, process)
     with process.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
-    again = confirm.claim_due(held.id, process)
+    again = confirm.lease_due(lease.id, process)
     assert again is not None
     confirm.attempt(again, process)
     assert only(process, Confirmation).state == State.NEEDS_REVIEW
@@ -220,10 +220,10 @@ def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Process, sa
     with in_review.engine.begin() as connection:
         batch_id = batches.create(connection, [confirmation_id], Selection(), None, "bob@here", None)
         batches.feed(connection, batch_id, 10, (), 60.0)
-    held = confirm.claim_due(confirmation_id, in_review)
-    assert held is not None
+    lease = confirm.lease_due(confirmation_id, in_review)
+    assert lease is not None
 
-    confirm.attempt(held, in_review)
+    confirm.attempt(lease, in_review)
 
     assert only(in_review, Confirmation).state == State.CONFIRMED
     assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2, 3]

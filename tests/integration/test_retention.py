@@ -27,7 +27,7 @@ from tasks import confirm, email_index
 from tasks.accept import Delivery
 from tasks.decide import Policy as RetryPolicy
 from tasks.decide import decide
-from tasks.lease import Claim
+from tasks.lease import Lease
 from tasks.operations import batches, failures, pauses
 from tasks.operations.failures import Selection
 from tasks.privacy import purge, rekey
@@ -112,18 +112,18 @@ def open_all(process: Process, vault: Vault, confirmation_id: UUID) -> None:
     vault.open(confirmation_id, "answer 1", rows(process, Attempt)[0].sealed_answer)
 
 
-def booked_with(process: Process, held: Claim, email: str | None) -> None:
+def booked_with(process: Process, lease: Lease, email: str | None) -> None:
     """XONE's answer comes with this e-mail."""
-    answer = {"id": "INS-1", "offer_id": held.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
-    decision = decide(Confirmed(xone.Booking.model_validate(answer), 201), held.history, RetryPolicy(), 0.0)
+    answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
+    decision = decide(Confirmed(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, [Made(held, decision, 0.1)], False)
+        record(connection, process.vault, [Made(lease, decision, 0.1)], False)
 
 
-def failed_late(process: Process, held: Claim) -> None:
-    decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), held.history, RetryPolicy(), 0.0)
+def failed_late(process: Process, lease: Lease) -> None:
+    decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), lease.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, [Made(held, decision, 0.1)], False)
+        record(connection, process.vault, [Made(lease, decision, 0.1)], False)
 
 
 def stop_calls(process: Process) -> None:
@@ -190,9 +190,9 @@ def resume(process: Process) -> None:
     with process.engine.begin() as connection:
         its_id = connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)).returning(Confirmation.id))
         held_id = its_id.scalar_one()
-    held = confirm.claim_due(held_id, process)
-    assert held is not None
-    confirm.attempt(held, process)
+    lease = confirm.lease_due(held_id, process)
+    assert lease is not None
+    confirm.attempt(lease, process)
 
 
 def test_each_value_stays_bound_to_its_place(process: Process, new_vault: Vault) -> None:
@@ -274,7 +274,7 @@ def test_interrupted_it_goes_on_where_it_was(process: Process, new_vault: Vault)
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(process: Process, new_vault: Vault) -> None:
     """On SQLite there is one writer at a time."""
-    held = accepted(process, "a")
+    lease = accepted(process, "a")
     run(process, "b")
     done: list[Rekeyed] = []
     changed = json.loads(body_of("changed"))
@@ -283,19 +283,19 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(process: 
         done.extend(rekey.rekey(process.engine, new_vault, 10))
 
     with process.engine.begin() as connection:
-        connection.execute(locked(select(Confirmation.id).where(Confirmation.id == held.id)))
+        connection.execute(locked(select(Confirmation.id).where(Confirmation.id == lease.id)))
         program = Thread(target=in_the_background)
         program.start()
         until(lambda: done)
         assert [step.confirmations for step in done] == [1]
-        answer = process.vault.seal(held.id, "body", json.dumps(changed).encode())
-        connection.execute(update(Confirmation).where(Confirmation.id == held.id).values(sealed_body=answer))
+        answer = process.vault.seal(lease.id, "body", json.dumps(changed).encode())
+        connection.execute(update(Confirmation).where(Confirmation.id == lease.id).values(sealed_body=answer))
     program.join(30)
 
     assert [step.confirmations for step in done] == [1, 1]
-    stored = next(row for row in rows(process, Confirmation) if row.id == held.id).sealed_body
+    stored = next(row for row in rows(process, Confirmation) if row.id == lease.id).sealed_body
     assert new_vault.is_current(stored)
-    assert json.loads(new_vault.open(held.id, "body", stored)) == changed
+    assert json.loads(new_vault.open(lease.id, "body", stored)) == changed
 
 
 # --- purge ---
@@ -446,9 +446,9 @@ def test_a_late_booking_is_stored_and_its_personal_data_ends_in_its_turn(process
     run(process, "a~http-422")
     publish_events(process)
     purged(process)
-    held = late(process)
+    lease = late(process)
 
-    booked_with(process, held, OTHER)
+    booked_with(process, lease, OTHER)
 
     assert (only(process, Confirmation).state, only(process, Confirmation).purged_at) == (State.CONFIRMED, None)
     assert found(process, process.vault, OTHER) == {"a~http-422"}
@@ -470,15 +470,15 @@ def test_a_late_answer_brings_no_personal_data_back(process: Process) -> None:
     assert sealed(process) == []
 
 
-def late(process: Process) -> Claim:
+def late(process: Process) -> Lease:
     """The claim of a worker that was forgotten meanwhile."""
-    held = accepted(process, "of-the-late-one")
+    lease = accepted(process, "of-the-late-one")
     row = next(row for row in rows(process, Confirmation) if row.offer_id == "a~http-422")
     with process.engine.begin() as connection:
-        connection.execute(delete(Attempt).where(Attempt.confirmation_id == held.id))
-        connection.execute(delete(Confirmation).where(Confirmation.id == held.id))
-    held.id, held.offer_id = row.id, row.offer_id
-    return held
+        connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id))
+        connection.execute(delete(Confirmation).where(Confirmation.id == lease.id))
+    lease.id, lease.offer_id = row.id, row.offer_id
+    return lease
 
 
 def test_erasing_spares_who_has_taken_the_place(process: Process) -> None:

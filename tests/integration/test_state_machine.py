@@ -38,7 +38,7 @@ from models.tables import Attempt, Base, Booking, Confirmation, OutboxEvent
 from tasks import confirm
 from tasks.accept import Delivery, NewJob, accept
 from tasks.decide import Answer, Policy, decide
-from tasks.lease import Claim, LeaseLost, claim, release
+from tasks.lease import Lease, LeaseLost, acquire, release
 from tasks.record import EVENT_OF, Made, record
 from tests.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
@@ -192,7 +192,7 @@ class Confirmations(RuleBasedStateMachine):
     A claim that is never used again, or an answer that is never recorded, is that of a worker who died.
     """
 
-    claims = Bundle("claims")
+    leases = Bundle("claims")
     answers = Bundle("answers")
     offers = st.sampled_from(["offer-1"] * 3 + ["offer-2"])
     fates = st.sampled_from([*FATES, *["books, answer lost", "refuses"] * 4])  # the pair that must not end as failed
@@ -209,7 +209,7 @@ class Confirmations(RuleBasedStateMachine):
         with process.engine.begin() as connection:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(delete(table))
-        self.made: list[Claim] = []  # all claims, for their clocks
+        self.made: list[Lease] = []  # all claims, for their clocks
         self.content: dict[str, str] = {}  # of each offer, by name
         self.rows: dict[str, Row[Any]] = {}  # of the confirmations after the last step
         self.lasting: dict[str, State] = {}  # states that must not change any more
@@ -217,7 +217,7 @@ class Confirmations(RuleBasedStateMachine):
         self.during_call: Callable[[], object] | None = None
 
     @initialize(
-        target=claims,
+        target=leases,
         lists=st.sampled_from(["shows", "shows", "forbidden", "off"]),
         after_unknown=st.sampled_from(["resend", "resend", "review"]),
         most_attempts=st.sampled_from([1, 3, 12]),
@@ -230,15 +230,15 @@ class Confirmations(RuleBasedStateMachine):
         self.process.xone_settings = XoneSettings().model_copy(update=changes)
         self.process.retry = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
         self.policy = Policy.of(self.process.retry, self.process.xone_settings)
-        assert self.process.xone_settings.lease == LEASE
+        assert self.process.xone_settings.lease_seconds == LEASE
         for offer_id in STATUS_OF:
             self.content[offer_id] = "first"
-            self.claimed(confirm.accept_job(body_of(offer_id, "first"), Delivery(), self.process))
+            self.leased(confirm.accept_job(body_of(offer_id, "first"), Delivery(), self.process))
         return multiple(*self.made)
 
     # --- Steps ---
 
-    @rule(target=claims, offer_id=offers, content=st.sampled_from(list(CONTENTS)), after=waits, twice=st.booleans())
+    @rule(target=leases, offer_id=offers, content=st.sampled_from(list(CONTENTS)), after=waits, twice=st.booleans())
     def publish(self, offer_id: str, content: str, after: float, twice: bool) -> Any:
         """A job, the same one again, or one with other content. twice: the first commit's answer was lost."""
         self.pass_time(after)
@@ -250,48 +250,48 @@ class Confirmations(RuleBasedStateMachine):
         self.content[offer_id] = content
         if is_other:
             del self.lasting[offer_id]
-        held = confirm.accept_job(body, Delivery(), self.process)
-        if held is not None and twice:
+        lease = confirm.accept_job(body, Delivery(), self.process)
+        if lease is not None and twice:
             with self.process.engine.begin() as connection:
                 new = NewJob.of(read_job(body), Delivery(), self.process.vault)
-                again = accept(connection, self.process.vault, new, held.token, LEASE)
-            held = self.same(held, again)
-        return self.claimed(held)
+                again = accept(connection, self.process.vault, new, lease.token, LEASE)
+            lease = self.same(lease, again)
+        return self.leased(lease)
 
-    @rule(target=claims, offer_id=offers, after=waits, twice=st.booleans())
+    @rule(target=leases, offer_id=offers, after=waits, twice=st.booleans())
     def resume(self, offer_id: str, after: float, twice: bool) -> Any:
         """The Scheduler's message, at whatever moment. twice: the first commit's answer was lost."""
         self.pass_time(after)
-        held = confirm.claim_due(self.rows[offer_id].id, self.process)
-        if held is not None and twice:
+        lease = confirm.lease_due(self.rows[offer_id].id, self.process)
+        if lease is not None and twice:
             with self.process.engine.begin() as connection:
-                again = claim(connection, self.process.vault, [held.id], held.token, LEASE)
-            held = self.same(held, again.get(held.id))
-        return self.claimed(held)
+                again = acquire(connection, self.process.vault, [lease.id], lease.token, LEASE)
+            lease = self.same(lease, again.get(lease.id))
+        return self.leased(lease)
 
-    @rule(target=answers, held=consumes(claims), fate=fates, listing=listings)
-    def ask(self, held: Claim, fate: str, listing: str) -> Any:
+    @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
+    def ask(self, lease: Lease, fate: str, listing: str) -> Any:
         """A worker asks XONE."""
         self.xone.fate, self.xone.listing = fate, self.listing_as(listing)
         try:
-            return held, confirm.ask(held, self.policy, self.process)
+            return lease, confirm.ask(lease, self.policy, self.process)
         except LeaseLost:
             return multiple()
         except Held as pause:
-            confirm.put_back(held, pause.wait, self.process)
+            confirm.put_back(lease, pause.wait, self.process)
             return multiple()
 
-    @rule(target=answers, held=consumes(claims), fate=fates, listing=listings)
-    def ask_slowly(self, held: Claim, fate: str, listing: str) -> Any:
+    @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
+    def ask_slowly(self, lease: Lease, fate: str, listing: str) -> Any:
         """As above, and the first call takes as long as a call can. Another worker tries to get the offer meanwhile."""
-        self.during_call = lambda: (self.pass_time(TIMEOUT), self.work(held.offer_id))
+        self.during_call = lambda: (self.pass_time(TIMEOUT), self.work(lease.offer_id))
         try:
-            return self.ask(held, fate, listing)
+            return self.ask(lease, fate, listing)
         finally:
             self.during_call = None
 
-    @rule(target=answers, held=consumes(claims), fate=fates, listing=listings, other_fate=st.none() | fates)
-    def ask_with_a_break(self, held: Claim, fate: str, listing: str, other_fate: str | None) -> Any:
+    @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings, other_fate=st.none() | fates)
+    def ask_with_a_break(self, lease: Lease, fate: str, listing: str, other_fate: str | None) -> Any:
         """As above, and the lease runs out between the first and the second call. Another worker may get the offer."""
         calls = count(1)
 
@@ -300,12 +300,12 @@ class Confirmations(RuleBasedStateMachine):
                 self.pass_time(LEASE + 1)
                 if other_fate is not None:
                     self.xone.fate = other_fate
-                    self.work(held.offer_id)
+                    self.work(lease.offer_id)
                     self.xone.fate = fate
 
         self.xone.before_each = before_each
         try:
-            return self.ask(held, fate, listing)
+            return self.ask(lease, fate, listing)
         finally:
             self.xone.before_each = lambda: None
 
@@ -317,32 +317,32 @@ class Confirmations(RuleBasedStateMachine):
         self.work(offer_id)
 
     @rule(answered=consumes(answers))
-    def record(self, answered: tuple[Claim, Answer]) -> None:
+    def record(self, answered: tuple[Lease, Answer]) -> None:
         """A worker records its answer, in time or late."""
         self.write_down(*answered)
 
     @rule(answered=consumes(answers))
-    def record_twice(self, answered: tuple[Claim, Answer]) -> None:
+    def record_twice(self, answered: tuple[Lease, Answer]) -> None:
         """As above; the first commit's answer was lost."""
         self.write_down(*answered)
         self.write_down(*answered)
 
-    @rule(target=claims, answered=consumes(answers))
-    def record_late(self, answered: tuple[Claim, Answer]) -> Any:
+    @rule(target=leases, answered=consumes(answers))
+    def record_late(self, answered: tuple[Lease, Answer]) -> Any:
         """As above, but the lease ran out and another worker has claimed the offer."""
-        held, answer = answered
+        lease, answer = answered
         self.pass_time(LEASE + 1)
-        quicker = confirm.claim_due(held.id, self.process)
-        self.write_down(held, answer)
-        return self.claimed(quicker)
+        quicker = confirm.lease_due(lease.id, self.process)
+        self.write_down(lease, answer)
+        return self.leased(quicker)
 
-    @rule(held=consumes(claims), wait=st.sampled_from([0.0, 30.0]), twice=st.booleans())
-    def put_back(self, held: Claim, wait: float, twice: bool) -> None:
+    @rule(lease=consumes(leases), wait=st.sampled_from([0.0, 30.0]), twice=st.booleans())
+    def put_back(self, lease: Lease, wait: float, twice: bool) -> None:
         """A worker may not call now: another one has shut the gate, or its process stops."""
-        confirm.put_back(held, wait, self.process)
+        confirm.put_back(lease, wait, self.process)
         if twice:
             with self.process.engine.begin() as connection:
-                release(connection, held, wait)
+                release(connection, lease, wait)
 
     # --- What steps share ---
 
@@ -360,32 +360,32 @@ class Confirmations(RuleBasedStateMachine):
                     for row in rows
                 ],
             )
-        for held in self.made:
-            held.leased_at -= seconds
+        for lease in self.made:
+            lease.leased_at -= seconds
         self.clock += seconds
 
-    def claimed(self, held: Claim | None) -> Any:
-        if held is None:
+    def leased(self, lease: Lease | None) -> Any:
+        if lease is None:
             return multiple()
-        self.made.append(held)
-        return held
+        self.made.append(lease)
+        return lease
 
     @staticmethod
-    def same(held: Claim, again: Claim | None) -> Claim:
+    def same(lease: Lease, again: Lease | None) -> Lease:
         assert again is not None
         assert (again.number, again.token, again.history.answer_unknown) == (
-            held.number,
-            held.token,
-            held.history.answer_unknown,
+            lease.number,
+            lease.token,
+            lease.history.answer_unknown,
         )
         return again
 
-    def write_down(self, held: Claim, answer: Answer) -> None:
-        decision = decide(answer, held.history, self.policy, 0.0)
+    def write_down(self, lease: Lease, answer: Answer) -> None:
+        decision = decide(answer, lease.history, self.policy, 0.0)
         with self.process.engine.begin() as connection:
-            record(connection, self.process.vault, [Made(held, decision, 0.1)], False)
+            record(connection, self.process.vault, [Made(lease, decision, 0.1)], False)
         if decision.booking is not None:  # once seen it is stored, whatever the state was
-            self.lasting[held.offer_id] = decision.state
+            self.lasting[lease.offer_id] = decision.state
 
     def listing_as(self, wish: str) -> str:
         """How the list answers: as wished, where it is not forbidden all the time."""
@@ -393,10 +393,10 @@ class Confirmations(RuleBasedStateMachine):
 
     def work(self, offer_id: str) -> None:
         """A worker gets the Scheduler's message for this offer, and does what there is to do."""
-        held = confirm.claim_due(self.rows[offer_id].id, self.process)
-        if held is not None:
-            self.made.append(held)
-            confirm.attempt(held, self.process)
+        lease = confirm.lease_due(self.rows[offer_id].id, self.process)
+        if lease is not None:
+            self.made.append(lease)
+            confirm.attempt(lease, self.process)
 
     def call_begins(self, offer_id: str, sent: tuple[UUID, bytes] | None) -> None:
         """Checks that a call may be made, and lets happen what happens during it."""
@@ -522,10 +522,10 @@ def test_the_last_read_back_is_not_left_out_where_the_answer_shuts_the_gate(
     for _ in range(RUN - 1):
         with pytest.raises(NotSent), upstream.gate.passing():
             raise NotSent("connect", "refused")
-    held = confirm.claim_due(first.id, process)
-    assert held is not None
+    lease = confirm.lease_due(first.id, process)
+    assert lease is not None
 
-    confirm.attempt(held, process)
+    confirm.attempt(lease, process)
 
     with process.engine.connect() as connection:
         assert connection.execute(select(Confirmation.state)).scalar_one() == State.RETRYING

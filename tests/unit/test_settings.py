@@ -234,7 +234,7 @@ def test_confirmed_statuses_are_in_capitals(value: str, statuses: set[str], monk
 def test_the_lease_outlasts_a_call_with_room_to_spare(timeout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XONE_TIMEOUT", timeout)
 
-    assert read(XoneSettings).lease >= float(timeout) + 5
+    assert read(XoneSettings).lease_seconds >= float(timeout) + 5
 
 
 @pytest.mark.parametrize("parts", ["tasks", "relay, scheduler", "tasks,scheduler,relay"])

@@ -108,15 +108,15 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
         )
     else:
         _print(groups, code)
-        if letters.held < letters.standing:
-            click.echo(f"\nThe first {letters.held:,} of {letters.standing:,} letters were looked at.")
+        if letters.held_count < letters.standing:
+            click.echo(f"\nThe first {letters.held_count:,} of {letters.standing:,} letters were looked at.")
 
 
 def _grouped(letters: Letters, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:
     """The groups, the largest first. Of all that are counted, only so many are kept."""
     groups: dict[str, Group] = {}
     kept = 0
-    task = bar.add_task("reading", total=letters.held)
+    task = bar.add_task("reading", total=letters.held_count)
     for letter in letters:
         bar.advance(task)
         if code not in (None, letter.code):
@@ -225,9 +225,9 @@ def replay_letters(
     ):
         meant = chosen(letters, code, count)
         if edit:
-            held = list(meant)
+            letters_held = list(meant)
             letters.take_no_more()  # nothing waits for the broker while a person thinks
-            refused = _edit_and_replay(letters, held, url, moved, may_ask=not yes and sys.stdin.isatty())
+            refused = _edit_and_replay(letters, letters_held, url, moved, may_ask=not yes and sys.stdin.isatty())
         else:
             refused = _replay(letters, meant, url, moved)
     _tell_moved("replayed", moved.count, count - moved.count, as_json, code)
@@ -275,12 +275,12 @@ def _replay(letters: Letters, meant: Iterator[Letter], url: str, moved: _Moved) 
     return 0
 
 
-def _edit_and_replay(letters: Letters, held: list[Letter], url: str, moved: _Moved, may_ask: bool) -> int:
+def _edit_and_replay(letters: Letters, letters_held: list[Letter], url: str, moved: _Moved, may_ask: bool) -> int:
     """Replays one by one, each after its edit. Returns how many copies the broker refused."""
     refused = 0
     with TemporaryDirectory(prefix="dead-letters-") as folder:  # readable for its owner only
-        for number, letter in enumerate(held, start=1):
-            name = f"letter {number} of {len(held)} ({letter.code}: {letter.detail})"
+        for number, letter in enumerate(letters_held, start=1):
+            name = f"letter {number} of {len(letters_held)} ({letter.code}: {letter.detail})"
             body = _edited(letter, name, Path(folder) / f"letter-{number}.json", may_ask)
             if body is None:
                 continue
@@ -379,7 +379,7 @@ def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as
 def _count(url: str, code: str | None, limit: int | None) -> int:
     """How many letters are meant. To know their codes they must be taken; then they go back."""
     with Letters(url) as letters:
-        count = letters.held if code is None else sum(1 for _ in chosen(letters, code, None))
+        count = letters.held_count if code is None else sum(1 for _ in chosen(letters, code, None))
     return min(count, limit or count)
 
 

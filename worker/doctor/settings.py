@@ -75,7 +75,7 @@ def _fit(xone: XoneSettings) -> Iterator[Finding]:
             f"set XONE_TIMEOUT to {CONSUMER_TIMEOUT / CALLS:g} or less, or raise consumer_timeout of RabbitMQ",
         )
     else:
-        yield ok("time-outs", f"{xone.XONE_TIMEOUT:g} s for a call, {xone.lease:g} s for a lease")
+        yield ok("time-outs", f"{xone.XONE_TIMEOUT:g} s for a call, {xone.lease_seconds:g} s for a lease")
     if xone.is_plain_to_others:
         yield warning(
             "encryption",

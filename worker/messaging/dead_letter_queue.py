@@ -67,9 +67,9 @@ class Letters:
                 raise BrokerError("this broker keeps no dead letters; BROKER_URL should begin with amqp: or amqps:")
             self._channel.auto_decode = False  # bodies as they came, whatever encoding they claim
             self.standing = int(self._channel.queue_declare(DEAD_LETTERS, passive=True).message_count)
-            self.held = min(self.standing, self._most)
-            if self.held:
-                self._channel.basic_qos(0, self.held, False)
+            self.held_count = min(self.standing, self._most)
+            if self.held_count:
+                self._channel.basic_qos(0, self.held_count, False)
                 self._consumer = self._channel.basic_consume(DEAD_LETTERS, callback=self._on_letter)
         except BaseException:
             self._connection.collect(socket_timeout=1)
@@ -88,13 +88,13 @@ class Letters:
     def _see_the_others_back(self) -> None:
         """RabbitMQ puts them back after it has answered; who comes next would find the queue empty until then."""
         channel, ends_at = self._connection.channel(), time.monotonic() + BACK_WITHIN
-        while time.monotonic() < ends_at and (left := self.held - self._settled):
+        while time.monotonic() < ends_at and (left := self.held_count - self._settled):
             if channel.queue_declare(DEAD_LETTERS, passive=True).message_count >= left:
                 return
             time.sleep(0.01)
 
     def __iter__(self) -> Iterator[Letter]:
-        for _ in range(self.held):
+        for _ in range(self.held_count):
             while not self._waiting:
                 try:
                     self._connection.drain_events(timeout=STILL_FOR)

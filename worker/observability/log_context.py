@@ -26,11 +26,11 @@ def of_task(
             _bound.set({})
 
 
-def of_confirmation(held: Any) -> None:
+def of_confirmation(lease: Any) -> None:
     """The task works on a claim."""
     if not tracing.is_on():
-        _bound.set({**_bound.get(), **_trace_of(held.traceparent)})
-    bind(confirmation=str(held.id), partner_id=held.partner_id, offer_id=held.offer_id, attempt=held.number)
+        _bound.set({**_bound.get(), **_trace_of(lease.traceparent)})
+    bind(confirmation=str(lease.id), partner_id=lease.partner_id, offer_id=lease.offer_id, attempt=lease.number)
 
 
 def bind(**facts: str | int | None) -> None:
