@@ -13,25 +13,25 @@ from models.states import State
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch
 from tasks.call_guard import before_call, go_on, until_calls
 from tasks.decide import (
-    Answer,
+    AttemptResult,
+    BookingNotFound,
     Decision,
-    Look,
-    Missing,
-    Policy,
+    LookupResult,
+    RetryPolicy,
     decide,
     earlier_error,
     may_send,
-    must_look_after,
-    must_look_first,
-    uses_up,
+    must_look_up_after,
+    must_look_up_first,
+    uses_attempt,
 )
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
-from tasks.record import Made, record
+from tasks.record import RecordedAttempt, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import patiently
 from worker.runtime import Process
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import Held
 
 log = structlog.get_logger(__name__)
@@ -109,25 +109,25 @@ def lease_due_batch(process: Process, these: Sequence[UUID]) -> list[Lease | Non
 def attempt(lease: Lease, process: Process) -> None:
     """One attempt of a claimed confirmation: XONE is asked with no transaction open, and the outcome recorded."""
     started = time.monotonic()
-    policy = Policy.of(process.retry, process.xone_settings)
+    retry_policy = RetryPolicy.of(process.retry, process.xone_settings)
     try:
-        answer = ask(lease, policy, process)
+        answer = ask(lease, retry_policy, process)
     except LeaseLost:
         log.warning("lease_lost")
         return
     except Held as pause:
         put_back(lease, pause.wait, process)
         return
-    decision = decide(answer, lease.history, policy, process.dice())
+    decision = decide(answer, lease.history, retry_policy, process.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", process.engine):
-        state = process.together(record_batch, Made(lease, decision, duration))
+        state = process.together(record_batch, RecordedAttempt(lease, decision, duration))
     process.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _tell(decision, state, duration)
 
 
-def record_batch(process: Process, made: Sequence[Made]) -> list[State | None]:
+def record_batch(process: Process, made: Sequence[RecordedAttempt]) -> list[State | None]:
     """Records what came of attempts; the states, as ``record`` tells them."""
 
     def store() -> list[State | None]:
@@ -137,7 +137,7 @@ def record_batch(process: Process, made: Sequence[Made]) -> list[State | None]:
     return patiently(store, process.stopping)
 
 
-def ask(lease: Lease, policy: Policy, process: Process) -> Answer:
+def ask(lease: Lease, retry_policy: RetryPolicy, process: Process) -> AttemptResult:
     """XONE's answer to this confirmation. Raises LeaseLost where the claim is no longer ours, Held where calls pause.
 
     Where a booking may exist already, the partner's list of bookings is read before anything is sent again; and after
@@ -145,30 +145,30 @@ def ask(lease: Lease, policy: Policy, process: Process) -> Answer:
     """
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
-    if must_look_first(lease.history):
-        seen = look(lease, process)
-        if isinstance(seen, Confirmed):
+    if must_look_up_first(lease.history):
+        seen = look_up_booking(lease, process)
+        if isinstance(seen, BookingReceived):
             return seen
-        if not may_send(lease.history, policy):
-            return Missing(seen, earlier_error(lease.history))
+        if not may_send(lease.history, retry_policy):
+            return BookingNotFound(seen, earlier_error(lease.history))
     try:
         return process.xone.confirm(
             lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, process)
         )
     except XoneError as error:
-        if not must_look_after(error, lease.history, policy):
+        if not must_look_up_after(error, lease.history, retry_policy):
             return error
         try:
-            seen = look(lease, process)
+            seen = look_up_booking(lease, process)
         except Held:
-            seen = Look.HELD
-        return seen if isinstance(seen, Confirmed) else Missing(seen, error)
+            seen = LookupResult.SUSPENDED
+        return seen if isinstance(seen, BookingReceived) else BookingNotFound(seen, error)
 
 
-def look(lease: Lease, process: Process) -> Confirmed | Look:
+def look_up_booking(lease: Lease, process: Process) -> BookingReceived | LookupResult:
     """The booking, from the list of the partner's bookings, or why it is not seen there. Raises Held and LeaseLost."""
     if not process.xone.can_list_bookings:
-        return Look.IMPOSSIBLE
+        return LookupResult.IMPOSSIBLE
     try:
         booking = process.xone.find_booking(
             lease.partner_id,
@@ -178,12 +178,12 @@ def look(lease: Lease, process: Process) -> Confirmed | Look:
             while_waiting=lambda: go_on(lease, process),
         )
     except Refused:
-        return Look.IMPOSSIBLE
+        return LookupResult.IMPOSSIBLE
     except XoneError as error:
-        if uses_up(error):
-            return Look.UNAVAILABLE
+        if uses_attempt(error):
+            return LookupResult.UNAVAILABLE
         raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
-    return Confirmed(booking, 200) if booking is not None else Look.ABSENT
+    return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 
 def put_back(lease: Lease, wait: float, process: Process) -> None:

@@ -17,14 +17,14 @@ from models.states import Outcome, State
 from tasks.lease import STOPPED, History
 from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 
 READ_BACK_TRIES = 8  # a booking that must exist may be listed minutes later
 UNCOUNTED = frozenset({423, 429})
 
 
 @dataclass(frozen=True)
-class Policy:
+class RetryPolicy:
     """The operator's choices. Delays and ages in seconds."""
 
     max_attempts: int = 12
@@ -35,7 +35,7 @@ class Policy:
     confirmed_statuses: frozenset[str] = frozenset({"CONFIRMED", "ACTIVE"})
 
     @classmethod
-    def of(cls, retry: RetrySettings, xone: XoneSettings) -> "Policy":
+    def of(cls, retry: RetrySettings, xone: XoneSettings) -> "RetryPolicy":
         return cls(
             max_attempts=retry.RETRY_MAX_ATTEMPTS,
             max_age=retry.RETRY_MAX_AGE,
@@ -46,24 +46,24 @@ class Policy:
         )
 
 
-class Look(Enum):
+class LookupResult(Enum):
     """What a read-back told that did not show the booking."""
 
-    ABSENT = "the list of bookings does not hold it"
+    NOT_LISTED = "the list of bookings does not hold it"
     UNAVAILABLE = "the list of bookings could not be read now"
     IMPOSSIBLE = "the list of bookings can't be read"
-    HELD = "calls to XONE pause, so the list of bookings was not read"
+    SUSPENDED = "calls to XONE pause, so the list of bookings was not read"
 
 
 @dataclass(frozen=True)
-class Missing:
+class BookingNotFound:
     """A read-back did not show the booking. ``error``: the answer that made it necessary."""
 
-    look: Look
+    lookup: LookupResult
     error: XoneError
 
 
-Answer = Confirmed | XoneError | Missing
+AttemptResult = BookingReceived | XoneError | BookingNotFound
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,21 @@ class Decision:
     error: XoneError | None = None
     http_status: int | None = None
     delay: float | None = None
-    counts: bool = True
+    uses_attempt: bool = True
     answer_unknown: bool = False
-    read_back_in_vain: bool = False
+    not_listed: bool = False
 
 
-def must_look_first(history: History) -> bool:
+def must_look_up_first(history: History) -> bool:
     """Whether a booking may exist already, so that the list of bookings is read before anything is sent."""
     return history.answer_unknown or history.already_booked
 
 
-def may_send(history: History, policy: Policy) -> bool:
+def may_send(history: History, retry_policy: RetryPolicy) -> bool:
     """Whether the request may be sent (again), after a read-back that did not show the booking."""
     if history.already_booked:
         return False
-    return not history.answer_unknown or (policy.resend_after_unknown and history.age < policy.max_age)
+    return not history.answer_unknown or (retry_policy.resend_after_unknown and history.age < retry_policy.max_age)
 
 
 def earlier_error(history: History) -> XoneError:
@@ -100,7 +100,7 @@ def earlier_error(history: History) -> XoneError:
     return kind(code, detail, history.http_status)
 
 
-def must_look_after(error: XoneError, history: History, policy: Policy) -> bool:
+def must_look_up_after(error: XoneError, history: History, retry_policy: RetryPolicy) -> bool:
     """Whether only the list of bookings can tell what this answer means."""
     match error:
         case AlreadyBooked():
@@ -108,30 +108,30 @@ def must_look_after(error: XoneError, history: History, policy: Policy) -> bool:
         case Refused():
             return history.answer_unknown
         case Unknown():
-            return not policy.resend_after_unknown or _is_used_up(error, history, policy)
+            return not retry_policy.resend_after_unknown or _is_used_up(error, history, retry_policy)
         case _:
-            return history.answer_unknown and _is_used_up(error, history, policy)
+            return history.answer_unknown and _is_used_up(error, history, retry_policy)
 
 
-def decide(answer: Answer, history: History, policy: Policy, dice: float) -> Decision:
+def decide(answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float) -> Decision:
     """What becomes of a confirmation after an answer. history: before this attempt; dice: in [0, 1)."""
     match answer:
-        case Confirmed(booking, http_status):
-            return booked(booking, http_status, policy.confirmed_statuses)
+        case BookingReceived(booking, http_status):
+            return booked(booking, http_status, retry_policy.confirmed_statuses)
         case AlreadyBooked(booking=Booking() as booking):
-            return booked(booking, answer.http_status, policy.confirmed_statuses)
-        case Missing(look, error):
-            return _missing(look, error, history, policy, dice)
+            return booked(booking, answer.http_status, retry_policy.confirmed_statuses)
+        case BookingNotFound(lookup, error):
+            return _missing(lookup, error, history, retry_policy, dice)
         case Poison():
             return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, answer, unknown=True)
         case AlreadyBooked():
-            return _missing(Look.UNAVAILABLE, answer, history, policy, dice)
+            return _missing(LookupResult.UNAVAILABLE, answer, history, retry_policy, dice)
         case Refused() if not history.answer_unknown:
             return _ended(State.FAILED, Outcome.REFUSED, answer)
         case Refused():
-            return _missing(Look.UNAVAILABLE, answer, history, policy, dice)
+            return _missing(LookupResult.UNAVAILABLE, answer, history, retry_policy, dice)
         case _:
-            return _retried(answer, history, policy, dice)
+            return _retried(answer, history, retry_policy, dice)
 
 
 def booked(booking: Booking, http_status: int | None, confirmed_statuses: frozenset[str]) -> Decision:
@@ -142,41 +142,43 @@ def booked(booking: Booking, http_status: int | None, confirmed_statuses: frozen
     )
 
 
-def _retried(error: XoneError, history: History, policy: Policy, dice: float) -> Decision:
+def _retried(error: XoneError, history: History, retry_policy: RetryPolicy, dice: float) -> Decision:
     unknown = isinstance(error, Unknown) or history.answer_unknown
     outcome = Outcome.UNKNOWN if isinstance(error, Unknown) else Outcome.NOT_BOOKED
-    if _is_used_up(error, history, policy):
+    if _is_used_up(error, history, retry_policy):
         return _ended(State.NEEDS_REVIEW if unknown else State.FAILED, outcome, error, unknown)
     return Decision(
         State.RETRYING,
         outcome,
         error=error,
         http_status=error.http_status,
-        delay=_delay(error, history, policy, dice),
-        counts=uses_up(error),
+        delay=_delay(error, history, retry_policy, dice),
+        uses_attempt=uses_attempt(error),
         answer_unknown=unknown,
     )
 
 
-def _missing(look: Look, error: XoneError, history: History, policy: Policy, dice: float) -> Decision:
+def _missing(
+    lookup: LookupResult, error: XoneError, history: History, retry_policy: RetryPolicy, dice: float
+) -> Decision:
     """The booking must exist, or may, and the list of bookings did not show it."""
     unknown = isinstance(error, Unknown) or history.answer_unknown
     outcome = Outcome.REFUSED if isinstance(error, Refused) else Outcome.UNKNOWN
-    lags_perhaps = look is Look.ABSENT and not isinstance(error, Refused)
+    lags_perhaps = lookup is LookupResult.NOT_LISTED and not isinstance(error, Refused)
     tries_left = history.read_backs + 1 < READ_BACK_TRIES
-    try_again = look in (Look.UNAVAILABLE, Look.HELD) or (lags_perhaps and tries_left)
-    counts = look is not Look.HELD  # the last read-back is still to be made, when calls go on
-    if not try_again or (counts and _is_used_up(error, history, policy)):
+    try_again = lookup in (LookupResult.UNAVAILABLE, LookupResult.SUSPENDED) or (lags_perhaps and tries_left)
+    uses_attempt = lookup is not LookupResult.SUSPENDED  # the last read-back is still to be made, when calls go on
+    if not try_again or (uses_attempt and _is_used_up(error, history, retry_policy)):
         return _ended(State.NEEDS_REVIEW, outcome, error, unknown)
     return Decision(
         State.RETRYING,
         outcome,
         error=error,
         http_status=error.http_status,
-        delay=_delay(error, history, policy, dice),
-        counts=counts,
+        delay=_delay(error, history, retry_policy, dice),
+        uses_attempt=uses_attempt,
         answer_unknown=unknown,
-        read_back_in_vain=look is Look.ABSENT,
+        not_listed=lookup is LookupResult.NOT_LISTED,
     )
 
 
@@ -184,22 +186,22 @@ def _ended(state: State, outcome: Outcome, error: XoneError, unknown: bool = Fal
     return Decision(state, outcome, error=error, http_status=error.http_status, answer_unknown=unknown)
 
 
-def uses_up(error: XoneError) -> bool:
+def uses_attempt(error: XoneError) -> bool:
     """Whether an attempt is used up. Pressure and wrong credentials are no fault of the offer."""
     if isinstance(error, BadCredentials):
         return False
     return not (isinstance(error, Busy) and error.http_status in UNCOUNTED)
 
 
-def _is_used_up(error: XoneError, history: History, policy: Policy) -> bool:
+def _is_used_up(error: XoneError, history: History, retry_policy: RetryPolicy) -> bool:
     """Whether this was the last try: by number, or by age."""
-    by_number = uses_up(error) and history.attempts_used + 1 >= policy.max_attempts
-    return by_number or history.age >= policy.max_age
+    by_number = uses_attempt(error) and history.attempts_used + 1 >= retry_policy.max_attempts
+    return by_number or history.age >= retry_policy.max_age
 
 
-def _delay(error: XoneError, history: History, policy: Policy, dice: float) -> float:
+def _delay(error: XoneError, history: History, retry_policy: RetryPolicy, dice: float) -> float:
     doublings = min(history.attempts_used + 1, 32)
-    longest = min(policy.max_delay, policy.base_delay * 2.0**doublings)
-    backoff = policy.base_delay + dice * (longest - policy.base_delay)
-    asked_for = error.retry_after + dice * policy.base_delay if error.retry_after is not None else 0.0
+    longest = min(retry_policy.max_delay, retry_policy.base_delay * 2.0**doublings)
+    backoff = retry_policy.base_delay + dice * (longest - retry_policy.base_delay)
+    asked_for = error.retry_after + dice * retry_policy.base_delay if error.retry_after is not None else 0.0
     return max(backoff, asked_for)

@@ -36,7 +36,7 @@ EVENT_OF = {
 }
 
 
-class Made(NamedTuple):
+class RecordedAttempt(NamedTuple):
     """What came of an attempt. duration: in seconds."""
 
     lease: Lease
@@ -44,18 +44,20 @@ class Made(NamedTuple):
     duration: float
 
 
-def record(connection: Connection, vault: Vault, made: Sequence[Made], with_links: bool) -> list[State | None]:
+def record(
+    connection: Connection, vault: Vault, made: Sequence[RecordedAttempt], with_links: bool
+) -> list[State | None]:
     """Records decisions. The state that each confirmation has now, or None where the answer came too late to matter.
 
     with_links: whether events carry customers' links.
     """
-    rows = {row.id: row for row in connection.execute(_TO_BE_RECORDED, {"these": [it.lease.id for it in made]})}
+    rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, {"these": [it.lease.id for it in made]})}
     writes = Writes(connection)
     states = []
     for lease, decision, duration in made:
         if lease.id not in rows:  # another attempt of this confirmation was recorded just before
             writes.flush()
-            rows[lease.id] = connection.execute(_TO_BE_RECORDED, {"these": [lease.id]}).one()
+            rows[lease.id] = connection.execute(_LOCK_FOR_DECISION, {"these": [lease.id]}).one()
         states.append(_record(connection, writes, vault, rows.pop(lease.id), lease, decision, duration, with_links))
     writes.flush()
     return states
@@ -92,11 +94,11 @@ def _record(
             close_abandoned_attempts(connection, [lease.id], lease.token)
     elif not ours:
         return None
-    settle(writes, row, decision, lease.number, with_links)
+    apply_decision(writes, row, decision, lease.number, with_links)
     return decision.state
 
 
-def to_be_settled() -> Select[Any]:
+def lock_for_decision() -> Select[Any]:
     """Confirmations, locked, as ``settle`` needs them."""
     names = (
         "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
@@ -105,7 +107,9 @@ def to_be_settled() -> Select[Any]:
     return locked(select(*(Confirmation.__table__.c[name] for name in names), now().label("now")))
 
 
-def settle(connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+def apply_decision(
+    connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool
+) -> None:
     """The confirmation to the state of a decision; where it has ended, the item of its batch too, and its event.
 
     row: of to_be_settled(); attempts: for the event of a failure.
@@ -150,8 +154,8 @@ def _move(connection: Connection | Writes, confirmation_id: UUID, decision: Deci
             "this": confirmation_id,
             "state": decision.state,
             **({"delay": decision.delay} if decision.delay is not None else {}),
-            "used": int(decision.counts),
-            "in_vain": int(decision.read_back_in_vain),
+            "used": int(decision.uses_attempt),
+            "not_listed": int(decision.not_listed),
             "answer_unknown": decision.answer_unknown,
             "error_code": error.code if error is not None else None,
             "error_http_status": decision.http_status if error is not None else None,
@@ -261,7 +265,7 @@ _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.column
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
-_TO_BE_RECORDED = to_be_settled().where(Confirmation.id.in_(bindparam("these"))).order_by(Confirmation.id)
+_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("these"))).order_by(Confirmation.id)
 _STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("this"))
 _CLOSE_ATTEMPT = update(Attempt.__table__).where(
     _attempts.confirmation_id == bindparam("this"), _attempts.number == bindparam("at")
@@ -274,7 +278,7 @@ _MOVE = (
         dispatched_until=None,
         attempts_used=_confirmations.attempts_used + bindparam("used"),
         crashes=0,
-        read_backs=_confirmations.read_backs + bindparam("in_vain"),
+        read_backs=_confirmations.read_backs + bindparam("not_listed"),
         purged_at=None,
         updated_at=now(),
     )

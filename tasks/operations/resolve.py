@@ -17,7 +17,7 @@ from models.tables import Confirmation
 from tasks.decide import Decision, booked
 from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
-from tasks.record import EVENT_OF, settle, store_booking, to_be_settled
+from tasks.record import EVENT_OF, apply_decision, lock_for_decision, store_booking
 from worker.errors import ResolveError, XoneError
 from worker.storage.encryption import Vault
 
@@ -79,7 +79,7 @@ def resolve_booked(
 ) -> Resolved:
     """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, booking.offer_id)
-    decision = replace(booked(booking, None, confirmed_statuses), counts=False)
+    decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
     store_booking(connection, vault, row, booking)
     return _conclude(connection, row, decision, with_links, by, reason, booking=booking.id)
 
@@ -89,7 +89,7 @@ def resolve_failed(
 ) -> Resolved:
     """XONE has no booking. why: by check_why, for the consumers of the event. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, offer_id)
-    decision = Decision(State.FAILED, Outcome.REFUSED, error=XoneError("resolved", why), counts=False)
+    decision = Decision(State.FAILED, Outcome.REFUSED, error=XoneError("resolved", why), uses_attempt=False)
     return _conclude(connection, row, decision, False, by, reason or why)
 
 
@@ -101,7 +101,7 @@ def _to_be_resolved(connection: Connection, partner_id: str, offer_id: str) -> R
     if confirmation_id is None:
         raise ResolveError(f"no confirmation of offer {offer_id} and partner {partner_id}")
     skip_everywhere(connection, confirmation_id)
-    row = connection.execute(to_be_settled().where(Confirmation.id == confirmation_id)).one()
+    row = connection.execute(lock_for_decision().where(Confirmation.id == confirmation_id)).one()
     if row.state != State.NEEDS_REVIEW:
         raise ResolveError(f"offer {offer_id} is {row.state}, not needs_review: there is nothing to resolve")
     return row
@@ -116,7 +116,7 @@ def _conclude(
     reason: str | None,
     **details: str,
 ) -> Resolved:
-    settle(connection, row, decision, row.attempts, with_links)
+    apply_decision(connection, row, decision, row.attempts, with_links)
     facts = {"partner": row.partner_id, "offer": row.offer_id, "state": decision.state, **details}
     audit(connection, "resolve", by, reason, 1, **facts)
     return Resolved(decision.state, EVENT_OF[decision.state], row.sequence + 1)

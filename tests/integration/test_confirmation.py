@@ -15,16 +15,15 @@ from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
-from tasks.decide import Policy as RetryPolicy
-from tasks.decide import decide
+from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
-from tasks.record import Made, record
+from tasks.record import RecordedAttempt, record
 from tests.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Process
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 
 
 def body_of(offer_id: str, **changes: Any) -> bytes:
@@ -316,10 +315,10 @@ def test_a_second_booking_id_is_kept_but_not_told(process: Process) -> None:
     lease = accepted(process)
     confirm.attempt(lease, process)
     other = xone_booking.Booking(id="INS-OTHER", offer_id="offer-1", status="CONFIRMED")
-    decision = decide(Confirmed(other, 201), lease.history, RetryPolicy(), 0.0)
+    decision = decide(BookingReceived(other, 201), lease.history, RetryPolicy(), 0.0)
 
     with process.engine.begin() as connection:
-        assert record(connection, process.vault, [Made(lease, decision, 0.1)], False) == [None]
+        assert record(connection, process.vault, [RecordedAttempt(lease, decision, 0.1)], False) == [None]
 
     assert only(process, Booking).id != "INS-OTHER"
     kept = only(process, Attempt).sealed_answer
@@ -386,7 +385,7 @@ def test_outcomes_that_come_together_are_recorded_together(process: Process) -> 
     error = Unknown("timeout", "no answer")
     answers = [confirm.ask(booked, policy, process), confirm.ask(refused, policy, process), error, error]
     made = [
-        Made(lease, decide(answer, lease.history, policy, 0.0), 0.1)
+        RecordedAttempt(lease, decide(answer, lease.history, policy, 0.0), 0.1)
         for lease, answer in zip(leases, answers, strict=True)
     ]
 

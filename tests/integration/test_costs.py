@@ -15,9 +15,9 @@ from models.job import read_job
 from models.tables import Confirmation
 from tasks import confirm
 from tasks.accept import Delivery, NewJob
-from tasks.decide import Policy, decide
+from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease
-from tasks.record import Made
+from tasks.record import RecordedAttempt
 from tests.system import job
 from worker.runtime import Process
 from worker.sandbox.server import Sandbox
@@ -89,10 +89,11 @@ def leased(process: Process, number: int) -> list[Lease]:
     return leases
 
 
-def made(process: Process, leases: list[Lease]) -> list[Made]:
-    policy = Policy.of(process.retry, process.xone_settings)
+def made(process: Process, leases: list[Lease]) -> list[RecordedAttempt]:
+    retry_policy = RetryPolicy.of(process.retry, process.xone_settings)
     return [
-        Made(lease, decide(confirm.ask(lease, policy, process), lease.history, policy, 0.0), 0.1) for lease in leases
+        RecordedAttempt(lease, decide(confirm.ask(lease, retry_policy, process), lease.history, retry_policy, 0.0), 0.1)
+        for lease in leases
     ]
 
 

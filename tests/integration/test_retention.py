@@ -25,15 +25,14 @@ from models.tables import (
 )
 from tasks import confirm, email_index
 from tasks.accept import Delivery
-from tasks.decide import Policy as RetryPolicy
-from tasks.decide import decide
+from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease
 from tasks.operations import batches, failures, pauses
 from tasks.operations.failures import Selection
 from tasks.privacy import purge, rekey
 from tasks.privacy.rekey import Rekeyed
 from tasks.privacy.sealed_columns import SEALED
-from tasks.record import Made, record
+from tasks.record import RecordedAttempt, record
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
@@ -45,7 +44,7 @@ from worker.settings import VaultSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Vault
 from worker.storage.pause_cache import ALL, Pauses
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"
 TO_COME = datetime.now(UTC) + timedelta(days=1)
@@ -115,15 +114,15 @@ def open_all(process: Process, vault: Vault, confirmation_id: UUID) -> None:
 def booked_with(process: Process, lease: Lease, email: str | None) -> None:
     """XONE's answer comes with this e-mail."""
     answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
-    decision = decide(Confirmed(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
+    decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, [Made(lease, decision, 0.1)], False)
+        record(connection, process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
 def failed_late(process: Process, lease: Lease) -> None:
     decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), lease.history, RetryPolicy(), 0.0)
     with process.engine.begin() as connection:
-        record(connection, process.vault, [Made(lease, decision, 0.1)], False)
+        record(connection, process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
 def stop_calls(process: Process) -> None:

@@ -37,15 +37,15 @@ from models.states import Outcome, State
 from models.tables import Attempt, Base, Booking, Confirmation, OutboxEvent
 from tasks import confirm
 from tasks.accept import Delivery, NewJob, accept
-from tasks.decide import Answer, Policy, decide
+from tasks.decide import AttemptResult, RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, release
-from tasks.record import EVENT_OF, Made, record
+from tasks.record import EVENT_OF, RecordedAttempt, record
 from tests.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.runtime import Process
 from worker.settings import RetrySettings, XoneSettings
 from worker.storage.database import now_plus
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import RUN, Gate, Held
 
 EXAMPLES = {"postgresql": 40, "sqlite": 80}  # a step on PostgreSQL takes more than twice as long
@@ -119,7 +119,7 @@ class Upstream:
 
     def confirm(
         self, partner_id: str, offer_id: str, body: bytes, idempotency_key: UUID, before_call: Callable[[], None]
-    ) -> Confirmed:
+    ) -> BookingReceived:
         self.before_each()
         with self.gate.passing():
             before_call()
@@ -152,7 +152,7 @@ class Upstream:
             raise Unknown("http-500", "defect", 500)
         return next(iter(self.bookings[offer_id]), None) if self.listing == "shows" else None
 
-    def _confirm(self, offer_id: str) -> Confirmed:
+    def _confirm(self, offer_id: str) -> BookingReceived:
         fate = FATES[self.fate]
         existing = next(iter(self.bookings[offer_id]), None)
         if fate.books and existing is None:
@@ -163,7 +163,7 @@ class Upstream:
             error = AlreadyBooked("already-booked", "XONE says that a booking exists", 409)
             error.booking = existing if "409" in self.fate else None
             raise error
-        return Confirmed(self.bookings[offer_id][0], 201)
+        return BookingReceived(self.bookings[offer_id][0], 201)
 
     def _booking(self, offer_id: str) -> xone.Booking:
         price = Decimal("19.90")
@@ -172,7 +172,7 @@ class Upstream:
             offer_id=offer_id,
             status=STATUS_OF[offer_id],
             price=price,
-            policies=[xone.Policy(id=f"policy-{offer_id}", price=price)],
+            policies=[xone.RetryPolicy(id=f"policy-{offer_id}", price=price)],
         )
 
     @contextmanager
@@ -222,14 +222,14 @@ class Confirmations(RuleBasedStateMachine):
         after_unknown=st.sampled_from(["resend", "resend", "review"]),
         most_attempts=st.sampled_from([1, 3, 12]),
     )
-    def settle(self, lists: str, after_unknown: str, most_attempts: int) -> Any:
+    def apply_decision(self, lists: str, after_unknown: str, most_attempts: int) -> Any:
         changes = {"XONE_TIMEOUT": TIMEOUT, "XONE_AFTER_UNKNOWN": after_unknown}
         self.lists = "forbidden" if lists == "forbidden" else "shows"
         self.xone.listing = self.lists
         self.xone.can_list_bookings = lists != "off"
         self.process.xone_settings = XoneSettings().model_copy(update=changes)
         self.process.retry = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
-        self.policy = Policy.of(self.process.retry, self.process.xone_settings)
+        self.retry_policy = RetryPolicy.of(self.process.retry, self.process.xone_settings)
         assert self.process.xone_settings.lease_seconds == LEASE
         for offer_id in STATUS_OF:
             self.content[offer_id] = "first"
@@ -274,7 +274,7 @@ class Confirmations(RuleBasedStateMachine):
         """A worker asks XONE."""
         self.xone.fate, self.xone.listing = fate, self.listing_as(listing)
         try:
-            return lease, confirm.ask(lease, self.policy, self.process)
+            return lease, confirm.ask(lease, self.retry_policy, self.process)
         except LeaseLost:
             return multiple()
         except Held as pause:
@@ -317,18 +317,18 @@ class Confirmations(RuleBasedStateMachine):
         self.work(offer_id)
 
     @rule(answered=consumes(answers))
-    def record(self, answered: tuple[Lease, Answer]) -> None:
+    def record(self, answered: tuple[Lease, AttemptResult]) -> None:
         """A worker records its answer, in time or late."""
         self.write_down(*answered)
 
     @rule(answered=consumes(answers))
-    def record_twice(self, answered: tuple[Lease, Answer]) -> None:
+    def record_twice(self, answered: tuple[Lease, AttemptResult]) -> None:
         """As above; the first commit's answer was lost."""
         self.write_down(*answered)
         self.write_down(*answered)
 
     @rule(target=leases, answered=consumes(answers))
-    def record_late(self, answered: tuple[Lease, Answer]) -> Any:
+    def record_late(self, answered: tuple[Lease, AttemptResult]) -> Any:
         """As above, but the lease ran out and another worker has claimed the offer."""
         lease, answer = answered
         self.pass_time(LEASE + 1)
@@ -380,10 +380,10 @@ class Confirmations(RuleBasedStateMachine):
         )
         return again
 
-    def write_down(self, lease: Lease, answer: Answer) -> None:
-        decision = decide(answer, lease.history, self.policy, 0.0)
+    def write_down(self, lease: Lease, answer: AttemptResult) -> None:
+        decision = decide(answer, lease.history, self.retry_policy, 0.0)
         with self.process.engine.begin() as connection:
-            record(connection, self.process.vault, [Made(lease, decision, 0.1)], False)
+            record(connection, self.process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
         if decision.booking is not None:  # once seen it is stored, whatever the state was
             self.lasting[lease.offer_id] = decision.state
 
@@ -408,7 +408,9 @@ class Confirmations(RuleBasedStateMachine):
             # BOOKED: a late booking ends the lease of a worker who is about to call, and who is not told
             assert row.state not in ENDED - BOOKED, "nothing is sent after the end"
             assert row.error_code != "already-booked", "nothing is sent once XONE said that a booking exists"
-            assert self.policy.resend_after_unknown or not row.answer_unknown, "review: no call after an unknown answer"
+            assert self.retry_policy.resend_after_unknown or not row.answer_unknown, (
+                "review: no call after an unknown answer"
+            )
         if (happens := self.during_call) is not None:
             self.during_call = None
             happens()
@@ -495,8 +497,8 @@ class Confirmations(RuleBasedStateMachine):
             assert row.state in ENDED, "without end"
             if self.xone.bookings[offer_id] and row.state not in BOOKED:
                 assert row.state == State.NEEDS_REVIEW
-                look = self.xone.last_look.get(offer_id)
-                cannot_see = not self.xone.can_list_bookings or look in ("lags", "fails", "forbidden")
+                look_up_booking = self.xone.last_look.get(offer_id)
+                cannot_see = not self.xone.can_list_bookings or look_up_booking in ("lags", "fails", "forbidden")
                 is_poison = row.error_code == "poison"
                 assert cannot_see or is_poison, "a booking that XONE shows was left to a person"
 

@@ -11,29 +11,34 @@ from models.booking import Booking
 from models.states import Outcome, State
 from tasks.decide import (
     READ_BACK_TRIES,
-    Answer,
+    AttemptResult,
+    BookingNotFound,
     Decision,
-    Look,
-    Missing,
-    Policy,
+    LookupResult,
+    RetryPolicy,
     decide,
     earlier_error,
     may_send,
-    must_look_after,
-    must_look_first,
+    must_look_up_after,
+    must_look_up_first,
 )
 from tasks.lease import History
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
-from worker.xone.answers import Confirmed
+from worker.xone.answers import BookingReceived
 
 CONFIRMED, PENDING, RETRYING = State.CONFIRMED, State.PENDING, State.RETRYING
 FAILED, REVIEW = State.FAILED, State.NEEDS_REVIEW
 BOOKED, REFUSED, NOT_BOOKED, UNKNOWN = Outcome.BOOKED, Outcome.REFUSED, Outcome.NOT_BOOKED, Outcome.UNKNOWN
-ABSENT, AWAY, IMPOSSIBLE, HELD = Look.ABSENT, Look.UNAVAILABLE, Look.IMPOSSIBLE, Look.HELD
+NOT_LISTED, AWAY, IMPOSSIBLE, SUSPENDED = (
+    LookupResult.NOT_LISTED,
+    LookupResult.UNAVAILABLE,
+    LookupResult.IMPOSSIBLE,
+    LookupResult.SUSPENDED,
+)
 
-RESEND = Policy()
-NO_RESEND = Policy(resend_after_unknown=False)
+RESEND = RetryPolicy()
+NO_RESEND = RetryPolicy(resend_after_unknown=False)
 
 FIRST = History()
 AFTER_UNKNOWN = History(attempts_used=3, age=60, answer_unknown=True, code="timeout", detail="no answer")
@@ -85,13 +90,13 @@ COUNTED_NOT_BOOKED = [busy(503, 1.0), busy(503), NOT_SENT]
 
 
 class Row(NamedTuple):
-    answer: Answer
+    answer: AttemptResult
     history: History
-    policy: Policy
+    retry_policy: RetryPolicy
     state: State
     outcome: Outcome
     delay: tuple[float, float] | None = None  # with a dice of 0 and of nearly 1
-    counts: bool = True
+    uses_attempt: bool = True
     marked_unknown: bool = False
     in_vain: bool = False
 
@@ -102,26 +107,52 @@ def rows() -> list[Row]:
 
     # Booked, whatever was before.
     for history in (FIRST, AFTER_UNKNOWN, AFTER_BOOKED, LAST, LAST_AFTER_UNKNOWN, OLD_AFTER_UNKNOWN):
-        for policy in (RESEND, NO_RESEND):
+        for retry_policy in (RESEND, NO_RESEND):
             table += [
-                Row(Confirmed(booking(), 201), history, policy, CONFIRMED, BOOKED),
-                Row(Confirmed(booking("PENDING"), 200), history, policy, PENDING, BOOKED),
-                Row(already_booked(booking()), history, policy, CONFIRMED, BOOKED),
-                Row(already_booked(booking("PENDING")), history, policy, PENDING, BOOKED),
+                Row(BookingReceived(booking(), 201), history, retry_policy, CONFIRMED, BOOKED),
+                Row(BookingReceived(booking("PENDING"), 200), history, retry_policy, PENDING, BOOKED),
+                Row(already_booked(booking()), history, retry_policy, CONFIRMED, BOOKED),
+                Row(already_booked(booking("PENDING")), history, retry_policy, PENDING, BOOKED),
             ]
 
     # Refused: for good, unless an earlier answer is unknown.
     for error in ALL_REFUSALS:
         for history in (FIRST, AFTER_NOT_SENT, LAST, OLD):
-            table += [Row(error, history, policy, FAILED, REFUSED) for policy in (RESEND, NO_RESEND)]
-        for policy in (RESEND, NO_RESEND):
+            table += [Row(error, history, retry_policy, FAILED, REFUSED) for retry_policy in (RESEND, NO_RESEND)]
+        for retry_policy in (RESEND, NO_RESEND):
             table += [
-                Row(Missing(ABSENT, error), AFTER_UNKNOWN, policy, REVIEW, REFUSED, marked_unknown=True),
-                Row(Missing(IMPOSSIBLE, error), AFTER_UNKNOWN, policy, REVIEW, REFUSED, marked_unknown=True),
-                Row(Missing(AWAY, error), AFTER_UNKNOWN, policy, RETRYING, REFUSED, later, marked_unknown=True),
-                Row(Missing(AWAY, error), LAST_AFTER_UNKNOWN, policy, REVIEW, REFUSED, marked_unknown=True),
-                Row(Missing(AWAY, error), OLD_AFTER_UNKNOWN, policy, REVIEW, REFUSED, marked_unknown=True),
-                Row(error, AFTER_UNKNOWN, policy, RETRYING, REFUSED, later, marked_unknown=True),
+                Row(
+                    BookingNotFound(NOT_LISTED, error),
+                    AFTER_UNKNOWN,
+                    retry_policy,
+                    REVIEW,
+                    REFUSED,
+                    marked_unknown=True,
+                ),
+                Row(
+                    BookingNotFound(IMPOSSIBLE, error),
+                    AFTER_UNKNOWN,
+                    retry_policy,
+                    REVIEW,
+                    REFUSED,
+                    marked_unknown=True,
+                ),
+                Row(
+                    BookingNotFound(AWAY, error),
+                    AFTER_UNKNOWN,
+                    retry_policy,
+                    RETRYING,
+                    REFUSED,
+                    later,
+                    marked_unknown=True,
+                ),
+                Row(
+                    BookingNotFound(AWAY, error), LAST_AFTER_UNKNOWN, retry_policy, REVIEW, REFUSED, marked_unknown=True
+                ),
+                Row(
+                    BookingNotFound(AWAY, error), OLD_AFTER_UNKNOWN, retry_policy, REVIEW, REFUSED, marked_unknown=True
+                ),
+                Row(error, AFTER_UNKNOWN, retry_policy, RETRYING, REFUSED, later, marked_unknown=True),
             ]
 
     # Unknown: sent again, and to a person where that leads to nothing.
@@ -132,64 +163,95 @@ def rows() -> list[Row]:
         ]
         for history in (LAST, LAST_AFTER_UNKNOWN, OLD, OLD_AFTER_UNKNOWN):
             delay = (2, 300) if history.attempts_used > 3 else later
-            for policy in (RESEND, NO_RESEND):
+            for retry_policy in (RESEND, NO_RESEND):
                 table += [
-                    Row(Missing(look, error), history, policy, REVIEW, UNKNOWN, marked_unknown=True)
-                    for look in (ABSENT, AWAY, IMPOSSIBLE)
+                    Row(BookingNotFound(lookup, error), history, retry_policy, REVIEW, UNKNOWN, marked_unknown=True)
+                    for lookup in (NOT_LISTED, AWAY, IMPOSSIBLE)
                 ]
                 # the last look is still to be made, when calls go on
-                table += [Row(Missing(HELD, error), history, policy, RETRYING, UNKNOWN, delay, False, True)]
+                table += [
+                    Row(BookingNotFound(SUSPENDED, error), history, retry_policy, RETRYING, UNKNOWN, delay, False, True)
+                ]
         for history, delay in ((FIRST, early), (AFTER_UNKNOWN, later)):
             table += [
                 Row(
-                    Missing(ABSENT, error), history, NO_RESEND, RETRYING, UNKNOWN, delay,
+                    BookingNotFound(NOT_LISTED, error), history, NO_RESEND, RETRYING, UNKNOWN, delay,
                     marked_unknown=True, in_vain=True,
                 ),
-                Row(Missing(AWAY, error), history, NO_RESEND, RETRYING, UNKNOWN, delay, marked_unknown=True),
-                Row(Missing(IMPOSSIBLE, error), history, NO_RESEND, REVIEW, UNKNOWN, marked_unknown=True),
+                Row(BookingNotFound(AWAY, error), history, NO_RESEND, RETRYING, UNKNOWN, delay, marked_unknown=True),
+                Row(BookingNotFound(IMPOSSIBLE, error), history, NO_RESEND, REVIEW, UNKNOWN, marked_unknown=True),
             ]  # fmt: skip
 
     # Not booked: tried again; an earlier unknown answer stays unknown.
     for error in (*UNCOUNTED, *COUNTED_NOT_BOOKED):
-        counts = error in COUNTED_NOT_BOOKED
-        for policy in (RESEND, NO_RESEND):
+        uses_attempt = error in COUNTED_NOT_BOOKED
+        for retry_policy in (RESEND, NO_RESEND):
             table += [
-                Row(error, FIRST, policy, RETRYING, NOT_BOOKED, early, counts),
-                Row(error, AFTER_UNKNOWN, policy, RETRYING, NOT_BOOKED, later, counts, marked_unknown=True),
-                Row(error, OLD, policy, FAILED, NOT_BOOKED),
-                Row(Missing(ABSENT, error), OLD_AFTER_UNKNOWN, policy, REVIEW, UNKNOWN, marked_unknown=True),
+                Row(error, FIRST, retry_policy, RETRYING, NOT_BOOKED, early, uses_attempt),
+                Row(error, AFTER_UNKNOWN, retry_policy, RETRYING, NOT_BOOKED, later, uses_attempt, marked_unknown=True),
+                Row(error, OLD, retry_policy, FAILED, NOT_BOOKED),
+                Row(
+                    BookingNotFound(NOT_LISTED, error),
+                    OLD_AFTER_UNKNOWN,
+                    retry_policy,
+                    REVIEW,
+                    UNKNOWN,
+                    marked_unknown=True,
+                ),
             ]
     for error in COUNTED_NOT_BOOKED:
         table += [
             Row(error, LAST, RESEND, FAILED, NOT_BOOKED),
-            Row(Missing(ABSENT, error), LAST_AFTER_UNKNOWN, RESEND, REVIEW, UNKNOWN, marked_unknown=True),
+            Row(BookingNotFound(NOT_LISTED, error), LAST_AFTER_UNKNOWN, RESEND, REVIEW, UNKNOWN, marked_unknown=True),
         ]
     for error in UNCOUNTED:
         table += [
-            Row(error, LAST, RESEND, RETRYING, NOT_BOOKED, (2, 300), counts=False),
-            Row(error, LAST_AFTER_UNKNOWN, RESEND, RETRYING, NOT_BOOKED, (2, 300), counts=False, marked_unknown=True),
+            Row(error, LAST, RESEND, RETRYING, NOT_BOOKED, (2, 300), uses_attempt=False),
+            Row(
+                error,
+                LAST_AFTER_UNKNOWN,
+                RESEND,
+                RETRYING,
+                NOT_BOOKED,
+                (2, 300),
+                uses_attempt=False,
+                marked_unknown=True,
+            ),
         ]
 
     # Workers die on it: for a person.
     poison = Poison("poison", "5 workers in a row did not come back from this confirmation")
     for history in (FIRST, AFTER_UNKNOWN, AFTER_BOOKED, LAST, OLD):
-        table += [Row(poison, history, policy, REVIEW, UNKNOWN, marked_unknown=True) for policy in (RESEND, NO_RESEND)]
+        table += [
+            Row(poison, history, retry_policy, REVIEW, UNKNOWN, marked_unknown=True)
+            for retry_policy in (RESEND, NO_RESEND)
+        ]
 
     # A booking exists, says XONE, and does not show it.
     error = already_booked()
     tries_used_up = replace(AFTER_BOOKED, read_backs=READ_BACK_TRIES - 1)
-    for policy in (RESEND, NO_RESEND):
+    for retry_policy in (RESEND, NO_RESEND):
         table += [
-            Row(Missing(ABSENT, error), FIRST, policy, RETRYING, UNKNOWN, early, in_vain=True),
-            Row(Missing(ABSENT, error), AFTER_BOOKED, policy, RETRYING, UNKNOWN, later, in_vain=True),
-            Row(Missing(ABSENT, error), tries_used_up, policy, REVIEW, UNKNOWN),
-            Row(Missing(AWAY, error), tries_used_up, policy, RETRYING, UNKNOWN, later),
-            Row(Missing(AWAY, error), FIRST, policy, RETRYING, UNKNOWN, early),
-            Row(Missing(AWAY, error), LAST, policy, REVIEW, UNKNOWN),
-            Row(Missing(ABSENT, error), OLD, policy, REVIEW, UNKNOWN),
-            Row(Missing(IMPOSSIBLE, error), FIRST, policy, REVIEW, UNKNOWN),
-            Row(Missing(ABSENT, error), AFTER_UNKNOWN, policy, RETRYING, UNKNOWN, later, True, True, True),
-            Row(error, FIRST, policy, RETRYING, UNKNOWN, early),
+            Row(BookingNotFound(NOT_LISTED, error), FIRST, retry_policy, RETRYING, UNKNOWN, early, in_vain=True),
+            Row(BookingNotFound(NOT_LISTED, error), AFTER_BOOKED, retry_policy, RETRYING, UNKNOWN, later, in_vain=True),
+            Row(BookingNotFound(NOT_LISTED, error), tries_used_up, retry_policy, REVIEW, UNKNOWN),
+            Row(BookingNotFound(AWAY, error), tries_used_up, retry_policy, RETRYING, UNKNOWN, later),
+            Row(BookingNotFound(AWAY, error), FIRST, retry_policy, RETRYING, UNKNOWN, early),
+            Row(BookingNotFound(AWAY, error), LAST, retry_policy, REVIEW, UNKNOWN),
+            Row(BookingNotFound(NOT_LISTED, error), OLD, retry_policy, REVIEW, UNKNOWN),
+            Row(BookingNotFound(IMPOSSIBLE, error), FIRST, retry_policy, REVIEW, UNKNOWN),
+            Row(
+                BookingNotFound(NOT_LISTED, error),
+                AFTER_UNKNOWN,
+                retry_policy,
+                RETRYING,
+                UNKNOWN,
+                later,
+                True,
+                True,
+                True,
+            ),
+            Row(error, FIRST, retry_policy, RETRYING, UNKNOWN, early),
         ]
     return table
 
@@ -197,20 +259,20 @@ def rows() -> list[Row]:
 def name_of(value: Any) -> str | None:
     if isinstance(value, Row):
         answer = value.answer
-        look, answer = (answer.look.name, answer.error) if isinstance(answer, Missing) else ("", answer)
+        lookup, answer = (answer.lookup.name, answer.error) if isinstance(answer, BookingNotFound) else ("", answer)
         what = answer.code if isinstance(answer, XoneError) else answer.booking.status
         past = f"{value.history.attempts_used}-{value.history.code}-{value.history.age:.0f}"
-        return f"{what}-{look}-{past}-{'resend' if value.policy.resend_after_unknown else 'review'}"
+        return f"{what}-{lookup}-{past}-{'resend' if value.policy.resend_after_unknown else 'review'}"
     return None
 
 
 @pytest.mark.parametrize("row", rows(), ids=name_of)
 def test_the_table_of_answers(row: Row) -> None:
-    lowest, highest = (decide(row.answer, row.history, row.policy, dice) for dice in (0.0, 0.999999))
+    lowest, highest = (decide(row.answer, row.history, row.retry_policy, dice) for dice in (0.0, 0.999999))
 
     for decision in (lowest, highest):
-        assert (decision.state, decision.outcome, decision.counts) == (row.state, row.outcome, row.counts)
-        assert (decision.answer_unknown, decision.read_back_in_vain) == (row.marked_unknown, row.in_vain)
+        assert (decision.state, decision.outcome, decision.uses_attempt) == (row.state, row.outcome, row.uses_attempt)
+        assert (decision.answer_unknown, decision.not_listed) == (row.marked_unknown, row.in_vain)
     if row.delay is None:
         assert lowest.delay is None
         assert highest.delay is None
@@ -219,10 +281,10 @@ def test_the_table_of_answers(row: Row) -> None:
 
 
 def test_a_decision_bears_what_is_recorded() -> None:
-    booked = decide(Confirmed(booking(), 201), FIRST, RESEND, 0.5)
+    booked = decide(BookingReceived(booking(), 201), FIRST, RESEND, 0.5)
     shown_by_409 = decide(already_booked(booking()), FIRST, RESEND, 0.5)
     failed = decide(refused(422), FIRST, RESEND, 0.5)
-    missing = decide(Missing(IMPOSSIBLE, unknown(500)), FIRST, NO_RESEND, 0.5)
+    missing = decide(BookingNotFound(IMPOSSIBLE, unknown(500)), FIRST, NO_RESEND, 0.5)
 
     assert (booked.booking, booked.http_status, booked.error) == (booking(), 201, None)
     assert (shown_by_409.booking, shown_by_409.http_status, shown_by_409.error) == (booking(), 409, None)
@@ -246,9 +308,9 @@ def test_a_decision_bears_what_is_recorded() -> None:
     ],
 )
 def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, statuses: set[str], state: State) -> None:
-    policy = Policy(confirmed_statuses=frozenset(statuses))
+    retry_policy = RetryPolicy(confirmed_statuses=frozenset(statuses))
 
-    assert decide(Confirmed(booking(status), 200), FIRST, policy, 0.5).state is state
+    assert decide(BookingReceived(booking(status), 200), FIRST, retry_policy, 0.5).state is state
 
 
 # --- When to look, when to send ---
@@ -270,8 +332,8 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
         (replace(AFTER_BOOKED, answer_unknown=True), RESEND, True, False),
     ],
 )
-def test_what_comes_before_sending(history: History, policy: Policy, looks_first: bool, sends: bool) -> None:
-    assert (must_look_first(history), may_send(history, policy)) == (looks_first, sends)
+def test_what_comes_before_sending(history: History, retry_policy: RetryPolicy, looks_first: bool, sends: bool) -> None:
+    assert (must_look_up_first(history), may_send(history, retry_policy)) == (looks_first, sends)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +359,9 @@ def test_what_comes_before_sending(history: History, policy: Policy, looks_first
     ],
 )
 def test_which_answers_only_the_list_of_bookings_can_explain(
-    error: XoneError, history: History, policy: Policy, looks: bool
+    error: XoneError, history: History, retry_policy: RetryPolicy, looks: bool
 ) -> None:
-    assert must_look_after(error, history, policy) is looks
+    assert must_look_up_after(error, history, retry_policy) is looks
 
 
 @pytest.mark.parametrize(
@@ -340,10 +402,10 @@ def test_an_attempt_without_an_answer_goes_on_with_the_earlier_one(
     ],
 )
 def test_pauses_double_up_to_the_longest_with_full_jitter(attempts_used: int, longest: float, middle: float) -> None:
-    history, policy = History(attempts_used=attempts_used), Policy(max_attempts=10_000)
+    history, retry_policy = History(attempts_used=attempts_used), RetryPolicy(max_attempts=10_000)
 
     def delay(dice: float) -> float | None:
-        return decide(NOT_SENT, history, policy, dice).delay
+        return decide(NOT_SENT, history, retry_policy, dice).delay
 
     assert delay(0.0) == 2
     assert delay(0.5) == middle
@@ -370,8 +432,8 @@ ERRORS = st.sampled_from([*ALL_REFUSALS, *ALL_UNKNOWNS, *UNCOUNTED, *COUNTED_NOT
 )
 ANSWERS = st.one_of(
     ERRORS,
-    st.builds(Missing, st.sampled_from(Look), ERRORS),
-    st.builds(Confirmed, st.builds(booking, st.sampled_from(["CONFIRMED", "PENDING", None])), st.just(200)),
+    st.builds(BookingNotFound, st.sampled_from(LookupResult), ERRORS),
+    st.builds(BookingReceived, st.builds(booking, st.sampled_from(["CONFIRMED", "PENDING", None])), st.just(200)),
 )
 HISTORIES = st.builds(
     History,
@@ -382,7 +444,7 @@ HISTORIES = st.builds(
     code=st.sampled_from([None, "timeout", "already-booked", "connect"]),
 )
 POLICIES = st.builds(
-    Policy,
+    RetryPolicy,
     max_attempts=st.integers(1, 20_000),
     max_age=st.floats(1, 400_000),
     base_delay=st.floats(0.01, 10),
@@ -395,22 +457,24 @@ MANY = settings(max_examples=400, deadline=None, derandomize=True)
 
 @MANY
 @given(ANSWERS, HISTORIES, POLICIES, DICE)
-def test_a_delay_is_within_its_bounds(answer: Answer, history: History, policy: Policy, dice: float) -> None:
-    delay = decide(answer, history, policy, dice).delay
+def test_a_delay_is_within_its_bounds(
+    answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
+) -> None:
+    delay = decide(answer, history, retry_policy, dice).delay
 
     if delay is not None:
-        error = answer.error if isinstance(answer, Missing) else answer
+        error = answer.error if isinstance(answer, BookingNotFound) else answer
         asked_for = (error.retry_after if isinstance(error, XoneError) else None) or 0.0
-        assert delay >= max(policy.base_delay, asked_for)
-        assert delay <= max(policy.max_delay, asked_for + policy.base_delay)
+        assert delay >= max(retry_policy.base_delay, asked_for)
+        assert delay <= max(retry_policy.max_delay, asked_for + retry_policy.base_delay)
 
 
 @MANY
 @given(ANSWERS, HISTORIES, POLICIES, DICE)
 def test_who_retries_has_a_delay_and_who_has_ended_has_none(
-    answer: Answer, history: History, policy: Policy, dice: float
+    answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
-    decision = decide(answer, history, policy, dice)
+    decision = decide(answer, history, retry_policy, dice)
 
     assert (decision.state is RETRYING) == (decision.delay is not None)
     assert (decision.outcome is BOOKED) == (decision.booking is not None) == (decision.error is None)
@@ -420,26 +484,28 @@ def test_who_retries_has_a_delay_and_who_has_ended_has_none(
 @MANY
 @given(ANSWERS, HISTORIES.map(lambda history: replace(history, answer_unknown=True)), POLICIES, DICE)
 def test_after_an_unknown_answer_nothing_fails_and_nothing_is_forgotten(
-    answer: Answer, history: History, policy: Policy, dice: float
+    answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
-    decision = decide(answer, history, policy, dice)
+    decision = decide(answer, history, retry_policy, dice)
 
     assert decision.state is not FAILED
     assert decision.answer_unknown or decision.state in {CONFIRMED, PENDING}
 
 
 @MANY
-@given(st.builds(Missing, st.sampled_from(Look), ERRORS), HISTORIES, POLICIES, DICE)
-def test_a_missing_booking_is_never_a_failure(missing: Missing, history: History, policy: Policy, dice: float) -> None:
-    assert decide(missing, history, policy, dice).state in {RETRYING, REVIEW}
+@given(st.builds(BookingNotFound, st.sampled_from(LookupResult), ERRORS), HISTORIES, POLICIES, DICE)
+def test_a_missing_booking_is_never_a_failure(
+    missing: BookingNotFound, history: History, retry_policy: RetryPolicy, dice: float
+) -> None:
+    assert decide(missing, history, retry_policy, dice).state in {RETRYING, REVIEW}
 
 
 @MANY
 @given(ERRORS, POLICIES, DICE)
-def test_every_confirmation_comes_to_an_end(error: XoneError, policy: Policy, dice: float) -> None:
-    old = History(age=policy.max_age, answer_unknown=must_look_first(AFTER_UNKNOWN))
+def test_every_confirmation_comes_to_an_end(error: XoneError, retry_policy: RetryPolicy, dice: float) -> None:
+    old = History(age=retry_policy.max_age, answer_unknown=must_look_up_first(AFTER_UNKNOWN))
 
-    assert decide(error, old, policy, dice).state is not RETRYING
+    assert decide(error, old, retry_policy, dice).state is not RETRYING
 
 
 def test_the_policy_is_made_of_the_settings() -> None:
@@ -448,10 +514,10 @@ def test_the_policy_is_made_of_the_settings() -> None:
         XONE_CLIENT_ID="i", XONE_CLIENT_SECRET="s", XONE_AFTER_UNKNOWN="review", XONE_CONFIRMED_STATUSES="issued, Done"
     )
 
-    assert Policy.of(retry, xone) == Policy(3, 10, 1, 5, False, frozenset({"ISSUED", "DONE"}))
+    assert RetryPolicy.of(retry, xone) == RetryPolicy(3, 10, 1, 5, False, frozenset({"ISSUED", "DONE"}))
 
 
 def test_a_decision_is_a_value() -> None:
     assert decide(NOT_SENT, FIRST, RESEND, 0.5) == Decision(
-        RETRYING, NOT_BOOKED, error=NOT_SENT, delay=3.0, counts=True
+        RETRYING, NOT_BOOKED, error=NOT_SENT, delay=3.0, uses_attempt=True
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tasks.decide import Policy
+from tasks.decide import RetryPolicy
 from worker.errors import SettingsError
 from worker.settings import (
     BrokerSettings,
@@ -120,7 +120,7 @@ def test_what_is_required_is_named(section: type[Section], message: str) -> None
 
 @pytest.mark.usefixtures("_required")
 def test_the_policy_of_retries_has_the_same_defaults() -> None:
-    assert Policy.of(read(RetrySettings), read(XoneSettings)) == Policy()
+    assert RetryPolicy.of(read(RetrySettings), read(XoneSettings)) == RetryPolicy()
 
 
 # --- Where they come from ---

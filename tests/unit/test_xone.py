@@ -62,7 +62,7 @@ def client(sandbox: Sandbox) -> Xone:
     return client_of(sandbox.url)
 
 
-def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> answers.Confirmed:
+def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> answers.BookingReceived:
     return client.confirm("P-1", offer_id, BODY, KEY, **more)
 
 

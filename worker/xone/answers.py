@@ -22,7 +22,7 @@ LATER = frozenset({423, 429, 503})
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class BookingReceived:
     """A booking that XONE returned, and the status of the answer."""
 
     booking: Booking
@@ -43,7 +43,7 @@ class Answer:
             return None
 
 
-def read_confirm_answer(answer: Answer, offer_id: str) -> Confirmed:
+def read_confirm_answer(answer: Answer, offer_id: str) -> BookingReceived:
     """The booking in an answer to confirm. Raises the XoneError that the answer means."""
     if not 200 <= answer.status < 300:
         raise failure_of(answer, offer_id)
@@ -59,7 +59,7 @@ def read_confirm_answer(answer: Answer, offer_id: str) -> Confirmed:
         raise _unreadable(answer, "no booking id and offer id")
     if booking.offer_id != offer_id:
         raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
-    return Confirmed(booking, answer.status)
+    return BookingReceived(booking, answer.status)
 
 
 def _booking(data: Any) -> Booking | None:

@@ -22,7 +22,7 @@ from worker.settings import XoneSettings
 from worker.xone.answers import (
     LATER,
     Answer,
-    Confirmed,
+    BookingReceived,
     failure_of,
     read_confirm_answer,
     retry_after,
@@ -62,7 +62,7 @@ class Xone:
         body: bytes,
         idempotency_key: UUID,
         before_call: Callable[[], None] = lambda: None,
-    ) -> Confirmed:
+    ) -> BookingReceived:
         """Confirms an offer and returns its booking. Raises XoneError, and Held where no call may be made now.
 
         before_call: called before anything is sent; what it raises stops the call.
