@@ -7,7 +7,7 @@ from worker.observability import tracing
 from worker.outages import patiently
 from worker.runtime import Process
 from worker.storage.rate_limiter import HORIZON, take_turn
-from worker.xone.circuit_breaker import Held
+from worker.xone.circuit_breaker import CallsSuspended
 
 
 def before_call(lease: Lease, process: Process) -> None:
@@ -20,7 +20,7 @@ def before_call(lease: Lease, process: Process) -> None:
 def go_on(lease: Lease, process: Process) -> None:
     """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
     if process.stopping.is_set():
-        raise Held(0.0)
+        raise CallsSuspended(0.0)
     ensure_lease(lease, process)
 
 
@@ -34,9 +34,9 @@ def wait_for_turn(process: Process, rate: float) -> None:
     with tracing.transaction("take turn", process.engine):
         wait = patiently(take, process.stopping)
     if wait is None:
-        raise Held(HORIZON * (1.0 + process.dice()))
+        raise CallsSuspended(HORIZON * (1.0 + process.dice()))
     if wait > 0 and process.stopping.wait(wait):
-        raise Held(0.0)
+        raise CallsSuspended(0.0)
 
 
 def ensure_lease(lease: Lease, process: Process) -> None:
@@ -58,5 +58,5 @@ def ensure_lease(lease: Lease, process: Process) -> None:
 
 def until_calls(process: Process) -> float:
     """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
-    wait = process.xone.gate.wait()
+    wait = process.xone.circuit_breaker.wait()
     return wait + process.dice() if wait > 0 else 0.0

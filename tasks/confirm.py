@@ -32,7 +32,7 @@ from worker.observability import log_context, metrics, tracing
 from worker.outages import patiently
 from worker.runtime import Process
 from worker.xone.answers import BookingReceived
-from worker.xone.circuit_breaker import Held
+from worker.xone.circuit_breaker import CallsSuspended
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +115,7 @@ def attempt(lease: Lease, process: Process) -> None:
     except LeaseLost:
         log.warning("lease_lost")
         return
-    except Held as pause:
+    except CallsSuspended as pause:
         put_back(lease, pause.wait, process)
         return
     decision = decide(answer, lease.history, retry_policy, process.dice())
@@ -160,7 +160,7 @@ def ask(lease: Lease, retry_policy: RetryPolicy, process: Process) -> AttemptRes
             return error
         try:
             seen = look_up_booking(lease, process)
-        except Held:
+        except CallsSuspended:
             seen = LookupResult.SUSPENDED
         return seen if isinstance(seen, BookingReceived) else BookingNotFound(seen, error)
 
@@ -182,7 +182,7 @@ def look_up_booking(lease: Lease, process: Process) -> BookingReceived | LookupR
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise Held(process.xone.gate.wait() or error.retry_after or 1.0) from None
+        raise CallsSuspended(process.xone.circuit_breaker.wait() or error.retry_after or 1.0) from None
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 

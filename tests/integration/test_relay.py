@@ -208,11 +208,11 @@ def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
 ) -> None:
     for _ in range(5):
         confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
-    gate = process.xone.gate
-    with contextlib.suppress(BadCredentials), gate.passing():
+    circuit_breaker = process.xone.circuit_breaker
+    with contextlib.suppress(BadCredentials), circuit_breaker.guard():
         raise BadCredentials("credentials", "test", 401)
     if gate_is == "probing":
-        gate._probe_at = 0.0
+        circuit_breaker._probe_at = 0.0
 
     one_turn(Scheduler(process))
 

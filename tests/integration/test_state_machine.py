@@ -46,7 +46,7 @@ from worker.runtime import Process
 from worker.settings import RetrySettings, XoneSettings
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
-from worker.xone.circuit_breaker import RUN, Gate, Held
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended, CircuitBreaker
 
 EXAMPLES = {"postgresql": 40, "sqlite": 80}  # a step on PostgreSQL takes more than twice as long
 SETTINGS = settings(
@@ -105,7 +105,7 @@ class Upstream:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.gate = Gate(clock)
+        self.circuit_breaker = CircuitBreaker(clock)
         self.can_list_bookings = True
         self.fate = "books"
         self.listing = "shows"
@@ -121,7 +121,7 @@ class Upstream:
         self, partner_id: str, offer_id: str, body: bytes, idempotency_key: UUID, before_call: Callable[[], None]
     ) -> BookingReceived:
         self.before_each()
-        with self.gate.passing():
+        with self.circuit_breaker.guard():
             before_call()
             with self._call(offer_id, (idempotency_key, body)):
                 return self._confirm(offer_id)
@@ -136,11 +136,11 @@ class Upstream:
     ) -> xone.Booking | None:
         self.before_each()
         try:
-            with self.gate.passing(proves=False):
+            with self.circuit_breaker.guard(proves=False):
                 before_call()
                 with self._call(offer_id, None):
                     return self._find(offer_id)
-        except Held:
+        except CallsSuspended:
             self.last_look[offer_id] = "held"
             raise
 
@@ -277,7 +277,7 @@ class Confirmations(RuleBasedStateMachine):
             return lease, confirm.ask(lease, self.retry_policy, self.process)
         except LeaseLost:
             return multiple()
-        except Held as pause:
+        except CallsSuspended as pause:
             confirm.put_back(lease, pause.wait, self.process)
             return multiple()
 
@@ -521,8 +521,8 @@ def test_the_last_read_back_is_not_left_out_where_the_answer_shuts_the_gate(
     confirm.put_back(first, 0.0, process)
     with process.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0), queued_at=now_plus(-age)))
-    for _ in range(RUN - 1):
-        with pytest.raises(NotSent), upstream.gate.passing():
+    for _ in range(FAILURE_THRESHOLD - 1):
+        with pytest.raises(NotSent), upstream.circuit_breaker.guard():
             raise NotSent("connect", "refused")
     lease = confirm.lease_due(first.id, process)
     assert lease is not None

@@ -75,7 +75,7 @@ def test_facts_are_counted(instruments: Instruments) -> None:
     metrics.attempt_ended(Outcome.UNKNOWN, "timeout", State.RETRYING)
     metrics.attempt_ended(Outcome.UNKNOWN, "timeout", None)
     metrics.token_refreshed("failed")
-    metrics.gate_opened("credentials")
+    metrics.circuit_breaker_opened("credentials")
     metrics.slowed_down()
     metrics.dead_lettered("poison")
     metrics.event_published(EventType.BOOKING_CONFIRMED, None)
@@ -100,7 +100,7 @@ def test_facts_are_counted(instruments: Instruments) -> None:
         "group_size_count": 1,
         "group_size_sum": 7,
     }
-    metrics.gate_closed()
+    metrics.circuit_breaker_closed()
     assert "gate_open" not in shown(instruments)
 
 
@@ -131,7 +131,7 @@ def test_the_time_to_the_event_is_never_negative(instruments: Instruments) -> No
 def test_what_xone_answers_makes_no_series_without_end(instruments: Instruments) -> None:
     for status in range(100, 1000):
         metrics.attempt_ended(Outcome.UNKNOWN, f"http-{status}", None)
-        metrics.gate_opened(f"http-{status}")
+        metrics.circuit_breaker_opened(f"http-{status}")
 
     codes = {name for name in shown(instruments) if name.startswith("attempts_total")}
     assert len(codes) == len(HTTPStatus) + 1
@@ -144,7 +144,7 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
     child = os.fork()
     if not child:
         metrics.dead_lettered("poison")
-        metrics.gate_opened("connect")
+        metrics.circuit_breaker_opened("connect")
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # ended, and not yet gone
     assert shown(instruments)["gate_open"] == 1

@@ -10,7 +10,7 @@ import pytest
 from tests.system import until
 from worker.errors import Unknown
 from worker.xone import read_back
-from worker.xone.circuit_breaker import Held
+from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.read_back import Listed, ReadBack
 
 NONE: frozenset[str] = frozenset()
@@ -96,10 +96,10 @@ def test_a_failure_is_told_to_all_but_those_whose_booking_was_seen_before_it(cal
     first, (seen, unseen) = callers.wait_behind_a_reading("o-1", "o-2")
     callers.listing.bookings = [listed("o-1"), listed("o-2")]
     failure = Unknown("timeout", "no whole answer", None)
-    callers.listing.failures = [Held(3.0), failure]
+    callers.listing.failures = [CallsSuspended(3.0), failure]
     callers.listing.may_go_on.set()
 
-    with pytest.raises(Held):
+    with pytest.raises(CallsSuspended):
         first.result(20)
     assert seen.result(20) == listed("o-1")
     assert unseen.exception(20) is failure
@@ -120,12 +120,12 @@ def test_who_must_leave_while_reading_is_followed_by_another(callers: Callers) -
 
 def test_who_must_leave_while_waiting_leaves_the_others_waiting(callers: Callers) -> None:
     def leave() -> None:
-        raise Held(0.0)
+        raise CallsSuspended(0.0)
 
     first, (other,) = callers.wait_behind_a_reading("o-1")
     leaving = callers.look("o-2", while_waiting=leave)
 
-    assert isinstance(leaving.exception(20), Held)
+    assert isinstance(leaving.exception(20), CallsSuspended)
     callers.listing.bookings = [listed("o-1")]
     callers.listing.may_go_on.set()
     assert (first.result(20), other.result(20)) == (None, listed("o-1"))

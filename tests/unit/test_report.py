@@ -17,7 +17,7 @@ from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown,
 from worker.observability import log_context, logs
 from worker.observability.sentry import CheckIns, allowed_only, configure_sentry, report, transaction
 from worker.settings import LogSettings, SentrySettings
-from worker.xone.circuit_breaker import Gate
+from worker.xone.circuit_breaker import CircuitBreaker
 
 MARK = "Geheimnis"
 
@@ -152,10 +152,10 @@ def test_errors_with_one_code_are_one_issue(sentry: Capturing, code: str) -> Non
 
 def test_wrong_credentials_are_told_once(sentry: Capturing) -> None:
     clock = [0.0]
-    gate = Gate(lambda: clock[0])
+    circuit_breaker = CircuitBreaker(lambda: clock[0])
     for second in range(0, 100, 10):
         clock[0] = second
-        with pytest.raises(BadCredentials), gate.passing():
+        with pytest.raises(BadCredentials), circuit_breaker.guard():
             raise BadCredentials("credentials", "XONE gives no token (401)", 401)
 
     (event,) = sentry.events()

@@ -58,12 +58,16 @@ class Instruments:
         self.attempts = counter("attempts", "Attempts that ended", "outcome", "code")
         self.dead_letters = counter("dead_letters", "Jobs put with the dead letters by workers", "code")
         self.token_refreshes = counter("token_refreshes", "Tokens asked for", "result")
-        self.gate_openings = counter("gate_openings", "Times that calls to XONE were stopped, by the error", "code")
+        self.circuit_breaker_openings = counter(
+            "circuit_breaker_openings", "Times that calls to XONE were stopped, by the error", "code"
+        )
         self.slowdowns = counter("slowdowns", "Answers of XONE that made the calls pause for a while (429)")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
         self.events_refused = counter("events_refused", "Publishings of an event that the broker refused")
         self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
-        self.gate_open = gauge("gate_open", "Processes whose calls to XONE are stopped by their gate")
+        self.circuit_breaker_open = gauge(
+            "circuit_breaker_open", "Processes whose calls to XONE are stopped by their gate"
+        )
         self.call_duration = Histogram(
             "confirm_offer_call_duration_seconds", "Calls to XONE", ["call"], buckets=CALL_BUCKETS, registry=registry
         )
@@ -88,7 +92,7 @@ class Instruments:
             self.dead_letters.labels(code)
         for result in ("ok", "failed"):
             self.token_refreshes.labels(result)
-        self.gate_openings.labels("credentials")
+        self.circuit_breaker_openings.labels("credentials")
         for event_type in EventType:
             self.events_published.labels(event_type)
             self.job_to_event.labels(event_type)
@@ -208,17 +212,17 @@ def token_refreshed(result: str) -> None:
         _instruments.token_refreshes.labels(result).inc()
 
 
-def gate_opened(code: str) -> None:
+def circuit_breaker_opened(code: str) -> None:
     """Calls to XONE stop. code: of the error that stopped them."""
     if _instruments is not None:
-        _instruments.gate_openings.labels(_known(code)).inc()
-        _instruments.gate_open.set(1)
+        _instruments.circuit_breaker_openings.labels(_known(code)).inc()
+        _instruments.circuit_breaker_open.set(1)
 
 
-def gate_closed() -> None:
+def circuit_breaker_closed() -> None:
     """Calls to XONE go on."""
     if _instruments is not None:
-        _instruments.gate_open.set(0)
+        _instruments.circuit_breaker_open.set(0)
 
 
 def slowed_down() -> None:

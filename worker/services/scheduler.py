@@ -44,20 +44,20 @@ class Scheduler(Loop):
     def turn(self) -> bool:
         """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
         self.interval = IDLE
-        gate = self._process.xone.gate
-        if gate.wait() > 0:
+        circuit_breaker = self._process.xone.circuit_breaker
+        if circuit_breaker.wait() > 0:
             return False
         self._publisher.ensure_connection()  # a broker that is away leaves nothing marked as dispatched
         with self._process.engine.begin() as connection:
             paused = sorted(self._process.pauses.partners(connection))
             if ALL in paused:
                 return False
-            free = (1 if gate.is_probing else self._most_in_flight) - _dispatched(connection)
+            free = (1 if circuit_breaker.is_half_open else self._most_in_flight) - _dispatched(connection)
             due = _take_due(connection, _TAKE_LIVE, free, paused)
             of_batches = batches.under_way(connection)
             room = self._room() - of_batches.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
-            to_feed = [] if gate.is_probing else batches.running(connection)
+            to_feed = [] if circuit_breaker.is_half_open else batches.running(connection)
         fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])

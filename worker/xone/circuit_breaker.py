@@ -22,13 +22,13 @@ from worker.observability.sentry import report
 
 log = structlog.get_logger(__name__)
 
-RUN = 5  # failures
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0  # seconds between probes
-FIRST_SLOWDOWN, LONGEST_SLOWDOWN = 1.0, 60.0  # seconds after a 429 that names none
+FAILURE_THRESHOLD = 5  # failures
+FIRST_PROBE_DELAY, MAX_PROBE_DELAY = 1.0, 5.0  # seconds between probes
+FIRST_THROTTLE, MAX_THROTTLE = 1.0, 60.0  # seconds after a 429 that names none
 DOWN_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: a page for all, such as of maintenance
 
 
-class Held(Exception):
+class CallsSuspended(Exception):
     """No call may be made now; ``wait``: seconds until it is worth trying again."""
 
     def __init__(self, wait: float) -> None:
@@ -36,30 +36,30 @@ class Held(Exception):
         self.wait = wait
 
 
-class Gate:
+class CircuitBreaker:
     """Threads share it. ``with gate.passing():`` around each call; it learns from what the call raises."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
         self._failures = 0  # in a row
-        self._open_for: str | None = None  # code of the error that opened it
-        self._pause = FIRST_PAUSE
+        self._open_reason: str | None = None  # code of the error that opened it
+        self._probe_delay = FIRST_PROBE_DELAY
         self._probe_at = 0.0
-        self._probing = False
+        self._probe_in_flight = False
         self._list_failed = False  # as the last probe
-        self._slowdown = FIRST_SLOWDOWN
-        self._slow_until = 0.0
+        self._next_throttle = FIRST_THROTTLE
+        self._throttled_until = 0.0
 
     @property
-    def open_for(self) -> str | None:
+    def open_reason(self) -> str | None:
         """The code of the error that keeps calls from passing, or None."""
-        return self._open_for
+        return self._open_reason
 
     @property
-    def is_probing(self) -> bool:
+    def is_half_open(self) -> bool:
         """Whether only one call at a time may pass."""
-        return self._open_for is not None
+        return self._open_reason is not None
 
     def wait(self) -> float:
         """Seconds until a call may pass; 0 where one may now."""
@@ -67,7 +67,7 @@ class Gate:
             return self._wait()
 
     @contextmanager
-    def passing(self, proves: bool = True) -> Iterator[None]:
+    def guard(self, proves: bool = True) -> Iterator[None]:
         """Lets one call pass, and learns from how it ends. Raises Held where none may.
 
         proves: whether it shows that XONE confirms again, or does not; the list of bookings shows neither.
@@ -76,21 +76,21 @@ class Gate:
         try:
             yield
         except XoneError as error:
-            self._learn(error, is_probe, proves)
+            self._record(error, is_probe, proves)
             raise
         except BaseException:  # no call was made
             with self._lock:
-                self._probing = self._probing and not is_probe
+                self._probe_in_flight = self._probe_in_flight and not is_probe
             raise
         else:
-            self._learn(None, is_probe, proves)
+            self._record(None, is_probe, proves)
 
     def _wait(self) -> float:
         now = self._clock()
-        slow = self._slow_until - now
-        if self._open_for is None:
+        slow = self._throttled_until - now
+        if self._open_reason is None:
             return max(slow, 0.0)
-        until_probe = FIRST_PAUSE if self._probing else self._probe_at - now
+        until_probe = FIRST_PROBE_DELAY if self._probe_in_flight else self._probe_at - now
         return max(slow, until_probe, 0.0)
 
     def _enter(self) -> bool:
@@ -98,51 +98,51 @@ class Gate:
         with self._lock:
             wait = self._wait()
             if wait > 0:
-                raise Held(wait)
-            self._probing = self._open_for is not None
-            return self._probing
+                raise CallsSuspended(wait)
+            self._probe_in_flight = self._open_reason is not None
+            return self._probe_in_flight
 
-    def _learn(self, error: XoneError | None, is_probe: bool, proves: bool) -> None:
+    def _record(self, error: XoneError | None, is_probe: bool, proves: bool) -> None:
         with self._lock:
-            self._probing = self._probing and not is_probe
+            self._probe_in_flight = self._probe_in_flight and not is_probe
             if isinstance(error, Busy) and error.http_status == 429:
-                self._slow_down(error)
+                self._throttle(error)
             elif error is not None and (isinstance(error, BadCredentials) or _is_down(error)):
-                self._failed(error, is_probe, proves or isinstance(error, BadCredentials | NotSent))
+                self._record_failure(error, is_probe, proves or isinstance(error, BadCredentials | NotSent))
             elif proves:
-                self._answered()
+                self._close()
 
-    def _slow_down(self, error: Busy) -> None:
+    def _throttle(self, error: Busy) -> None:
         metrics.slowed_down()
-        self._slow_until = max(self._slow_until, self._clock() + (error.retry_after or self._slowdown))
-        self._slowdown = min(self._slowdown * 2, LONGEST_SLOWDOWN)
+        self._throttled_until = max(self._throttled_until, self._clock() + (error.retry_after or self._next_throttle))
+        self._next_throttle = min(self._next_throttle * 2, MAX_THROTTLE)
 
-    def _failed(self, error: XoneError, is_probe: bool, proves: bool) -> None:
+    def _record_failure(self, error: XoneError, is_probe: bool, proves: bool) -> None:
         self._failures += 1
-        if self._open_for is not None:
+        if self._open_reason is not None:
             if is_probe and not proves and not self._list_failed:
                 self._list_failed = True
             elif is_probe:
                 self._list_failed = False
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
-                self._probe_at = self._clock() + self._pause
-        elif self._failures >= RUN or isinstance(error, BadCredentials):
-            self._open_for = error.code
-            self._pause = FIRST_PAUSE
-            self._probe_at = self._clock() + self._pause
-            metrics.gate_opened(error.code)
+                self._probe_delay = min(self._probe_delay * 2, MAX_PROBE_DELAY)
+                self._probe_at = self._clock() + self._probe_delay
+        elif self._failures >= FAILURE_THRESHOLD or isinstance(error, BadCredentials):
+            self._open_reason = error.code
+            self._probe_delay = FIRST_PROBE_DELAY
+            self._probe_at = self._clock() + self._probe_delay
+            metrics.circuit_breaker_opened(error.code)
             log.warning("calls_pause", code=error.code, detail=error.detail)
             if isinstance(error, BadCredentials):
                 report(error, code=error.code)
 
-    def _answered(self) -> None:
-        if self._open_for is not None:
-            metrics.gate_closed()
-            log.info("calls_go_on", after_code=self._open_for, failures=self._failures)
+    def _close(self) -> None:
+        if self._open_reason is not None:
+            metrics.circuit_breaker_closed()
+            log.info("calls_go_on", after_code=self._open_reason, failures=self._failures)
         self._failures = 0
-        self._open_for = None
+        self._open_reason = None
         self._list_failed = False
-        self._slowdown = FIRST_SLOWDOWN
+        self._next_throttle = FIRST_THROTTLE
 
 
 def _is_down(error: XoneError) -> bool:

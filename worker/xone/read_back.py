@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from worker.errors import XoneError
-from worker.xone.circuit_breaker import Held
+from worker.xone.circuit_breaker import CallsSuspended
 
 Listed = dict[str, Any]
 Reading = Callable[[], Generator[Listed, None, None]]
@@ -27,7 +27,7 @@ class _Round:
 
     wanted: dict[str, frozenset[str]] = field(default_factory=dict)  # quote ids by offer id
     found: dict[str, Listed] = field(default_factory=dict)  # by offer id
-    failure: XoneError | Held | None = None
+    failure: XoneError | CallsSuspended | None = None
     has_ended: bool = False
 
     def read(self, listing: Iterable[Listed]) -> None:
@@ -85,7 +85,7 @@ class ReadBack:
         try:
             with closing(reading()) as listing:
                 ours.read(listing)
-        except (XoneError, Held) as failure:
+        except (XoneError, CallsSuspended) as failure:
             ours.failure = failure
         ours.has_ended = True
 
