@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.certificates import Authority, Certificate
-from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, Http, NoTls
+from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, TlsError, Transport
 
 TIMEOUT = 0.3
 GENEROUS = 3 * TIMEOUT
@@ -76,8 +76,8 @@ def serving(behave: Behave, certificate: Certificate | None = None) -> Iterator[
         server.close()
 
 
-def get(server: Server, http: Http | None = None) -> tuple[int, bytes]:
-    status, _, body = (http or Http(4, TIMEOUT, TIMEOUT)).send("GET", server.url, {})
+def get(server: Server, http: Transport | None = None) -> tuple[int, bytes]:
+    status, _, body = (http or Transport(4, TIMEOUT, TIMEOUT)).send("GET", server.url, {})
     return status, body
 
 
@@ -172,7 +172,7 @@ def test_a_stall_late_in_the_call_gets_only_what_is_left() -> None:
     with serving(stalls_late) as server:
         started = time.monotonic()
         with pytest.raises(requests.RequestException):
-            get(server, Http(4, 1, 1))
+            get(server, Transport(4, 1, 1))
         took = time.monotonic() - started
 
     assert 0.95 <= took < 1.7  # it would take 1.9 if each read had a second of its own
@@ -187,7 +187,7 @@ def test_the_deadline_of_a_call_is_not_that_of_the_one_before() -> None:
         gone.wait(timeout * 0.6)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
 
-    http = Http(4, timeout, timeout)
+    http = Transport(4, timeout, timeout)
     with serving(slow_half) as server:
         answers = [get(server, http) for _ in range(3)]
 
@@ -204,7 +204,7 @@ def test_a_connection_that_is_not_accepted_ends_with_the_connect_time_out() -> N
             filler.connect_ex(address)
         started = time.monotonic()
         with pytest.raises(requests.ConnectTimeout):
-            Http(4, TIMEOUT, 30).send("GET", f"http://127.0.0.1:{address[1]}/", {})
+            Transport(4, TIMEOUT, 30).send("GET", f"http://127.0.0.1:{address[1]}/", {})
         took = time.monotonic() - started
         for filler in fillers:
             filler.close()
@@ -244,7 +244,7 @@ def zipped_of(length: int) -> Behave:
 
 @pytest.mark.parametrize("answer", [of_length, chunked_of, zipped_of])
 def test_an_answer_of_5_mib_is_read_and_a_longer_one_is_not(answer: Callable[[int], Behave]) -> None:
-    http = Http(4, 5, 10)
+    http = Transport(4, 5, 10)
     with serving(answer(MAX_ANSWER)) as server:
         status, body = get(server, http)
     with serving(answer(MAX_ANSWER + 1)) as server, pytest.raises(AnswerTooLarge):
@@ -255,7 +255,7 @@ def test_an_answer_of_5_mib_is_read_and_a_longer_one_is_not(answer: Callable[[in
 
 def test_an_answer_without_an_end_is_left() -> None:
     with serving(chunked_of(1 << 50)) as server, pytest.raises(AnswerTooLarge):
-        get(server, Http(4, 5, 10))
+        get(server, Transport(4, 5, 10))
 
 
 # --- Answers that break off ---
@@ -284,14 +284,14 @@ def test_half_an_answer_is_an_error(content: bytes) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
     with serving(behave) as server, pytest.raises(requests.RequestException):
-        get(server, Http(4, 5, 5))
+        get(server, Transport(4, 5, 5))
 
 
 # --- Connections ---
 
 
 def test_connections_are_used_again() -> None:
-    http = Http(4, 5, 5)
+    http = Transport(4, 5, 5)
     with serving(of_length(10)) as server:
         for _ in range(20):
             assert get(server, http) == (200, b"x" * 10)
@@ -300,7 +300,7 @@ def test_connections_are_used_again() -> None:
 
 
 def test_threads_share_the_connections() -> None:
-    http = Http(8, 5, 5)
+    http = Transport(8, 5, 5)
     together = threading.Barrier(8)
     answers: list[tuple[int, bytes]] = []
 
@@ -328,7 +328,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
         connection.shutdown(socket.SHUT_RDWR)
         closed.set()
 
-    http = Http(4, 5, 5)
+    http = Transport(4, 5, 5)
     with serving(answers_and_hangs_up) as server:
         for _ in range(3):
             closed.clear()
@@ -339,7 +339,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
 
 
 def test_a_connection_with_half_an_answer_is_not_used_again() -> None:
-    http = Http(4, TIMEOUT, TIMEOUT)
+    http = Transport(4, TIMEOUT, TIMEOUT)
     behaviours = iter([stalls_within_the_body, of_length(3), of_length(4)])
 
     def behave(connection: socket.socket, gone: threading.Event) -> None:
@@ -368,7 +368,7 @@ def test_neither_netrc_nor_cookies_nor_proxies_change_a_call(
     def sets_a_cookie(connection: socket.socket, _: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\n\r\n")
 
-    http = Http(4, 5, 5)
+    http = Transport(4, 5, 5)
     with serving(sets_a_cookie) as server:
         for _ in range(2):
             http.send("POST", server.url, {"Authorization": "Bearer t"}, b"{}")
@@ -384,7 +384,7 @@ def test_a_redirect_is_returned() -> None:
         connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
 
     with serving(redirects) as server:
-        status, headers, _ = Http(4, 5, 5).send("GET", server.url, {})
+        status, headers, _ = Transport(4, 5, 5).send("GET", server.url, {})
 
     assert (status, headers["location"]) == (302, "/other")
     assert len(server.requests) == 1
@@ -413,5 +413,5 @@ def test_only_a_certificate_for_this_host_of_a_trusted_authority_is_taken(
         else:
             with pytest.raises(requests.ConnectionError) as raised:
                 get(server)
-            assert isinstance(raised.value.args[0].reason, NoTls)
+            assert isinstance(raised.value.args[0].reason, TlsError)
             assert server.requests == []

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import Refused
-from worker.xone.answers import Answer, read_confirm_answer
-from worker.xone.refusal_text import MAX_BODY, MAX_LENGTH, VOCABULARY, wording
+from worker.xone.answers import HttpAnswer, read_confirm_answer
+from worker.xone.refusal_text import MAX_BODY, MAX_LENGTH, VOCABULARY, refusal_text
 
 TABLE: list[tuple[Any, str]] = [
     (
@@ -80,12 +80,12 @@ TABLE: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("body", "text"), TABLE, ids=lambda value: str(value)[:50])
 def test_bodies_and_their_texts(body: Any, text: str) -> None:
-    assert wording(json.dumps(body).encode()) == text
+    assert refusal_text(json.dumps(body).encode()) == text
 
 
 @pytest.mark.parametrize("body", [b"", b"<html><h1>Offer expired</h1></html>", b"\xff\xfe\x00", b"{'message': 'x'}"])
 def test_what_is_no_json_has_no_text(body: bytes) -> None:
-    assert wording(body) == ""
+    assert refusal_text(body) == ""
 
 
 NESTED = '{"errors":' * 400 + '"required"' + "}" * 400
@@ -103,7 +103,7 @@ LARGE: dict[str, bytes] = {
 def test_huge_and_deep_bodies_have_no_text_and_take_no_time(body: bytes) -> None:
     started = time.process_time()
 
-    assert wording(body) == ""
+    assert refusal_text(body) == ""
     assert time.process_time() - started < 0.5
 
 
@@ -119,7 +119,7 @@ def test_huge_and_deep_bodies_have_no_text_and_take_no_time(body: bytes) -> None
 )
 def test_a_long_text_is_cut_at_a_word_in_no_time(content: Any) -> None:
     started = time.process_time()
-    text = wording(json.dumps(content).encode())
+    text = refusal_text(json.dumps(content).encode())
 
     assert 0 < len(text) <= MAX_LENGTH
     assert is_of_vocabulary(text)
@@ -183,7 +183,7 @@ def echoes(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(echoes())
 def test_no_personal_word_survives(body: Any) -> None:
-    text = wording(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    text = refusal_text(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     assert len(text) <= MAX_LENGTH
     assert is_of_vocabulary(text)
@@ -192,23 +192,23 @@ def test_no_personal_word_survives(body: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_are_read_or_left(body: bytes) -> None:
-    assert len(wording(body)) <= MAX_LENGTH
+    assert len(refusal_text(body)) <= MAX_LENGTH
 
 
 @pytest.mark.parametrize(
     "name", ["Ada", "Will", "May", "Mark", "Grant", "Rose", "Page", "Young", "Bill", "Frank", "Lee"]
 )
 def test_common_names_are_not_in_the_vocabulary(name: str) -> None:
-    assert wording(json.dumps({"message": f"{name} is required"}).encode()) == "… is required"
+    assert refusal_text(json.dumps({"message": f"{name} is required"}).encode()) == "… is required"
 
 
 def test_a_refusal_tells_why_in_its_detail() -> None:
     body = {"errors": [{"field": "policyholder.email", "message": "This field is required."}]}
 
     with pytest.raises(Refused) as refused:
-        read_confirm_answer(Answer(422, {}, json.dumps(body).encode()), "offer-1")
+        read_confirm_answer(HttpAnswer(422, {}, json.dumps(body).encode()), "offer-1")
     with pytest.raises(Refused) as silent:
-        read_confirm_answer(Answer(404, {}, b"<html>Ada Lovelace</html>"), "offer-1")
+        read_confirm_answer(HttpAnswer(404, {}, b"<html>Ada Lovelace</html>"), "offer-1")
 
     reason = refused.value.detail.split(":")[0]
     assert reason in ("XONE answered 422 Unprocessable Entity", "XONE answered 422 Unprocessable Content")

@@ -13,8 +13,8 @@ from urllib3.exceptions import ConnectTimeoutError
 from models.booking import Booking
 from models.exact_json import read_exact
 from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
-from worker.xone.refusal_text import wording
-from worker.xone.transport import NoTls
+from worker.xone.refusal_text import refusal_text
+from worker.xone.transport import TlsError
 
 MAX_RETRY_AFTER = 3600.0  # seconds
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
@@ -30,7 +30,7 @@ class BookingReceived:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     status: int
     headers: Any
     body: bytes
@@ -43,7 +43,7 @@ class Answer:
             return None
 
 
-def read_confirm_answer(answer: Answer, offer_id: str) -> BookingReceived:
+def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
     """The booking in an answer to confirm. Raises the XoneError that the answer means."""
     if not 200 <= answer.status < 300:
         raise failure_of(answer, offer_id)
@@ -69,13 +69,13 @@ def _booking(data: Any) -> Booking | None:
         return None
 
 
-def _unreadable(answer: Answer, what: str) -> Unknown:
+def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
     return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
 
 
-def failure_of(answer: Answer, offer_id: str | None = None) -> XoneError:
+def failure_of(answer: HttpAnswer, offer_id: str | None = None) -> XoneError:
     """The error that a status other than 2xx means."""
-    status, code, said = answer.status, f"http-{answer.status}", wording(answer.body)
+    status, code, said = answer.status, f"http-{answer.status}", refusal_text(answer.body)
     detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {said}" if said else "")
     if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
         return _already_booked(answer, offer_id)
@@ -92,7 +92,7 @@ _BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
 _REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
 
 
-def _already_booked(answer: Answer, offer_id: str | None) -> AlreadyBooked:
+def _already_booked(answer: HttpAnswer, offer_id: str | None) -> AlreadyBooked:
     reference = _REFERENCE.search(answer.body)
     known_as = f" as {reference[1].decode()}" if reference else ""
     error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
@@ -107,7 +107,7 @@ def transport_failure(error: requests.RequestException) -> XoneError:
     """Connect, TLS and name failures: nothing was sent. Anything later: XONE may have booked."""
     cause: BaseException | None = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
     cause = getattr(cause, "reason", None) or cause
-    if isinstance(cause, NoTls):
+    if isinstance(cause, TlsError):
         return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
     if isinstance(cause, ConnectTimeoutError):  # its kinds: refused, no such name, no answer in time
         return NotSent("connect", "XONE can't be reached")

@@ -21,8 +21,8 @@ from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
     LATER,
-    Answer,
     BookingReceived,
+    HttpAnswer,
     failure_of,
     read_confirm_answer,
     retry_after,
@@ -31,7 +31,7 @@ from worker.xone.answers import (
 from worker.xone.circuit_breaker import CircuitBreaker
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
 from worker.xone.read_back import ReadBack
-from worker.xone.transport import AnswerTooLarge, Http
+from worker.xone.transport import AnswerTooLarge, Transport
 
 MAX_PAGES = 50  # of the list of bookings
 
@@ -41,7 +41,7 @@ class Xone:
 
     def __init__(self, settings: XoneSettings, connections: int = 64) -> None:
         self._settings = settings
-        self._http = Http(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
+        self._http = Transport(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
         self.tokens = TokenCache(self._request_token)
         self.circuit_breaker = CircuitBreaker()
         self._read_back = ReadBack()
@@ -132,7 +132,7 @@ class Xone:
         headers: dict[str, str],
         body: bytes | None,
         before_call: Callable[[], None],
-    ) -> Answer:
+    ) -> HttpAnswer:
         """The answer to a call with the bearer token; on a 401 once more with a new one."""
         answer = None
         for _ in range(2):
@@ -178,11 +178,11 @@ class Xone:
 
     def _send(
         self, call: str, method: str, template: str, url: str, headers: dict[str, str], body: bytes | None
-    ) -> Answer:
+    ) -> HttpAnswer:
         headers = {"Accept": "application/json", "User-Agent": "confirm-offer", **headers}
         with metrics.calling(call), tracing.call(method, template, self._server):
             try:
-                answer = Answer(*self._http.send(method, url, headers, body))
+                answer = HttpAnswer(*self._http.send(method, url, headers, body))
             except AnswerTooLarge:
                 raise Unknown("too-large", "the answer is larger than 5 MiB") from None
             except requests.RequestException as error:

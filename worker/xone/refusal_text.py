@@ -35,7 +35,7 @@ _LIST_KEYS = ("errors", "messages", "details", "non_field_errors", "violations",
 _FIELD_KEYS = ("field", "loc", "pointer", "param", "parameter", "name", "path", "source")
 
 
-def wording(body: bytes) -> str:
+def refusal_text(body: bytes) -> str:
     """The messages of an answer with the names of their fields, normalised. Empty where there are none.
 
     body: of any answer, JSON or not. At most 200 characters, of the vocabulary only.

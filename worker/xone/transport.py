@@ -27,7 +27,7 @@ class AnswerTooLarge(Exception):
     """The body of an answer is larger than MAX_ANSWER."""
 
 
-class NoTls(NewConnectionError):
+class TlsError(NewConnectionError):
     """The TLS handshake failed: nothing was sent."""
 
 
@@ -73,7 +73,7 @@ class _SecureConnection(HTTPSConnection):
         try:
             super().connect()
         except (OSError, SSLError, CertificateError) as error:  # later, the same errors do not tell what was sent
-            raise NoTls(self, f"no TLS connection: {type(error).__name__}") from error
+            raise TlsError(self, f"no TLS connection: {type(error).__name__}") from error
 
 
 class _Pool(HTTPConnectionPool):
@@ -96,7 +96,7 @@ class _Adapter(HTTPAdapter):
         return response
 
 
-class Http:
+class Transport:
     """A pool of connections that threads share. Follows no redirect, keeps no cookie, reads no .netrc."""
 
     def __init__(self, connections: int, connect_timeout: float, timeout: float) -> None:
