@@ -26,7 +26,7 @@ from benchmarks.seed import seed
 from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spike
 from tasks.privacy import purge
 from tests.system import PROJECT
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
 
@@ -156,18 +156,18 @@ def grown(rig: Rig, jobs: int) -> dict[str, float]:
 def turns(rig: Rig) -> dict[str, float]:
     """Milliseconds of turns that find nothing to do, and of a purge of the next 100."""
     with patch.dict(os.environ, rig.environment):
-        process = Process()
-        scheduler, relay = Scheduler(process), Relay(process)
+        runtime = Runtime()
+        scheduler, relay = Scheduler(runtime), Relay(runtime)
 
         def purge_some() -> None:
-            with process.engine.begin() as connection:
+            with runtime.engine.begin() as connection:
                 purge.purge(connection, datetime.now(UTC) - timedelta(days=2))
 
         does = {"Scheduler's turn ms": scheduler.turn, "Relay's turn ms": relay.turn, "purge of 100 ms": purge_some}
         found = {name: seconds_of(do, 20) * 1000 for name, do in does.items()}
         scheduler.close()
         relay.close()
-        process.close()
+        runtime.close()
     return found
 
 

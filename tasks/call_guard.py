@@ -4,59 +4,59 @@ import time
 
 from tasks.lease import Lease, renew
 from worker.observability import tracing
-from worker.outages import patiently
-from worker.runtime import Process
+from worker.outages import retry_while_unavailable
+from worker.runtime import Runtime
 from worker.storage.rate_limiter import HORIZON, take_turn
 from worker.xone.circuit_breaker import CallsSuspended
 
 
-def before_call(lease: Lease, process: Process) -> None:
+def before_call(lease: Lease, runtime: Runtime) -> None:
     """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
-    if process.xone_settings.XONE_RATE_LIMIT is not None and not process.stopping.is_set():
-        wait_for_turn(process, process.xone_settings.XONE_RATE_LIMIT)
-    go_on(lease, process)
+    if runtime.xone_settings.XONE_RATE_LIMIT is not None and not runtime.shutting_down.is_set():
+        wait_for_turn(runtime, runtime.xone_settings.XONE_RATE_LIMIT)
+    go_on(lease, runtime)
 
 
-def go_on(lease: Lease, process: Process) -> None:
+def go_on(lease: Lease, runtime: Runtime) -> None:
     """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
-    if process.stopping.is_set():
+    if runtime.shutting_down.is_set():
         raise CallsSuspended(0.0)
-    ensure_lease(lease, process)
+    ensure_lease(lease, runtime)
 
 
-def wait_for_turn(process: Process, rate: float) -> None:
+def wait_for_turn(runtime: Runtime, rate: float) -> None:
     """Waits for a turn under XONE_RATE_LIMIT. Raises Held where none is near."""
 
     def take() -> float | None:
-        with process.engine.begin() as connection:
+        with runtime.engine.begin() as connection:
             return take_turn(connection, rate)
 
-    with tracing.transaction("take turn", process.engine):
-        wait = patiently(take, process.stopping)
+    with tracing.transaction("take turn", runtime.engine):
+        wait = retry_while_unavailable(take, runtime.shutting_down)
     if wait is None:
-        raise CallsSuspended(HORIZON * (1.0 + process.dice()))
-    if wait > 0 and process.stopping.wait(wait):
+        raise CallsSuspended(HORIZON * (1.0 + runtime.dice()))
+    if wait > 0 and runtime.shutting_down.wait(wait):
         raise CallsSuspended(0.0)
 
 
-def ensure_lease(lease: Lease, process: Process) -> None:
+def ensure_lease(lease: Lease, runtime: Runtime) -> None:
     """The lease must outlast a call: renews it where too little is left. Raises LeaseLost."""
-    settings = process.xone_settings
+    settings = runtime.xone_settings
     spare = (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
     if time.monotonic() - lease.leased_at < spare:
         return
     asked_at = time.monotonic()
 
     def extend() -> None:
-        with process.engine.begin() as connection:
+        with runtime.engine.begin() as connection:
             renew(connection, lease, settings.lease_seconds)
 
-    with tracing.transaction("renew lease", process.engine):
-        patiently(extend, process.stopping)
+    with tracing.transaction("renew lease", runtime.engine):
+        retry_while_unavailable(extend, runtime.shutting_down)
     lease.leased_at = asked_at
 
 
-def until_calls(process: Process) -> float:
+def until_calls(runtime: Runtime) -> float:
     """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
-    wait = process.xone.circuit_breaker.wait()
-    return wait + process.dice() if wait > 0 else 0.0
+    wait = runtime.xone.circuit_breaker.wait()
+    return wait + runtime.dice() if wait > 0 else 0.0

@@ -15,13 +15,13 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.lease import Lease
-from worker import runtime
-from worker.errors import Stopping
+from worker.errors import ShuttingDown
 from worker.messaging import topology
 from worker.messaging.publisher import Message, NotTaken, Publisher
 from worker.observability import log_context, metrics, tracing
 from worker.observability.sentry import report, transaction
-from worker.outages import patiently
+from worker.outages import retry_while_unavailable
+from worker.runtime import Runtime, current
 
 log = structlog.get_logger(__name__)
 
@@ -60,36 +60,36 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
 @at_work(topology.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
-    here = runtime.current()
+    runtime = current()
     request = self.request
     delivery = Delivery(
         _text(request.correlation_id),
         tracing.traceparent(_traceparent(request.traceparent)),
         _published_at(request.properties.get("timestamp")),
     )
-    if here.stopping.is_set():
+    if runtime.shutting_down.is_set():
         raise Reject("the worker stops", requeue=True)
     try:
         if request.deliveries >= MAX_DELIVERIES:
             raise JobRejected("poison", f"delivered {request.deliveries} times without coming to an end")
-        lease = confirm.accept_job(body, delivery, here)
-    except Stopping:
+        lease = confirm.accept_job(body, delivery, runtime)
+    except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
     except JobRejected as rejected:
-        dead_letter(body, request.properties, delivery, rejected, here)
+        dead_letter(body, request.properties, delivery, rejected, runtime)
     except Exception as error:
         report(error)
         defect = JobRejected("poison", f"this program could not handle it ({type(error).__name__})")
-        dead_letter(body, request.properties, delivery, defect, here)
+        dead_letter(body, request.properties, delivery, defect, runtime)
     else:
-        _attempt(lease, here)
+        _attempt(lease, runtime)
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
 @at_work(topology.RESUME)
 def resume(_self: Task, body: bytes) -> None:
     """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
-    here = runtime.current()
+    runtime = current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
     except ValueError:
@@ -97,32 +97,32 @@ def resume(_self: Task, body: bytes) -> None:
         return
     log_context.bind(confirmation=str(confirmation_id))
     try:
-        lease = confirm.lease_due(confirmation_id, here)
-    except Stopping:
+        lease = confirm.lease_due(confirmation_id, runtime)
+    except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
         report(error)
-        confirm.put_off(confirmation_id, here)
+        confirm.put_off(confirmation_id, runtime)
     else:
-        _attempt(lease, here)
+        _attempt(lease, runtime)
 
 
-def _attempt(lease: Lease | None, here: runtime.Process) -> None:
+def _attempt(lease: Lease | None, runtime: Runtime) -> None:
     """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
     if lease is None:
         log.info("nothing_to_do")
         return
     log_context.of_confirmation(lease)
     try:
-        confirm.attempt(lease, here)
-    except Stopping:
+        confirm.attempt(lease, runtime)
+    except ShuttingDown:
         log.warning("attempt_abandoned")
     except Exception as error:
         report(error)
 
 
 def dead_letter(
-    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, here: runtime.Process
+    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, runtime: Runtime
 ) -> None:
     """Puts a job that can't be accepted with the dead letters, body unchanged, however long the broker is away."""
     headers = {
@@ -137,13 +137,13 @@ def dead_letter(
     )
 
     def publish() -> None:
-        with Publisher(here.broker.url) as publisher:
+        with Publisher(runtime.broker_settings.url) as publisher:
             if not publisher.publish([letter]):
                 raise NotTaken
 
     try:
-        patiently(publish, here.stopping)
-    except Stopping:
+        retry_while_unavailable(publish, runtime.shutting_down)
+    except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
     metrics.dead_lettered(rejection.code)
     log_context.bind(code=rejection.code)

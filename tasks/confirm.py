@@ -29,8 +29,8 @@ from tasks.lease import Lease, LeaseLost, acquire, postpone, release
 from tasks.record import RecordedAttempt, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
-from worker.outages import patiently
-from worker.runtime import Process
+from worker.outages import retry_while_unavailable
+from worker.runtime import Runtime
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import CallsSuspended
 
@@ -40,104 +40,104 @@ DEFECT_PAUSE = 300.0  # seconds until what could not be claimed is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
-def accept_job(body: bytes, delivery: Delivery, process: Process) -> Lease | None:
+def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | None:
     """The claim on the confirmation of a job that stands now in the database; None where nothing is to be done now.
 
     Raises JobRejected where the job can't be accepted.
     """
-    new = NewJob.of(read_job(body), delivery, process.vault)
+    new = NewJob.of(read_job(body), delivery, runtime.vault)
     log_context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
-    wait = until_calls(process)
+    wait = until_calls(runtime)
     token = uuid4()
 
     def store() -> Lease | None:
-        with process.engine.begin() as connection:
-            is_held = wait > 0 or process.pauses.hold(connection, new.job.partner_id)
+        with runtime.engine.begin() as connection:
+            is_held = wait > 0 or runtime.pauses.hold(connection, new.job.partner_id)
             return accept(
-                connection, process.vault, new, token, process.xone_settings.lease_seconds, wait if is_held else None
+                connection, runtime.vault, new, token, runtime.xone_settings.lease_seconds, wait if is_held else None
             )
 
-    with tracing.transaction("accept job", process.engine):
-        lease = process.together(accept_job_batch, new) if not wait else None
-        return lease or patiently(store, process.stopping)
+    with tracing.transaction("accept job", runtime.engine):
+        lease = runtime.commit_in_group(accept_job_batch, new) if not wait else None
+        return lease or retry_while_unavailable(store, runtime.shutting_down)
 
 
-def accept_job_batch(process: Process, jobs: Sequence[NewJob]) -> list[Lease | None]:
+def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | None]:
     """The claims on jobs that are the first of their offers; None where something stands already, or calls pause."""
     token = uuid4()
 
     def store() -> dict[UUID, Lease]:
-        with process.engine.begin() as connection:
-            to_call = [new for new in jobs if not process.pauses.hold(connection, new.job.partner_id)]
-            return accept_new_batch(connection, to_call, token, process.xone_settings.lease_seconds) if to_call else {}
+        with runtime.engine.begin() as connection:
+            to_call = [new for new in jobs if not runtime.pauses.hold(connection, new.job.partner_id)]
+            return accept_new_batch(connection, to_call, token, runtime.xone_settings.lease_seconds) if to_call else {}
 
-    leases = patiently(store, process.stopping)
+    leases = retry_while_unavailable(store, runtime.shutting_down)
     return [leases.get(new.id) for new in jobs]
 
 
-def lease_due(confirmation_id: UUID, process: Process) -> Lease | None:
+def lease_due(confirmation_id: UUID, runtime: Runtime) -> Lease | None:
     """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
-    wait = until_calls(process)
+    wait = until_calls(runtime)
     if not wait:
-        with tracing.transaction("claim confirmation", process.engine):
-            return process.together(lease_due_batch, confirmation_id)
+        with tracing.transaction("claim confirmation", runtime.engine):
+            return runtime.commit_in_group(lease_due_batch, confirmation_id)
 
     def put_off() -> None:
-        with process.engine.begin() as connection:
+        with runtime.engine.begin() as connection:
             postpone(connection, confirmation_id, wait)
 
-    return patiently(put_off, process.stopping)
+    return retry_while_unavailable(put_off, runtime.shutting_down)
 
 
-def lease_due_batch(process: Process, these: Sequence[UUID]) -> list[Lease | None]:
+def lease_due_batch(runtime: Runtime, these: Sequence[UUID]) -> list[Lease | None]:
     """As ``claim_due``, for several, while this process may call XONE."""
     token = uuid4()
 
     def take() -> dict[UUID, Lease]:
-        with process.engine.begin() as connection:
-            leases = acquire(connection, process.vault, these, token, process.xone_settings.lease_seconds)
+        with runtime.engine.begin() as connection:
+            leases = acquire(connection, runtime.vault, these, token, runtime.xone_settings.lease_seconds)
             for lease in list(leases.values()):
-                if process.pauses.hold(connection, lease.partner_id):
+                if runtime.pauses.hold(connection, lease.partner_id):
                     release(connection, lease, 0.0)
                     del leases[lease.id]
             return leases
 
-    leases = patiently(take, process.stopping)
+    leases = retry_while_unavailable(take, runtime.shutting_down)
     return [leases.pop(one, None) for one in these]
 
 
-def attempt(lease: Lease, process: Process) -> None:
+def attempt(lease: Lease, runtime: Runtime) -> None:
     """One attempt of a claimed confirmation: XONE is asked with no transaction open, and the outcome recorded."""
     started = time.monotonic()
-    retry_policy = RetryPolicy.of(process.retry, process.xone_settings)
+    retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     try:
-        answer = ask(lease, retry_policy, process)
+        answer = ask(lease, retry_policy, runtime)
     except LeaseLost:
         log.warning("lease_lost")
         return
     except CallsSuspended as pause:
-        put_back(lease, pause.wait, process)
+        put_back(lease, pause.wait, runtime)
         return
-    decision = decide(answer, lease.history, retry_policy, process.dice())
+    decision = decide(answer, lease.history, retry_policy, runtime.dice())
     duration = time.monotonic() - started
-    with tracing.transaction("record attempt", process.engine):
-        state = process.together(record_batch, RecordedAttempt(lease, decision, duration))
-    process.events_waiting.set()
+    with tracing.transaction("record attempt", runtime.engine):
+        state = runtime.commit_in_group(record_batch, RecordedAttempt(lease, decision, duration))
+    runtime.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _tell(decision, state, duration)
 
 
-def record_batch(process: Process, made: Sequence[RecordedAttempt]) -> list[State | None]:
+def record_batch(runtime: Runtime, made: Sequence[RecordedAttempt]) -> list[State | None]:
     """Records what came of attempts; the states, as ``record`` tells them."""
 
     def store() -> list[State | None]:
-        with process.engine.begin() as connection:
-            return record(connection, process.vault, made, process.event_links)
+        with runtime.engine.begin() as connection:
+            return record(connection, runtime.vault, made, runtime.event_links)
 
-    return patiently(store, process.stopping)
+    return retry_while_unavailable(store, runtime.shutting_down)
 
 
-def ask(lease: Lease, retry_policy: RetryPolicy, process: Process) -> AttemptResult:
+def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:
     """XONE's answer to this confirmation. Raises LeaseLost where the claim is no longer ours, Held where calls pause.
 
     Where a booking may exist already, the partner's list of bookings is read before anything is sent again; and after
@@ -146,66 +146,66 @@ def ask(lease: Lease, retry_policy: RetryPolicy, process: Process) -> AttemptRes
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
     if must_look_up_first(lease.history):
-        seen = look_up_booking(lease, process)
+        seen = look_up_booking(lease, runtime)
         if isinstance(seen, BookingReceived):
             return seen
         if not may_send(lease.history, retry_policy):
             return BookingNotFound(seen, earlier_error(lease.history))
     try:
-        return process.xone.confirm(
-            lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, process)
+        return runtime.xone.confirm(
+            lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, runtime)
         )
     except XoneError as error:
         if not must_look_up_after(error, lease.history, retry_policy):
             return error
         try:
-            seen = look_up_booking(lease, process)
+            seen = look_up_booking(lease, runtime)
         except CallsSuspended:
             seen = LookupResult.SUSPENDED
         return seen if isinstance(seen, BookingReceived) else BookingNotFound(seen, error)
 
 
-def look_up_booking(lease: Lease, process: Process) -> BookingReceived | LookupResult:
+def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupResult:
     """The booking, from the list of the partner's bookings, or why it is not seen there. Raises Held and LeaseLost."""
-    if not process.xone.can_list_bookings:
+    if not runtime.xone.can_list_bookings:
         return LookupResult.IMPOSSIBLE
     try:
-        booking = process.xone.find_booking(
+        booking = runtime.xone.find_booking(
             lease.partner_id,
             lease.offer_id,
             lease.quote_ids,
-            before_call=lambda: before_call(lease, process),
-            while_waiting=lambda: go_on(lease, process),
+            before_call=lambda: before_call(lease, runtime),
+            while_waiting=lambda: go_on(lease, runtime),
         )
     except Refused:
         return LookupResult.IMPOSSIBLE
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise CallsSuspended(process.xone.circuit_breaker.wait() or error.retry_after or 1.0) from None
+        raise CallsSuspended(runtime.xone.circuit_breaker.wait() or error.retry_after or 1.0) from None
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 
-def put_back(lease: Lease, wait: float, process: Process) -> None:
+def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
     """No call was made and none may be now: the confirmation waits, and no attempt is used up."""
 
     def give() -> None:
-        with process.engine.begin() as connection:
-            release(connection, lease, wait + process.dice() if wait > 0 else 0.0)
+        with runtime.engine.begin() as connection:
+            release(connection, lease, wait + runtime.dice() if wait > 0 else 0.0)
 
-    with tracing.transaction("put back", process.engine):
-        patiently(give, process.stopping)
+    with tracing.transaction("put back", runtime.engine):
+        retry_while_unavailable(give, runtime.shutting_down)
     log.debug("call_held", wait_s=round(wait, 1))
 
 
-def put_off(confirmation_id: UUID, process: Process) -> None:
+def put_off(confirmation_id: UUID, runtime: Runtime) -> None:
     """It can't be claimed, such as with DATA_KEYS that do not open it: it waits, and keeps no other one waiting."""
 
     def wait() -> None:
-        with process.engine.begin() as connection:
+        with runtime.engine.begin() as connection:
             postpone(connection, confirmation_id, DEFECT_PAUSE)
 
-    patiently(wait, process.stopping)
+    retry_while_unavailable(wait, runtime.shutting_down)
 
 
 def _tell(decision: Decision, state: State | None, duration: float) -> None:

@@ -24,7 +24,7 @@ from tests.system import System, WorkerProcess
 from worker.messaging import broker, topology
 from worker.observability import log_context, logs
 from worker.observability.sentry import configure_sentry
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.settings import SentrySettings
 from worker.storage import database, migrator
@@ -137,11 +137,11 @@ def start_worker(system: System) -> Callable[..., WorkerProcess]:
 
 
 @pytest.fixture
-def process(database_url: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+def runtime(database_url: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     """The parts of a worker in this process, with an in-memory broker."""
     for name, value in {**environment, "DATABASE_URL": database_url, "BROKER_URL": "memory://"}.items():
         monkeypatch.setenv(name, value)
-    made = Process(dice=lambda: 0.0)
+    made = Runtime(dice=lambda: 0.0)
     yield made
     made.close()
 

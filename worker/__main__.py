@@ -12,7 +12,7 @@ def main() -> None:
         if sys.argv[1:2] == ["worker"]:
             from worker import gevent_support
 
-            gevent_support.switch_on_where_asked()
+            gevent_support.patch_if_requested()
         from worker.cli.app import main as others
 
         others()

@@ -14,7 +14,7 @@ from worker import gevent_support
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
-from worker.runtime import Process, current
+from worker.runtime import Runtime, current
 from worker.services.bootstep import Duties
 from worker.settings import LogSettings, TracingSettings, read
 
@@ -24,13 +24,13 @@ log = structlog.get_logger(__name__)
 BROKER_PATIENCE = {"read_timeout": 15, "write_timeout": 15}
 
 
-def make_app(process: Process) -> Celery:
+def make_app(runtime: Runtime) -> Celery:
     """A Celery application for the settings of a process. Raises SettingsError."""
-    process.check_settings()
-    if process.worker.WORKER_POOL == "gevent":
-        gevent_support.check()
-    is_memory = process.broker.url.startswith("memory")
-    broker_url, tls = broker.with_tls(process.broker.url)
+    runtime.check_settings()
+    if runtime.worker_settings.WORKER_POOL == "gevent":
+        gevent_support.require()
+    is_memory = runtime.broker_settings.url.startswith("memory")
+    broker_url, tls = broker.with_tls(runtime.broker_settings.url)
     app = Celery("confirm-offer", set_as_current=True)
     app.conf.update(
         broker_url=broker_url,
@@ -40,7 +40,7 @@ def make_app(process: Process) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
         # Above the longest drain of a warm shutdown, one call: no heartbeat is sent in it with the threads pool.
-        broker_heartbeat=0 if is_memory else max(60, round(2 * process.xone_settings.XONE_TIMEOUT)),
+        broker_heartbeat=0 if is_memory else max(60, round(2 * runtime.xone_settings.XONE_TIMEOUT)),
         task_queues=(topology.jobs_queue, topology.resume_queue),
         task_create_missing_queues=False,
         task_acks_late=True,
@@ -49,8 +49,10 @@ def make_app(process: Process) -> Celery:
         accept_content=["json"],
         imports=("tasks.celery_tasks",),
         worker_consumer="worker.messaging.consumer:PlainConsumer",
-        **({} if gevent_support.is_on() else {"worker_pool": process.worker.WORKER_POOL}),  # Celery has -P for gevent
-        worker_concurrency=process.worker.WORKER_CONCURRENCY,
+        **(
+            {} if gevent_support.is_active() else {"worker_pool": runtime.worker_settings.WORKER_POOL}
+        ),  # Celery has -P for gevent
+        worker_concurrency=runtime.worker_settings.WORKER_CONCURRENCY,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
@@ -61,7 +63,7 @@ def make_app(process: Process) -> Celery:
         enable_utc=True,
         timezone="UTC",
     )
-    if "tasks" not in process.worker.parts:
+    if "tasks" not in runtime.worker_settings.parts:
         app.amqp.queues.deselect([topology.JOBS, topology.RESUME])
     app.steps["worker"].add(Duties)
     return app
@@ -85,7 +87,7 @@ def _send_what_is_told(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _stop_waiting(**_: Any) -> None:
-    current().stopping.set()
+    current().shutting_down.set()
 
 
 @signals.celeryd_init.connect  # comes before Celery's first warning
@@ -110,7 +112,7 @@ def _application() -> Celery:
     """The application for Celery's own command line, which wants it at import. A wrong setting ends the program."""
     try:
         read(LogSettings)
-        sentry.configure_sentry(current().sentry)
+        sentry.configure_sentry(current().sentry_settings)
         return make_app(current())
     except SettingsError as error:
         sys.stderr.write(f"confirm-offer: {error}\n")

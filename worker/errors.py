@@ -112,5 +112,5 @@ def where(trace: TracebackType | None) -> list[str]:
     return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
 
 
-class Stopping(Exception):
+class ShuttingDown(Exception):
     """The process stops while something waited; it goes on elsewhere."""

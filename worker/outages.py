@@ -9,21 +9,21 @@ from typing import TypeVar
 
 import structlog
 
-from worker.errors import Stopping
+from worker.errors import ShuttingDown
 from worker.messaging import broker
 from worker.storage import database
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
-FIRST_PAUSE = 0.1  # seconds
-LONGEST_PAUSE = 10.0
+INITIAL_BACKOFF = 0.1  # seconds
+MAX_BACKOFF = 10.0
 
 _waiting: Counter[str] = Counter()  # threads of this process, by what they wait for
 _lock = Lock()
 
 
-def patiently(do: Callable[[], Result], stopping: Event) -> Result:
+def retry_while_unavailable(do: Callable[[], Result], shutting_down: Event) -> Result:
     """What ``do`` returns, however long the database or the broker is away.
 
     ``do`` may be repeated: one transaction, or one publish. Raises Stopping when ``stopping`` is set meanwhile.
@@ -31,28 +31,28 @@ def patiently(do: Callable[[], Result], stopping: Event) -> Result:
     try:
         return do()
     except Exception as error:
-        away = who_is_away(error)
+        away = unavailable_dependency(error)
         if away is None:
             raise
         first = error
-    with _told(away, first):
-        return _again(do, stopping)
+    with _logged(away, first):
+        return _retry(do, shutting_down)
 
 
-def _again(do: Callable[[], Result], stopping: Event) -> Result:
-    pause = FIRST_PAUSE
-    while not stopping.wait(pause):
+def _retry(do: Callable[[], Result], shutting_down: Event) -> Result:
+    pause = INITIAL_BACKOFF
+    while not shutting_down.wait(pause):
         try:
             return do()
         except Exception as error:
-            if who_is_away(error) is None:
+            if unavailable_dependency(error) is None:
                 raise
-        pause = min(pause * 2, LONGEST_PAUSE)
-    raise Stopping
+        pause = min(pause * 2, MAX_BACKOFF)
+    raise ShuttingDown
 
 
 @contextmanager
-def _told(away: str, error: Exception) -> Iterator[None]:
+def _logged(away: str, error: Exception) -> Iterator[None]:
     """Of the threads that wait for the same, the first one tells, and the last one that it goes on."""
     since = time.monotonic()
     if _count(away, 1) == 1:
@@ -72,7 +72,7 @@ def _count(away: str, change: int) -> int:
         return _waiting[away]
 
 
-def who_is_away(error: Exception) -> str | None:
+def unavailable_dependency(error: Exception) -> str | None:
     """What is waited for, where database or broker could not be reached, broke off, or are not set up; else None."""
     if database.is_away(error):
         return "database"

@@ -30,27 +30,27 @@ from worker.storage.pause_cache import Pauses
 from worker.xone.client import Xone
 
 
-class Process:
+class Runtime:
     """Each part is made when it is first asked for, so a command needs the settings of what it uses and no others."""
 
     def __init__(self, dice: Callable[[], float] = random.random) -> None:
         self.dice = dice
-        self.stopping = Event()
+        self.shutting_down = Event()
         self.pauses = Pauses()
         self.events_waiting = Event()  # set by a commit that wrote events; wakes the Relay of this process
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._lock = Lock()
 
     @cached_property
-    def broker(self) -> BrokerSettings:
+    def broker_settings(self) -> BrokerSettings:
         return read(BrokerSettings)
 
     @cached_property
-    def retry(self) -> RetrySettings:
+    def retry_settings(self) -> RetrySettings:
         return read(RetrySettings)
 
     @cached_property
-    def worker(self) -> WorkerSettings:
+    def worker_settings(self) -> WorkerSettings:
         return read(WorkerSettings)
 
     @cached_property
@@ -62,7 +62,7 @@ class Process:
         return read(RetentionSettings).RETENTION_DAYS
 
     @cached_property
-    def sentry(self) -> SentrySettings:
+    def sentry_settings(self) -> SentrySettings:
         return read(SentrySettings)
 
     @cached_property
@@ -79,9 +79,9 @@ class Process:
 
     @cached_property
     def xone(self) -> Xone:
-        return Xone(self.xone_settings, connections=self.worker.WORKER_CONCURRENCY)
+        return Xone(self.xone_settings, connections=self.worker_settings.WORKER_CONCURRENCY)
 
-    def together(self, store: Callable[["Process", Sequence[Item]], Sequence[Result]], item: Item) -> Result:
+    def commit_in_group(self, store: Callable[["Runtime", Sequence[Item]], Sequence[Result]], item: Item) -> Result:
         """What came of an item that is stored by ``store``, together with those of other threads. See GroupCommit."""
         with self._lock:
             group = self._groups.get(store) or self._groups.setdefault(store, GroupCommit(partial(store, self)))
@@ -116,17 +116,17 @@ class Process:
             self.engine.dispose()
 
 
-_current = Process()
+_current = Runtime()
 
 
-def current() -> Process:
+def current() -> Runtime:
     """The one of this process."""
     return _current
 
 
 def _start_afresh() -> None:
     global _current
-    _current = Process()
+    _current = Runtime()
 
 
 os.register_at_fork(after_in_child=_start_afresh)

@@ -21,7 +21,7 @@ from tests.acceptance.test_commands import run
 from tests.system import System, job, until
 from worker.cli.app import cli
 from worker.cli.ui import console
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage import pause_cache
 from worker.storage.database import now_plus
@@ -48,12 +48,12 @@ def database_url(sqlite_url: str) -> str:
 
 
 @pytest.fixture
-def settings(process: Process, environment: dict[str, str], database_url: str) -> dict[str, str]:
+def settings(process: Runtime, environment: dict[str, str], database_url: str) -> dict[str, str]:
     return {"DATABASE_URL": database_url, "DATA_KEYS": environment["DATA_KEYS"], "TZ": "UTC"}
 
 
 @pytest.fixture
-def confirmed(process: Process) -> Callable[..., None]:
+def confirmed(process: Runtime) -> Callable[..., None]:
     """Puts an offer through one attempt, in this process."""
 
     def go(offer_id: str, **changes: Any) -> None:
@@ -65,7 +65,7 @@ def confirmed(process: Process) -> Callable[..., None]:
     return go
 
 
-def again(process: Process, offer_id: str) -> None:
+def again(process: Runtime, offer_id: str) -> None:
     with process.engine.begin() as connection:
         its_id = connection.execute(
             update(Confirmation)
@@ -78,7 +78,7 @@ def again(process: Process, offer_id: str) -> None:
     confirm.attempt(lease, process)
 
 
-def review(process: Process, sandbox: Sandbox, confirmed: Callable[..., None], offer_id: str) -> None:
+def review(process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], offer_id: str) -> None:
     sandbox.bookings_mode = "forbidden"
     confirmed(offer_id)
     again(process, offer_id)
@@ -107,7 +107,7 @@ def fits(screen: str) -> str:
     return screen
 
 
-def audits(process: Process) -> list[Any]:
+def audits(process: Runtime) -> list[Any]:
     with process.engine.connect() as connection:
         return list(connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)))
 
@@ -116,7 +116,7 @@ def audits(process: Process) -> list[Any]:
 
 
 def test_a_booked_offer_on_one_screen(
-    process: Process, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1", quotes=[{"id": "q-1", "insured": [{"first_name": "Grace", "last_name": "Hopper"}]}])
 
@@ -164,7 +164,7 @@ def test_json_has_the_promised_keys_and_nothing_of_a_person(
 
 
 def test_reveal_opens_all_that_is_sealed_and_is_audited(
-    process: Process, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1~html~1")
     again(process, "offer-1~html~1")
@@ -193,7 +193,7 @@ def test_reveal_opens_all_that_is_sealed_and_is_audited(
 
 
 def test_reveal_needs_the_right_keys_and_else_shows_and_audits_nothing(
-    process: Process, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1")
 
@@ -207,7 +207,7 @@ def test_reveal_needs_the_right_keys_and_else_shows_and_audits_nothing(
 
 
 def test_needs_review_says_what_to_do(
-    process: Process, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     review(process, sandbox, confirmed, "offer-1~drop-after~1")
 
@@ -223,7 +223,7 @@ def test_needs_review_says_what_to_do(
 
 
 def test_retrying_says_when_next_and_paused_says_why(
-    process: Process, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1~http-503")
     with process.engine.begin() as connection:
@@ -249,7 +249,7 @@ def test_retrying_says_when_next_and_paused_says_why(
 
 
 def test_the_batch_it_is_in_is_shown(
-    process: Process, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     for number in (1, 2):
         confirmed(f"offer-{number}~http-422")
@@ -288,7 +288,7 @@ def test_an_order_of_several_offers_names_them(confirmed: Callable[..., None], s
 
 
 def test_no_value_reaches_the_terminal_as_a_command_or_markup(
-    process: Process, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     odd = {**PERSON, "first_name": "\x1b[2J\u202eAda", "last_name": "[bold]Love[/nothing]"}
     confirmed("offer-1", order_reference="[/red] [blink]SO", policyholder=odd)
@@ -332,7 +332,7 @@ def test_a_booking_that_a_person_found_is_stored_and_told_to_consumers(system: S
 
 
 def test_what_a_person_found_to_be_failed(
-    process: Process, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     review(process, sandbox, confirmed, "offer-1~drop-after~1")
     needs = {"DATABASE_URL": settings["DATABASE_URL"]}

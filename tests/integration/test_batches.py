@@ -18,7 +18,7 @@ from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection, match
 from tests.system import job
 from worker.messaging import broker, topology
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
 from worker.storage.database import now, now_plus
@@ -34,19 +34,19 @@ DEFAULTS = {
 
 
 @pytest.fixture
-def failed(process: Process) -> Callable[..., UUID]:
+def failed(runtime: Runtime) -> Callable[..., UUID]:
     """Makes a confirmation that has failed, with a body that opens."""
 
     def make(offer_id: str, **values: Any) -> UUID:
         confirmation_id = uuid4()
-        with process.engine.begin() as connection:
+        with runtime.engine.begin() as connection:
             connection.execute(
                 insert(Confirmation).values(
                     id=confirmation_id,
                     offer_id=offer_id,
                     echo={},
                     idempotency_key=uuid4(),
-                    sealed_body=process.vault.seal(confirmation_id, "body", BODY),
+                    sealed_body=runtime.vault.seal(confirmation_id, "body", BODY),
                     queued_at=now(),
                     created_at=now(),
                     **{**DEFAULTS, **values},
@@ -57,28 +57,28 @@ def failed(process: Process) -> Callable[..., UUID]:
     return make
 
 
-def make_batch(process: Process, selection: Selection | None = None, rate: float | None = None) -> int:
-    with process.engine.begin() as connection:
+def make_batch(runtime: Runtime, selection: Selection | None = None, rate: float | None = None) -> int:
+    with runtime.engine.begin() as connection:
         chosen = selection or Selection()
         ids = [row.id for row in match(connection, chosen).rows]
         return batches.create(connection, ids, chosen, "a test", "tester@here", rate)
 
 
-def feed(process: Process, batch_id: int, most: int = 100, paused: tuple[str, ...] = ()) -> list[UUID]:
-    with process.engine.begin() as connection:
+def feed(runtime: Runtime, batch_id: int, most: int = 100, paused: tuple[str, ...] = ()) -> list[UUID]:
+    with runtime.engine.begin() as connection:
         return batches.feed(connection, batch_id, most, paused, 60.0)
 
 
-def progress(process: Process, batch_id: int) -> dict[str, Any]:
-    with process.engine.connect() as connection:
+def progress(runtime: Runtime, batch_id: int) -> dict[str, Any]:
+    with runtime.engine.connect() as connection:
         (batch,) = batches.overview(connection, batch_id)
         return batch
 
 
-def end(process: Process, confirmation_id: UUID) -> None:
-    lease = confirm.lease_due(confirmation_id, process)
+def end(runtime: Runtime, confirmation_id: UUID) -> None:
+    lease = confirm.lease_due(confirmation_id, runtime)
     assert lease is not None
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def end(process: Process, confirmation_id: UUID) -> None:
         (Selection(offers=((None, "a"), ("P-100", "b"), ("P-100", "c"), (None, "nowhere"), (None, "ok"))), {"a", "b"}),
     ],
 )
-def test_selections(process: Process, failed: Callable[..., UUID], selection: Selection, expected: set[str]) -> None:
+def test_selections(runtime: Runtime, failed: Callable[..., UUID], selection: Selection, expected: set[str]) -> None:
     ids = {
         failed("a", updated_at=now_plus(-100.0)): "a",
         failed("b", error_code="http-422", updated_at=now_plus(-90.0)): "b",
@@ -100,247 +100,247 @@ def test_selections(process: Process, failed: Callable[..., UUID], selection: Se
         failed("r", state=State.NEEDS_REVIEW): "r",
         failed("ok", state=State.CONFIRMED): "ok",
     }
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         assert {ids[row.id] for row in match(connection, selection).rows} == expected
 
 
 def test_items_are_fed_in_within_the_room_and_end_with_their_confirmations(
-    process: Process, failed: Callable[..., UUID]
+    runtime: Runtime, failed: Callable[..., UUID]
 ) -> None:
     for number in range(5):
         failed(f"offer-{number}" + ("~http-422" if number == 4 else ""))
-    batch_id = make_batch(process)
+    batch_id = make_batch(runtime)
 
-    first = feed(process, batch_id, most=3)
+    first = feed(runtime, batch_id, most=3)
     assert len(first) == 3
-    assert Counter({"waiting": 2, "running": 3}).items() <= progress(process, batch_id).items()
-    second = feed(process, batch_id, most=100)
+    assert Counter({"waiting": 2, "running": 3}).items() <= progress(runtime, batch_id).items()
+    second = feed(runtime, batch_id, most=100)
     for confirmation_id in [*first, *second]:
-        end(process, confirmation_id)
-    feed(process, batch_id)
+        end(runtime, confirmation_id)
+    feed(runtime, batch_id)
 
-    done = progress(process, batch_id)
+    done = progress(runtime, batch_id)
     assert {name: done[name] for name in ("state", "waiting", "running", "confirmed", "failed", "skipped")} == {
         "state": BatchState.DONE, "waiting": 0, "running": 0, "confirmed": 4, "failed": 1, "skipped": 0,
     }  # fmt: skip
     assert done["ended_at"] is not None
 
 
-def test_the_rate_is_kept_and_little_of_it_saved_up(process: Process, failed: Callable[..., UUID]) -> None:
+def test_the_rate_is_kept_and_little_of_it_saved_up(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     for number in range(50):
         failed(f"offer-{number}")
-    batch_id = make_batch(process, rate=10.0)
-    assert feed(process, batch_id) == [], "its account is empty at first"
+    batch_id = make_batch(runtime, rate=10.0)
+    assert feed(runtime, batch_id) == [], "its account is empty at first"
 
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Batch).values(fed_until=now_plus(-60.0)))
-    assert len(feed(process, batch_id)) == 10
-    assert len(feed(process, batch_id)) <= 2
+    assert len(feed(runtime, batch_id)) == 10
+    assert len(feed(runtime, batch_id)) <= 2
 
 
-def test_what_another_was_quicker_with_is_skipped(process: Process, failed: Callable[..., UUID]) -> None:
+def test_what_another_was_quicker_with_is_skipped(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     ids = [failed(f"offer-{number}") for number in range(3)]
-    first, second = make_batch(process), make_batch(process)
+    first, second = make_batch(runtime), make_batch(runtime)
 
-    assert set(feed(process, first)) == set(ids)
-    assert feed(process, second) == []
-    feed(process, second)
+    assert set(feed(runtime, first)) == set(ids)
+    assert feed(runtime, second) == []
+    feed(runtime, second)
 
-    assert progress(process, second)["skipped"] == 3
-    assert progress(process, second)["state"] == BatchState.DONE
+    assert progress(runtime, second)["skipped"] == 3
+    assert progress(runtime, second)["state"] == BatchState.DONE
 
 
-def test_a_corrected_job_is_quicker_than_a_batch(process: Process, failed: Callable[..., UUID]) -> None:
+def test_a_corrected_job_is_quicker_than_a_batch(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
-    batch_id = make_batch(process)
-    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), confirm.Delivery(), process)
+    batch_id = make_batch(runtime)
+    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), confirm.Delivery(), runtime)
     assert lease is not None
 
-    assert feed(process, batch_id) == []
-    assert progress(process, batch_id)["skipped"] == 1
+    assert feed(runtime, batch_id) == []
+    assert progress(runtime, batch_id)["skipped"] == 1
 
 
-def test_a_paused_or_cancelled_batch_is_not_fed(process: Process, failed: Callable[..., UUID]) -> None:
+def test_a_paused_or_cancelled_batch_is_not_fed(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     for number in range(4):
         failed(f"offer-{number}")
-    batch_id = make_batch(process)
-    feed(process, batch_id, most=1)
-    with process.engine.begin() as connection:
+    batch_id = make_batch(runtime)
+    feed(runtime, batch_id, most=1)
+    with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.PAUSED, "tester@here")
-    assert feed(process, batch_id) == []
-    with process.engine.begin() as connection:
+    assert feed(runtime, batch_id) == []
+    with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.RUNNING, "tester@here")
-    assert len(feed(process, batch_id, most=1)) == 1
-    with process.engine.begin() as connection:
+    assert len(feed(runtime, batch_id, most=1)) == 1
+    with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.CANCELLED, "tester@here")
         assert not batches.move(connection, batch_id, BatchState.RUNNING, "tester@here")
-    assert feed(process, batch_id) == []
+    assert feed(runtime, batch_id) == []
 
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         left = connection.execute(select(Confirmation.state).where(Confirmation.state == State.FAILED)).all()
         assert len(left) == 2
         commands = list(connection.execute(select(AuditEntry.command).order_by(AuditEntry.id)).scalars())
     assert commands == ["reprocess", "batch paused", "batch running", "batch cancelled"]
 
 
-def test_needs_review_is_fed_only_when_it_was_asked_for(process: Process, failed: Callable[..., UUID]) -> None:
+def test_needs_review_is_fed_only_when_it_was_asked_for(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     confirmation_id = failed("offer-1")
-    batch_id = make_batch(process)
-    with process.engine.begin() as connection:
+    batch_id = make_batch(runtime)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(state=State.NEEDS_REVIEW))
-    assert feed(process, batch_id) == []
+    assert feed(runtime, batch_id) == []
 
-    asked = make_batch(process, Selection(include_needs_review=True))
+    asked = make_batch(runtime, Selection(include_needs_review=True))
 
-    assert feed(process, asked) == [confirmation_id]
+    assert feed(runtime, asked) == [confirmation_id]
 
 
-def test_items_of_a_paused_partner_wait(process: Process, failed: Callable[..., UUID]) -> None:
+def test_items_of_a_paused_partner_wait(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
     other = failed("offer-2", partner_id="P-200")
-    batch_id = make_batch(process)
+    batch_id = make_batch(runtime)
 
-    assert feed(process, batch_id, paused=("P-100",)) == [other]
-    assert progress(process, batch_id)["waiting"] == 1
+    assert feed(runtime, batch_id, paused=("P-100",)) == [other]
+    assert progress(runtime, batch_id)["waiting"] == 1
 
 
-def test_a_pause_keeps_jobs_as_rows_without_an_attempt(process: Process) -> None:
-    with process.engine.begin() as connection:
+def test_a_pause_keeps_jobs_as_rows_without_an_attempt(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
         assert pauses.pause(connection, "P-100", "maintenance", "tester@here")
         assert not pauses.pause(connection, "P-100", "again", "tester@here")
     body = json.dumps(job("offer-1")).encode()
 
-    assert confirm.accept_job(body, confirm.Delivery(), process) is None
+    assert confirm.accept_job(body, confirm.Delivery(), runtime) is None
 
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         row = connection.execute(select(Confirmation.__table__)).one()
     assert (row.state, row.attempts) == (State.QUEUED, 0)
-    assert confirm.lease_due(row.id, process) is None
-    with process.engine.begin() as connection:
+    assert confirm.lease_due(row.id, runtime) is None
+    with runtime.engine.begin() as connection:
         assert pauses.resume_calls(connection, "P-100", "tester@here") == ["P-100"]
-    process.pauses._read_at = float("-inf")
-    lease = confirm.lease_due(row.id, process)
+    runtime.pauses._read_at = float("-inf")
+    lease = confirm.lease_due(row.id, runtime)
     assert lease is not None
     assert lease.number == 1
 
 
-def test_one_item_of_a_batch_once(process: Process, failed: Callable[..., UUID]) -> None:
+def test_one_item_of_a_batch_once(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
-    batch_id = make_batch(process)
-    with process.engine.connect() as connection:
+    batch_id = make_batch(runtime)
+    with runtime.engine.connect() as connection:
         rows = connection.execute(select(BatchItem.position).where(BatchItem.batch_id == batch_id)).all()
     assert len(rows) == 1
 
 
-def test_an_item_that_waits_for_its_retry_takes_no_room(process: Process, failed: Callable[..., UUID]) -> None:
+def test_an_item_that_waits_for_its_retry_takes_no_room(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     first, second = failed("offer-1~http-500~1"), failed("offer-2")
-    batch_id = make_batch(process)
-    assert set(feed(process, batch_id)) == {first, second}
-    assert under_way(process) == (2, 2)
+    batch_id = make_batch(runtime)
+    assert set(feed(runtime, batch_id)) == {first, second}
+    assert under_way(runtime) == (2, 2)
 
-    end(process, first)
-    assert under_way(process) == (2, 1), "one waits for its retry"
-    end(process, second)
+    end(runtime, first)
+    assert under_way(runtime) == (2, 1), "one waits for its retry"
+    end(runtime, second)
 
-    assert under_way(process) == (1, 0)
-    assert progress(process, batch_id)["running"] == 1
+    assert under_way(runtime) == (1, 0)
+    assert progress(runtime, batch_id)["running"] == 1
 
 
-def under_way(process: Process) -> tuple[int, int]:
-    with process.engine.connect() as connection:
+def under_way(runtime: Runtime) -> tuple[int, int]:
+    with runtime.engine.connect() as connection:
         return tuple(batches.under_way(connection))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 49.0])
-def test_the_slowest_rate_feeds_as_well(process: Process, failed: Callable[..., UUID], rate: float) -> None:
+def test_the_slowest_rate_feeds_as_well(runtime: Runtime, failed: Callable[..., UUID], rate: float) -> None:
     failed("offer-1")
-    batch_id = make_batch(process, rate=rate)
-    with process.engine.begin() as connection:
+    batch_id = make_batch(runtime, rate=rate)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Batch).values(fed_until=now_plus(-1.01 / rate)))
 
-    assert len(feed(process, batch_id)) == 1
+    assert len(feed(runtime, batch_id)) == 1
 
 
-def test_the_time_of_a_feed_is_not_lost_to_the_rate(process: Process, failed: Callable[..., UUID]) -> None:
+def test_the_time_of_a_feed_is_not_lost_to_the_rate(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     for number in range(10):
         failed(f"offer-{number}")
-    batch_id = make_batch(process, rate=100.0)
-    with process.engine.begin() as connection:
+    batch_id = make_batch(runtime, rate=100.0)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Batch).values(fed_until=now_plus(-0.025)))
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         before = connection.execute(select(Batch.fed_until)).scalar_one()
-    fed = len(feed(process, batch_id))
-    with process.engine.connect() as connection:
+    fed = len(feed(runtime, batch_id))
+    with runtime.engine.connect() as connection:
         after = connection.execute(select(Batch.fed_until)).scalar_one()
 
     assert fed >= 2
     assert abs((after - before).total_seconds() - fed / 100.0) < 0.005
 
 
-def test_a_pause_of_another_partner_does_not_keep_a_batch_open(process: Process, failed: Callable[..., UUID]) -> None:
+def test_a_pause_of_another_partner_does_not_keep_a_batch_open(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     confirmation_id = failed("offer-1")
-    batch_id = make_batch(process)
-    feed(process, batch_id, paused=("P-200",))
-    end(process, confirmation_id)
-    feed(process, batch_id, paused=("P-200",))
+    batch_id = make_batch(runtime)
+    feed(runtime, batch_id, paused=("P-200",))
+    end(runtime, confirmation_id)
+    feed(runtime, batch_id, paused=("P-200",))
 
-    assert progress(process, batch_id)["state"] == BatchState.DONE
+    assert progress(runtime, batch_id)["state"] == BatchState.DONE
 
 
-def test_the_scheduler_bounds_batches_with_their_retries(process: Process, failed: Callable[..., UUID]) -> None:
-    process.worker = WorkerSettings(WORKER_CONCURRENCY=8)  # so 4 items of batches at work at most
+def test_the_scheduler_bounds_batches_with_their_retries(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=8)  # so 4 items of batches at work at most
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     for number in range(12):
         failed(f"offer-{number}")
-    batch_id = make_batch(process)
-    scheduler = Scheduler(process)
+    batch_id = make_batch(runtime)
+    scheduler = Scheduler(runtime)
     scheduler.turn()
-    assert under_way(process) == (4, 4)
+    assert under_way(runtime) == (4, 4)
     scheduler.turn()
-    assert under_way(process) == (4, 4)
+    assert under_way(runtime) == (4, 4)
     assert scheduler.interval == FEEDING, "it comes again soon: there is more"
 
     retrying = {"state": State.RETRYING, "dispatched_until": None, "due_at": now_plus(60.0)}
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).where(Confirmation.batch_id == batch_id).values(**retrying))
     scheduler.turn()
-    assert under_way(process) == (8, 4)
-    with process.engine.begin() as connection:
+    assert under_way(runtime) == (8, 4)
+    with runtime.engine.begin() as connection:
         connection.execute(
             update(Confirmation).where(Confirmation.state == State.RETRYING).values(due_at=now_plus(-1.0))
         )
     scheduler.turn()
     scheduler.close()
 
-    assert under_way(process) == (8, 4), "retries that are due wait for room as well"
+    assert under_way(runtime) == (8, 4), "retries that are due wait for room as well"
 
 
-def test_a_worker_with_too_much_to_do_feeds_less(process: Process, failed: Callable[..., UUID]) -> None:
-    process.worker = WorkerSettings(WORKER_CONCURRENCY=20)  # so 10 items of batches at work at most
+def test_a_worker_with_too_much_to_do_feeds_less(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=20)  # so 10 items of batches at work at most
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     for number in range(30):
         failed(f"offer-{number}")
-    make_batch(process)
-    scheduler = Scheduler(process)
+    make_batch(runtime)
+    scheduler = Scheduler(runtime)
 
     scheduler.lag = 1.0
     scheduler.turn()
-    assert under_way(process) == (9, 9)
+    assert under_way(runtime) == (9, 9)
     scheduler.turn()
-    assert under_way(process) == (9, 9), "only 8 may be, so none is fed"
+    assert under_way(runtime) == (9, 9), "only 8 may be, so none is fed"
     scheduler.lag = 0.0
     for _ in range(40):
         scheduler.turn()
     scheduler.close()
 
-    assert under_way(process) == (10, 10)
+    assert under_way(runtime) == (10, 10)
 
 
-def test_a_process_that_starts_knows_of_a_pause_in_all_threads(process: Process) -> None:
+def test_a_process_that_starts_knows_of_a_pause_in_all_threads(runtime: Runtime) -> None:
     """While one thread reads the pauses for the first time, another must not believe that there are none."""
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "maintenance", "tester@here")
     asked = Event()
 
@@ -353,13 +353,13 @@ def test_a_process_that_starts_knows_of_a_pause_in_all_threads(process: Process)
             return self._connection.execute(query)
 
     def hold_slowly() -> bool:
-        with process.engine.connect() as connection:
-            return process.pauses.hold(SlowRead(connection), "P-100")  # type: ignore[arg-type]
+        with runtime.engine.connect() as connection:
+            return runtime.pauses.hold(SlowRead(connection), "P-100")  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(hold_slowly)
-        with process.engine.connect() as connection:
-            holds = process.pauses.hold(connection, "P-100")
+        with runtime.engine.connect() as connection:
+            holds = runtime.pauses.hold(connection, "P-100")
         asked.set()
         assert holds
         assert slow.result()

@@ -19,7 +19,7 @@ from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease
 from tasks.record import RecordedAttempt
 from tests.system import job
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.storage.database import now_plus
@@ -44,14 +44,14 @@ RELAY = {"update outbox": 2, "commit": 2}  # taken, and marked when the broker h
 
 
 @pytest.fixture
-def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Process:
+def runtime(broker_url: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """With RabbitMQ in place of the in-memory broker, in the steady state: token and pauses have been read."""
     monkeypatch.setenv("BROKER_URL", broker_url)
-    lease = confirm.accept_job(body("first"), Delivery(), process)
+    lease = confirm.accept_job(body("first"), Delivery(), runtime)
     assert lease is not None
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
     monkeypatch.setattr("worker.storage.pause_cache.FRESH_FOR", 3600.0)
-    return process
+    return runtime
 
 
 def body(offer: str) -> bytes:
@@ -59,7 +59,7 @@ def body(offer: str) -> bytes:
 
 
 @contextmanager
-def counted(process: Process) -> Iterator[Counter[str]]:
+def counted(runtime: Runtime) -> Iterator[Counter[str]]:
     """Statements by verb and table, each once however many rows it is executed for, and commits."""
     seen: Counter[str] = Counter()
 
@@ -70,78 +70,78 @@ def counted(process: Process) -> Iterator[Counter[str]]:
     def commit(_connection: Any) -> None:
         seen["commit"] += 1
 
-    event.listen(process.engine, "before_cursor_execute", statement)
-    event.listen(process.engine, "commit", commit)
+    event.listen(runtime.engine, "before_cursor_execute", statement)
+    event.listen(runtime.engine, "commit", commit)
     try:
         yield seen
     finally:
-        event.remove(process.engine, "before_cursor_execute", statement)
-        event.remove(process.engine, "commit", commit)
+        event.remove(runtime.engine, "before_cursor_execute", statement)
+        event.remove(runtime.engine, "commit", commit)
 
 
-def new_jobs(process: Process, number: int) -> list[NewJob]:
-    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), process.vault) for at in range(number)]
+def new_jobs(runtime: Runtime, number: int) -> list[NewJob]:
+    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), runtime.vault) for at in range(number)]
 
 
-def leased(process: Process, number: int) -> list[Lease]:
-    leases = [lease for lease in confirm.accept_job_batch(process, new_jobs(process, number)) if lease]
+def leased(runtime: Runtime, number: int) -> list[Lease]:
+    leases = [lease for lease in confirm.accept_job_batch(runtime, new_jobs(runtime, number)) if lease]
     assert len(leases) == number
     return leases
 
 
-def made(process: Process, leases: list[Lease]) -> list[RecordedAttempt]:
-    retry_policy = RetryPolicy.of(process.retry, process.xone_settings)
+def made(runtime: Runtime, leases: list[Lease]) -> list[RecordedAttempt]:
+    retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     return [
-        RecordedAttempt(lease, decide(confirm.ask(lease, retry_policy, process), lease.history, retry_policy, 0.0), 0.1)
+        RecordedAttempt(lease, decide(confirm.ask(lease, retry_policy, runtime), lease.history, retry_policy, 0.0), 0.1)
         for lease in leases
     ]
 
 
-def test_one_confirmation(process: Process, sandbox: Sandbox) -> None:
+def test_one_confirmation(runtime: Runtime, sandbox: Sandbox) -> None:
     before = len(sandbox.calls)
-    with counted(process) as cost:
-        lease = confirm.accept_job(body("offer-1"), Delivery(), process)
+    with counted(runtime) as cost:
+        lease = confirm.accept_job(body("offer-1"), Delivery(), runtime)
         assert lease is not None
-        confirm.attempt(lease, process)
+        confirm.attempt(lease, runtime)
 
     assert cost == Counter(ACCEPT) + Counter(RECORD)
     assert len(sandbox.calls) == before + 1
 
 
 @pytest.mark.parametrize("number", [1, 20])
-def test_twenty_at_once_cost_what_one_does(number: int, process: Process) -> None:
-    with counted(process) as accepting:
-        leases = leased(process, number)
-    outcomes = made(process, leases)
-    with counted(process) as recording:
-        confirm.record_batch(process, outcomes)
+def test_twenty_at_once_cost_what_one_does(number: int, runtime: Runtime) -> None:
+    with counted(runtime) as accepting:
+        leases = leased(runtime, number)
+    outcomes = made(runtime, leases)
+    with counted(runtime) as recording:
+        confirm.record_batch(runtime, outcomes)
 
     assert accepting == ACCEPT
     assert recording == RECORD
 
 
 @pytest.mark.parametrize("number", [1, 20])
-def test_a_retry_is_claimed_by_three_statements(number: int, process: Process) -> None:
-    leases = leased(process, number)
-    with process.engine.begin() as connection:
+def test_a_retry_is_claimed_by_three_statements(number: int, runtime: Runtime) -> None:
+    leases = leased(runtime, number)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
 
-    with counted(process) as cost:
-        again = confirm.lease_due_batch(process, [lease.id for lease in leases])
+    with counted(runtime) as cost:
+        again = confirm.lease_due_batch(runtime, [lease.id for lease in leases])
 
     assert all(again)
     assert cost == CLAIM
 
 
-def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(process: Process) -> None:
-    with closing(Relay(process)) as relay:
+def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(runtime: Runtime) -> None:
+    with closing(Relay(runtime)) as relay:
         while relay.turn():
             pass
-        confirm.record_batch(process, made(process, leased(process, 20)))
+        confirm.record_batch(runtime, made(runtime, leased(runtime, 20)))
         broker_connection = relay._publisher._connection.connection  # type: ignore[union-attr]
         frames_before = broker_connection.bytes_sent  # counts writes, each a method, a header and a body
 
-        with counted(process) as cost:
+        with counted(runtime) as cost:
             assert relay.turn()
 
         assert cost == RELAY

@@ -20,7 +20,7 @@ from tests.system import job
 from worker import errors
 from worker.messaging import broker, topology
 from worker.observability import logs
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.outbox_relay import Relay
 from worker.settings import LogSettings
 from worker.storage.database import now_plus, seconds_since
@@ -70,16 +70,16 @@ def log(logging_restored: None) -> io.StringIO:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_defect_is_told_without_what_it_was_at_work_on(
-    step: str, process: Process, sentry: Capturing, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    step: str, runtime: Runtime, sentry: Capturing, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runtime._current", process)
+    monkeypatch.setattr("worker.runtime._current", runtime)
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     monkeypatch.setattr(STEPS[step], fail)
 
     take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
     if step == "relay":
-        Relay(process)._guarded_turn()
+        Relay(runtime)._guarded_turn()
 
     assert len(sentry.sent) == 1
     assert MARK not in sentry.sent[0].decode()
@@ -89,19 +89,19 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
 
 
 def test_what_no_key_opens_waits_and_is_not_claimed(
-    process: Process, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not the oldest that is due for ever, before all others."""
-    monkeypatch.setattr("worker.runtime._current", process)
-    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), process)
+    monkeypatch.setattr("worker.runtime._current", runtime)
+    lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), runtime)
     assert lease is not None
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
-    process.vault = Vault([Fernet.generate_key().decode()])
+    runtime.vault = Vault([Fernet.generate_key().decode()])
 
     celery_tasks.resume.run(str(lease.id).encode())
 
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         waits = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
         attempts = connection.execute(select(Confirmation.attempts)).scalar_one()
     assert waits > 200
@@ -109,9 +109,9 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
     assert "SealError" in sentry.sent[0].decode()
 
 
-def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:
+def test_neither_repr_nor_str_shows_a_person(runtime: Runtime) -> None:
     body = json.dumps(job("offer-1", **MARKED)).encode()
-    lease = confirm.accept_job(body, Delivery(), process)
+    lease = confirm.accept_job(body, Delivery(), runtime)
     booking = Booking.model_validate(
         {"id": "INS-1", "offer_id": "offer-1", "security_token": MARK, "policyholder": MARKED["policyholder"]}
     )
@@ -120,5 +120,5 @@ def test_neither_repr_nor_str_shows_a_person(process: Process) -> None:
     with pytest.raises(JobRejected) as rejected:
         read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
 
-    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, process.vault, *told):
+    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, runtime.vault, *told):
         assert MARK not in f"{it!r} {it!s}", type(it)

@@ -17,7 +17,7 @@ from tasks.operations import batches, event_replay, failures, lookup
 from tasks.privacy import purge
 from tests.system import job
 from worker.doctor import work
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
 from worker.settings import VaultSettings, read
@@ -31,25 +31,25 @@ Statements = dict[str, Any]
 
 
 @pytest.fixture
-def process(process: Process) -> Process:
-    seed(process.engine, SEEDED)
-    return process
+def runtime(runtime: Runtime) -> Runtime:
+    seed(runtime.engine, SEEDED)
+    return runtime
 
 
 @contextmanager
-def seen(process: Process) -> Iterator[Statements]:
+def seen(runtime: Runtime) -> Iterator[Statements]:
     """Each statement with parameters that it was executed with."""
     found: Statements = {}
 
     def keep(_connection: Any, _cursor: Any, text: str, parameters: Any, _context: Any, executemany: bool) -> None:
         found[text] = parameters[0] if executemany else parameters
 
-    event.listen(process.engine, "before_cursor_execute", keep)
+    event.listen(runtime.engine, "before_cursor_execute", keep)
     yield found
-    event.remove(process.engine, "before_cursor_execute", keep)
+    event.remove(runtime.engine, "before_cursor_execute", keep)
 
 
-def read_through(process: Process, statements: Statements) -> set[tuple[str, str]]:
+def read_through(runtime: Runtime, statements: Statements) -> set[tuple[str, str]]:
     """The tables that grow and are read from end to end, each with the statement that does it."""
 
     def tables(node: dict[str, Any]) -> Iterator[str]:
@@ -59,7 +59,7 @@ def read_through(process: Process, statements: Statements) -> set[tuple[str, str
             yield from tables(child)
 
     found = set()
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         for text, parameters in statements.items():
             (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", parameters).one()
             root = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
@@ -68,40 +68,40 @@ def read_through(process: Process, statements: Statements) -> set[tuple[str, str
     return found
 
 
-def confirm_one(process: Process, offer: str) -> None:
-    lease = confirm.accept_job(json.dumps(job(offer, partner_id="P-1")).encode(), Delivery(), process)
+def confirm_one(runtime: Runtime, offer: str) -> None:
+    lease = confirm.accept_job(json.dumps(job(offer, partner_id="P-1")).encode(), Delivery(), runtime)
     assert lease is not None
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
 
 
-def test_the_way_of_a_job(process: Process) -> None:
-    with seen(process) as statements:
-        confirm_one(process, "new-1")
-        confirm_one(process, "new-2~http-500~1")
-        with process.engine.begin() as connection:
+def test_the_way_of_a_job(runtime: Runtime) -> None:
+    with seen(runtime) as statements:
+        confirm_one(runtime, "new-1")
+        confirm_one(runtime, "new-2~http-500~1")
+        with runtime.engine.begin() as connection:
             connection.execute(update(Confirmation).where(Confirmation.state == "retrying").values(due_at=now_plus(-1)))
             waiting = connection.execute(update(Confirmation).where(Confirmation.offer_id == "new-2~http-500~1").values(
                 crashes=0).returning(Confirmation.id)).scalar_one()  # fmt: skip
         for text in list(statements):
             if text.startswith("UPDATE confirmations SET due_at") or "SET crashes" in text:
                 del statements[text]  # this test's own
-        Scheduler(process).turn()
-        lease = confirm.lease_due(waiting, process)
+        Scheduler(runtime).turn()
+        lease = confirm.lease_due(waiting, runtime)
         assert lease is not None
-        confirm.attempt(lease, process)
-        confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), process)  # the same again
-        relay = Relay(process)
+        confirm.attempt(lease, runtime)
+        confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), runtime)  # the same again
+        relay = Relay(runtime)
         while relay.turn():
             pass
 
     assert len(statements) > 15
-    assert not read_through(process, statements)
+    assert not read_through(runtime, statements)
 
 
-def test_what_operators_ask(process: Process) -> None:
+def test_what_operators_ask(runtime: Runtime) -> None:
     since = datetime.now(UTC) - timedelta(days=1)
     chosen = failures.Selection(code="http-503", since=since - timedelta(days=400), limit=50)
-    with seen(process) as statements, process.engine.begin() as connection:
+    with seen(runtime) as statements, runtime.engine.begin() as connection:
         failures.groups(connection, failures.Selection())
         failures.groups(connection, chosen)
         ids = [row.id for row in failures.match(connection, chosen).rows]
@@ -111,21 +111,21 @@ def test_what_operators_ask(process: Process) -> None:
         assert len(fed) == 20
         batches.under_way(connection)
         batches.overview(connection, batch)
-        assert lookup.find(process.engine, "seeded-7")
-        assert lookup.find(process.engine, "SO-8")
+        assert lookup.find(runtime.engine, "seeded-7")
+        assert lookup.find(runtime.engine, "SO-8")
         assert (
-            list(event_replay.pages(process.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
+            list(event_replay.pages(runtime.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
             == []
         )
-        purge.of_person(connection, process.vault, "ada@example.com")
+        purge.of_person(connection, runtime.vault, "ada@example.com")
         assert purge.purge(connection, since - timedelta(days=3), 10) == 10
 
     assert len(statements) > 15
-    assert not read_through(process, statements)
+    assert not read_through(runtime, statements)
 
 
-def test_what_the_doctor_looks_at(process: Process) -> None:
-    with process.engine.begin() as connection:
+def test_what_the_doctor_looks_at(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
         late = select(Confirmation.id).where(Confirmation.state == "confirmed").limit(5)
         connection.execute(
             update(Confirmation).where(Confirmation.id.in_(late)).values(state="retrying", due_at=now_plus(-600))
@@ -134,9 +134,9 @@ def test_what_the_doctor_looks_at(process: Process) -> None:
         connection.execute(
             update(OutboxEvent).where(OutboxEvent.id.in_(unsent)).values(published_at=None, created_at=now_plus(-600))
         )
-    with seen(process) as statements, process.engine.connect() as connection:
+    with seen(runtime) as statements, runtime.engine.connect() as connection:
         found = {one.check: one.level for one in work.look(connection, read(VaultSettings))}
 
     assert (found["due"], found["outbox"]) == ("warning", "warning")
     assert len(statements) > 8
-    assert not read_through(process, statements)
+    assert not read_through(runtime, statements)

@@ -15,17 +15,17 @@ from models.states import State
 from models.tables import Confirmation, OutboxEvent
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.outbox_relay import BATCH, Relay
 from worker.services.scheduler import Scheduler
 from worker.storage.database import now, now_plus
 
 
 @pytest.fixture
-def process(broker_url: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Process:
+def runtime(broker_url: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """With RabbitMQ in place of the in-memory broker."""
     monkeypatch.setenv("BROKER_URL", broker_url)
-    return process
+    return runtime
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def connection(broker_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def confirmation(process: Process, partner_id: str = "P-100", **values: object) -> UUID:
+def confirmation(runtime: Runtime, partner_id: str = "P-100", **values: object) -> UUID:
     confirmation_id = uuid4()
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(
             insert(Confirmation).values(
                 id=confirmation_id,
@@ -54,9 +54,9 @@ def confirmation(process: Process, partner_id: str = "P-100", **values: object) 
     return confirmation_id
 
 
-def write(process: Process, confirmation_id: UUID, sequence: int, event_type: str = "booking.confirmed") -> None:
+def write(runtime: Runtime, confirmation_id: UUID, sequence: int, event_type: str = "booking.confirmed") -> None:
     event_id = uuid4()
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(
             insert(OutboxEvent).values(
                 id=event_id,
@@ -71,8 +71,8 @@ def write(process: Process, confirmation_id: UUID, sequence: int, event_type: st
         )
 
 
-def published(process: Process) -> int:
-    with process.engine.connect() as connection:
+def published(runtime: Runtime) -> int:
+    with runtime.engine.connect() as connection:
         return len(connection.execute(select(OutboxEvent.id).where(OutboxEvent.published_at.is_not(None))).all())
 
 
@@ -89,12 +89,12 @@ def received(connection: Connection, queue: str = "test.events") -> list[dict[st
     return messages
 
 
-def test_events_of_one_confirmation_keep_their_order(process: Process, connection: Connection) -> None:
-    for confirmation_id in [confirmation(process) for _ in range(5)]:
+def test_events_of_one_confirmation_keep_their_order(runtime: Runtime, connection: Connection) -> None:
+    for confirmation_id in [confirmation(runtime) for _ in range(5)]:
         for sequence in (3, 1, 2):
-            write(process, confirmation_id, sequence)
+            write(runtime, confirmation_id, sequence)
 
-    Relay(process).flush()
+    Relay(runtime).flush()
 
     events = received(connection)
     assert len(events) == 15
@@ -102,75 +102,75 @@ def test_events_of_one_confirmation_keep_their_order(process: Process, connectio
         assert [event["sequence"] for event in events if event["of"] == of] == [1, 2, 3]
 
 
-def test_two_relays_side_by_side_publish_each_once(process: Process, connection: Connection) -> None:
-    for confirmation_id in [confirmation(process) for _ in range(300)]:
-        write(process, confirmation_id, 1)
+def test_two_relays_side_by_side_publish_each_once(runtime: Runtime, connection: Connection) -> None:
+    for confirmation_id in [confirmation(runtime) for _ in range(300)]:
+        write(runtime, confirmation_id, 1)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda relay: relay.flush(), [Relay(process), Relay(process)]))
+        list(pool.map(lambda relay: relay.flush(), [Relay(runtime), Relay(runtime)]))
 
     events = received(connection)
     assert len(events) == len({event["id"] for event in events}) == 300
-    assert published(process) == 300
+    assert published(runtime) == 300
 
 
-def test_a_worker_that_ends_does_not_publish_without_end(process: Process, connection: Connection) -> None:
-    for confirmation_id in [confirmation(process) for _ in range(BATCH + 1)]:
-        write(process, confirmation_id, 1)
+def test_a_worker_that_ends_does_not_publish_without_end(runtime: Runtime, connection: Connection) -> None:
+    for confirmation_id in [confirmation(runtime) for _ in range(BATCH + 1)]:
+        write(runtime, confirmation_id, 1)
 
-    Relay(process).flush(seconds=0.0)
+    Relay(runtime).flush(seconds=0.0)
 
-    assert published(process) == BATCH
+    assert published(runtime) == BATCH
 
 
-def test_an_event_that_is_refused_does_not_block_the_others(process: Process, connection: Connection) -> None:
+def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, connection: Connection) -> None:
     channel = connection.channel()
     limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
     channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
     channel.queue_bind("full", "booking-events", "booking.pending")
-    blocked, free = confirmation(process), confirmation(process)
-    write(process, blocked, 1, "booking.pending")
-    write(process, blocked, 2)
-    write(process, free, 1)
+    blocked, free = confirmation(runtime), confirmation(runtime)
+    write(runtime, blocked, 1, "booking.pending")
+    write(runtime, blocked, 2)
+    write(runtime, free, 1)
 
-    Relay(process).flush()
+    Relay(runtime).flush()
 
     assert [event["of"] for event in received(connection) if event["of"] == str(free)] == [str(free)]
-    assert published(process) == 1
+    assert published(runtime) == 1
 
 
-def test_a_broker_that_is_away_loses_nothing(process: Process, connection: Connection) -> None:
-    write(process, confirmation(process), 1)
-    relay = Relay(process)
+def test_a_broker_that_is_away_loses_nothing(runtime: Runtime, connection: Connection) -> None:
+    write(runtime, confirmation(runtime), 1)
+    relay = Relay(runtime)
     relay._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
     with pytest.raises(OSError):  # noqa: PT011
         relay.turn()
 
-    Relay(process).flush()
+    Relay(runtime).flush()
 
     assert len(received(connection)) == 1
 
 
-def test_a_relay_that_died_is_followed_by_another(process: Process, connection: Connection) -> None:
-    write(process, confirmation(process), 1)
-    assert len(Relay(process)._take()) == 1, "it dies here"
-    Relay(process).flush()
+def test_a_relay_that_died_is_followed_by_another(runtime: Runtime, connection: Connection) -> None:
+    write(runtime, confirmation(runtime), 1)
+    assert len(Relay(runtime)._take()) == 1, "it dies here"
+    Relay(runtime).flush()
     assert received(connection) == [], "its claim holds"
 
-    with process.engine.begin() as database:
+    with runtime.engine.begin() as database:
         database.execute(update(OutboxEvent).values(claimed_until=now_plus(-1.0)))
-    Relay(process).flush()
+    Relay(runtime).flush()
 
     assert len(received(connection)) == 1
 
 
-def test_schedulers_side_by_side_send_each_due_confirmation_once(process: Process, connection: Connection) -> None:
-    due = {str(confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))) for _ in range(50)}
-    confirmation(process, state=State.RETRYING, due_at=now_plus(60.0))
-    confirmation(process, state=State.FAILED)
+def test_schedulers_side_by_side_send_each_due_confirmation_once(runtime: Runtime, connection: Connection) -> None:
+    due = {str(confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))) for _ in range(50)}
+    confirmation(runtime, state=State.RETRYING, due_at=now_plus(60.0))
+    confirmation(runtime, state=State.FAILED)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one_turn, [Scheduler(process), Scheduler(process)]))
+        list(pool.map(one_turn, [Scheduler(runtime), Scheduler(runtime)]))
 
     channel = connection.channel()
     sent = []
@@ -179,55 +179,58 @@ def test_schedulers_side_by_side_send_each_due_confirmation_once(process: Proces
     assert sorted(sent) == sorted(due)
 
 
-def test_the_scheduler_keeps_a_bounded_number_under_way(process: Process, connection: Connection) -> None:
+def test_the_scheduler_keeps_a_bounded_number_under_way(runtime: Runtime, connection: Connection) -> None:
     for _ in range(200):
-        confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
-    scheduler = Scheduler(process)
+        confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
+    scheduler = Scheduler(runtime)
     for _ in range(3):
         one_turn(scheduler)
 
     channel = connection.channel()
-    assert channel.queue_declare(topology.RESUME, passive=True).message_count == 2 * process.worker.WORKER_CONCURRENCY
+    assert (
+        channel.queue_declare(topology.RESUME, passive=True).message_count
+        == 2 * runtime.worker_settings.WORKER_CONCURRENCY
+    )
 
 
-def test_a_partner_with_few_does_not_wait_for_one_with_many(process: Process, connection: Connection) -> None:
+def test_a_partner_with_few_does_not_wait_for_one_with_many(runtime: Runtime, connection: Connection) -> None:
     for _ in range(150):
-        confirmation(process, "P-many", state=State.RETRYING, due_at=now_plus(-60.0))
-    few = {confirmation(process, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
+        confirmation(runtime, "P-many", state=State.RETRYING, due_at=now_plus(-60.0))
+    few = {confirmation(runtime, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
 
-    one_turn(Scheduler(process))
+    one_turn(Scheduler(runtime))
 
-    with process.engine.connect() as database:
+    with runtime.engine.connect() as database:
         sent = database.execute(select(Confirmation.id).where(Confirmation.dispatched_until.is_not(None))).scalars()
         assert few < set(sent)
 
 
 @pytest.mark.parametrize("gate_is", ["slow", "probing"])
 def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
-    process: Process, connection: Connection, gate_is: str
+    runtime: Runtime, connection: Connection, gate_is: str
 ) -> None:
     for _ in range(5):
-        confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
-    circuit_breaker = process.xone.circuit_breaker
+        confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
+    circuit_breaker = runtime.xone.circuit_breaker
     with contextlib.suppress(BadCredentials), circuit_breaker.guard():
         raise BadCredentials("credentials", "test", 401)
     if gate_is == "probing":
         circuit_breaker._probe_at = 0.0
 
-    one_turn(Scheduler(process))
+    one_turn(Scheduler(runtime))
 
     channel = connection.channel()
     sent = channel.queue_declare(topology.RESUME, passive=True).message_count
     assert sent == (1 if gate_is == "probing" else 0)
 
 
-def test_a_scheduler_without_its_broker_leaves_nothing_marked(process: Process, connection: Connection) -> None:
-    confirmation(process, state=State.RETRYING, due_at=now_plus(-1.0))
-    scheduler = Scheduler(process)
+def test_a_scheduler_without_its_broker_leaves_nothing_marked(runtime: Runtime, connection: Connection) -> None:
+    confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
+    scheduler = Scheduler(runtime)
     scheduler._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
 
     with pytest.raises(OSError):  # noqa: PT011
         one_turn(scheduler)
 
-    with process.engine.connect() as database:
+    with runtime.engine.connect() as database:
         assert database.execute(select(Confirmation.dispatched_until)).scalar_one() is None

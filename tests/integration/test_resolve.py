@@ -20,7 +20,7 @@ from tasks.operations.failures import Selection
 from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
 from tests.system import job
 from worker.errors import ResolveError
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 
@@ -39,56 +39,56 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def accepted(process: Process, offer_id: str = OFFER) -> Lease:
-    lease = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), process)
+def accepted(runtime: Runtime, offer_id: str = OFFER) -> Lease:
+    lease = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), runtime)
     assert lease is not None
     return lease
 
 
 @pytest.fixture
-def in_review(process: Process, sandbox: Sandbox) -> Process:
+def in_review(runtime: Runtime, sandbox: Sandbox) -> Runtime:
     """A process whose database has one confirmation, in needs_review after two attempts."""
     sandbox.bookings_mode = "forbidden"
-    lease = accepted(process)
-    confirm.attempt(lease, process)
-    with process.engine.begin() as connection:
+    lease = accepted(runtime)
+    confirm.attempt(lease, runtime)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
-    again = confirm.lease_due(lease.id, process)
+    again = confirm.lease_due(lease.id, runtime)
     assert again is not None
-    confirm.attempt(again, process)
-    assert only(process, Confirmation).state == State.NEEDS_REVIEW
-    return process
+    confirm.attempt(again, runtime)
+    assert only(runtime, Confirmation).state == State.NEEDS_REVIEW
+    return runtime
 
 
-def rows(process: Process, table: Any) -> list[Row[Any]]:
-    with process.engine.connect() as connection:
+def rows(runtime: Runtime, table: Any) -> list[Row[Any]]:
+    with runtime.engine.connect() as connection:
         return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
 
 
-def only(process: Process, table: Any) -> Row[Any]:
-    (row,) = rows(process, table)
+def only(runtime: Runtime, table: Any) -> Row[Any]:
+    (row,) = rows(runtime, table)
     return row
 
 
-def to_booked(process: Process, answer: dict[str, Any] = ANSWER, with_links: bool = False) -> Resolved:
+def to_booked(runtime: Runtime, answer: dict[str, Any] = ANSWER, with_links: bool = False) -> Resolved:
     booking = XoneBooking.model_validate(answer)
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         return resolve_booked(
-            connection, process.vault, "P-100", booking, STATUSES, with_links, "ann@here", "seen in XONE"
+            connection, runtime.vault, "P-100", booking, STATUSES, with_links, "ann@here", "seen in XONE"
         )
 
 
-def to_failed(process: Process, why: str = "XONE has none", offer_id: str = OFFER) -> Resolved:
-    with process.engine.begin() as connection:
+def to_failed(runtime: Runtime, why: str = "XONE has none", offer_id: str = OFFER) -> Resolved:
+    with runtime.engine.begin() as connection:
         return resolve_failed(connection, "P-100", offer_id, why, "ann@here", None)
 
 
-def last_event(process: Process) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(max(rows(process, OutboxEvent), key=lambda row: row.sequence).payload)
+def last_event(runtime: Runtime) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(max(rows(runtime, OutboxEvent), key=lambda row: row.sequence).payload)
     return content
 
 
-def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Process) -> None:
+def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Runtime) -> None:
     done = to_booked(in_review)
 
     confirmation, booking = only(in_review, Confirmation), only(in_review, Booking)
@@ -109,14 +109,14 @@ def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Process)
     assert "coi" not in event["data"]["booking"]
 
 
-def test_by_status_it_is_pending_and_links_go_only_where_asked(in_review: Process) -> None:
+def test_by_status_it_is_pending_and_links_go_only_where_asked(in_review: Runtime) -> None:
     done = to_booked(in_review, {**ANSWER, "status": "in_progress"}, with_links=True)
 
     assert (done.state, done.event_type) == (State.PENDING, "booking.pending")
     assert last_event(in_review)["data"]["booking"]["coi"]["url"] == "https://coi.example/1"
 
 
-def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Process) -> None:
+def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Runtime) -> None:
     done = to_failed(in_review, "XONE has none, ticket 7")
 
     confirmation = only(in_review, Confirmation)
@@ -130,7 +130,7 @@ def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Process) -> No
     assert rows(in_review, Booking) == []
 
 
-def test_who_and_why_stand_in_the_audit(in_review: Process) -> None:
+def test_who_and_why_stand_in_the_audit(in_review: Runtime) -> None:
     to_booked(in_review)
 
     entry = only(in_review, AuditEntry)
@@ -138,13 +138,13 @@ def test_who_and_why_stand_in_the_audit(in_review: Process) -> None:
     assert entry.details == {"partner": "P-100", "offer": OFFER, "state": "confirmed", "booking": "INS-1"}
 
 
-def test_the_audit_of_a_failure_has_the_text_for_consumers_as_its_reason(in_review: Process) -> None:
+def test_the_audit_of_a_failure_has_the_text_for_consumers_as_its_reason(in_review: Runtime) -> None:
     to_failed(in_review)
 
     assert only(in_review, AuditEntry).reason == "XONE has none"
 
 
-def test_only_needs_review_can_be_resolved(in_review: Process) -> None:
+def test_only_needs_review_can_be_resolved(in_review: Runtime) -> None:
     to_booked(in_review)
 
     with pytest.raises(ResolveError, match="is confirmed, not needs_review"):
@@ -159,11 +159,11 @@ def test_only_needs_review_can_be_resolved(in_review: Process) -> None:
     assert len(rows(in_review, OutboxEvent)) == 2
 
 
-def test_two_persons_at_once_resolve_once(in_review: Process) -> None:
-    together = Barrier(4)
+def test_two_persons_at_once_resolve_once(in_review: Runtime) -> None:
+    commit_in_group = Barrier(4)
 
-    def answer(do: Callable[[Process], Resolved]) -> str:
-        together.wait(10)
+    def answer(do: Callable[[Runtime], Resolved]) -> str:
+        commit_in_group.wait(10)
         try:
             return do(in_review).state
         except ResolveError:
@@ -177,7 +177,7 @@ def test_two_persons_at_once_resolve_once(in_review: Process) -> None:
     assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2]
 
 
-def test_a_batch_that_it_waits_in_skips_it(in_review: Process) -> None:
+def test_a_batch_that_it_waits_in_skips_it(in_review: Runtime) -> None:
     """Also where it was resolved to the state that the batch takes up."""
     confirmation_id = only(in_review, Confirmation).id
     with in_review.engine.begin() as connection:
@@ -199,7 +199,7 @@ def test_a_batch_that_it_waits_in_skips_it(in_review: Process) -> None:
     assert only(in_review, Confirmation).state == State.FAILED
 
 
-def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Process) -> None:
+def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Runtime) -> None:
     confirmation_id = only(in_review, Confirmation).id
     with in_review.engine.begin() as connection:
         batch_id = batches.create(connection, [confirmation_id], Selection(include_needs_review=True), None, "b", None)
@@ -212,7 +212,7 @@ def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Process) -> None:
     assert only(in_review, BatchItem).ended_at is None
 
 
-def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Process, sandbox: Sandbox) -> None:
+def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Runtime, sandbox: Sandbox) -> None:
     """A person can err: the booking that XONE has is found and stored."""
     to_failed(in_review)
     sandbox.bookings_mode = "on"

@@ -37,7 +37,7 @@ from tests.integration.test_confirmation import accepted, body_of, only, rows, r
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
 from worker.errors import SealError, Unknown
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.retention import Retention
 from worker.settings import VaultSettings, read
@@ -52,33 +52,33 @@ INSURED = [{"id": "q", "insured": [{"first_name": "Grace", "email": GRACE}, {"em
 
 
 @pytest.fixture
-def new_vault(process: Process) -> Vault:
+def new_vault(runtime: Runtime) -> Vault:
     """With a new key before those of the process."""
     return Vault([Fernet.generate_key().decode(), *read(VaultSettings).keys])
 
 
-def rekeyed(process: Process, vault: Vault, step: int = 2) -> Rekeyed:
-    return sum(rekey.rekey(process.engine, vault, step), Rekeyed())
+def rekeyed(runtime: Runtime, vault: Vault, step: int = 2) -> Rekeyed:
+    return sum(rekey.rekey(runtime.engine, vault, step), Rekeyed())
 
 
-def found(process: Process, vault: Vault, email: str) -> set[str]:
-    with process.engine.connect() as connection:
+def found(runtime: Runtime, vault: Vault, email: str) -> set[str]:
+    with runtime.engine.connect() as connection:
         return {row.offer_id for row in purge.of_person(connection, vault, email)}
 
 
-def publish_events(process: Process) -> None:
-    with process.engine.begin() as connection:
+def publish_events(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
         connection.execute(update(OutboxEvent).values(published_at=now()))
 
 
-def purged(process: Process, before: datetime = TO_COME) -> int:
-    with process.engine.begin() as connection:
+def purged(runtime: Runtime, before: datetime = TO_COME) -> int:
+    with runtime.engine.begin() as connection:
         return purge.purge(connection, before)
 
 
-def sealed(process: Process) -> list[bytes]:
+def sealed(runtime: Runtime) -> list[bytes]:
     """All sealed values there are."""
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         return [
             bytes(value)
             for columns in SEALED.values()
@@ -87,10 +87,10 @@ def sealed(process: Process) -> list[bytes]:
         ]
 
 
-def business(process: Process) -> list[Any]:
+def business(runtime: Runtime) -> list[Any]:
     """All that is not personal."""
     personal = {"email_hash", "purged_at"}
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         return [
             row
             for table in Base.metadata.sorted_tables
@@ -103,196 +103,196 @@ def business(process: Process) -> list[Any]:
         ]
 
 
-def open_all(process: Process, vault: Vault, confirmation_id: UUID) -> None:
+def open_all(runtime: Runtime, vault: Vault, confirmation_id: UUID) -> None:
     for column in ("security_token", "coi_url", "coi_pdf", "account_url", "fnol_link", "sign_up_url", "rest"):
-        vault.open(confirmation_id, column, only(process, Booking)._mapping[f"sealed_{column}"])
-    vault.open(confirmation_id, "person", only(process, Policyholder).sealed_person)
-    vault.open(confirmation_id, "body", only(process, Confirmation).sealed_body)
-    vault.open(confirmation_id, "answer 1", rows(process, Attempt)[0].sealed_answer)
+        vault.open(confirmation_id, column, only(runtime, Booking)._mapping[f"sealed_{column}"])
+    vault.open(confirmation_id, "person", only(runtime, Policyholder).sealed_person)
+    vault.open(confirmation_id, "body", only(runtime, Confirmation).sealed_body)
+    vault.open(confirmation_id, "answer 1", rows(runtime, Attempt)[0].sealed_answer)
 
 
-def booked_with(process: Process, lease: Lease, email: str | None) -> None:
+def booked_with(runtime: Runtime, lease: Lease, email: str | None) -> None:
     """XONE's answer comes with this e-mail."""
     answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
-    with process.engine.begin() as connection:
-        record(connection, process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
+    with runtime.engine.begin() as connection:
+        record(connection, runtime.vault, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
-def failed_late(process: Process, lease: Lease) -> None:
+def failed_late(runtime: Runtime, lease: Lease) -> None:
     decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), lease.history, RetryPolicy(), 0.0)
-    with process.engine.begin() as connection:
-        record(connection, process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
+    with runtime.engine.begin() as connection:
+        record(connection, runtime.vault, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
-def stop_calls(process: Process) -> None:
-    with process.engine.begin() as connection:
+def stop_calls(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "a test", "tester@here")
-    process.pauses = Pauses()  # it looks again
+    runtime.pauses = Pauses()  # it looks again
 
 
 # --- finding a person ---
 
 
-def test_a_person_is_found_by_the_emails_of_job_and_booking(process: Process) -> None:
-    booked_with(process, accepted(process, "a", quotes=INSURED), OTHER)
-    booked_with(process, accepted(process, "b"), "ADA@example.com ")
-    booked_with(process, accepted(process, "c"), None)
+def test_a_person_is_found_by_the_emails_of_job_and_booking(runtime: Runtime) -> None:
+    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+    booked_with(runtime, accepted(runtime, "b"), "ADA@example.com ")
+    booked_with(runtime, accepted(runtime, "c"), None)
 
-    assert found(process, process.vault, " Ada@Example.com") == {"a", "b", "c"}
-    assert found(process, process.vault, GRACE) == {"a"}
-    assert found(process, process.vault, OTHER) == {"a"}
-    assert found(process, process.vault, "nobody@example.com") == set()
-    assert len(rows(process, FurtherEmail)) == 2, "one e-mail that all agree on costs no row"
-
-
-def test_a_corrected_job_is_found_by_its_own_emails_only(process: Process) -> None:
-    run(process, "a~http-422~1", quotes=INSURED)
-    assert rows(process, Attempt)[0].sealed_answer is not None
-
-    accepted(process, "a~http-422~1", quotes=[{"id": "q", "insured": [{"email": OTHER}]}])
-
-    assert found(process, process.vault, OTHER) == found(process, process.vault, ADA) == {"a~http-422~1"}
-    assert found(process, process.vault, GRACE) == set()
-    assert rows(process, Attempt)[0].sealed_answer is None, "it answered what is gone"
+    assert found(runtime, runtime.vault, " Ada@Example.com") == {"a", "b", "c"}
+    assert found(runtime, runtime.vault, GRACE) == {"a"}
+    assert found(runtime, runtime.vault, OTHER) == {"a"}
+    assert found(runtime, runtime.vault, "nobody@example.com") == set()
+    assert len(rows(runtime, FurtherEmail)) == 2, "one e-mail that all agree on costs no row"
 
 
-def test_a_job_that_waits_is_found_too(process: Process) -> None:
-    stop_calls(process)
+def test_a_corrected_job_is_found_by_its_own_emails_only(runtime: Runtime) -> None:
+    run(runtime, "a~http-422~1", quotes=INSURED)
+    assert rows(runtime, Attempt)[0].sealed_answer is not None
 
-    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), process) is None
+    accepted(runtime, "a~http-422~1", quotes=[{"id": "q", "insured": [{"email": OTHER}]}])
 
-    assert found(process, process.vault, ADA) == found(process, process.vault, GRACE) == {"a"}
+    assert found(runtime, runtime.vault, OTHER) == found(runtime, runtime.vault, ADA) == {"a~http-422~1"}
+    assert found(runtime, runtime.vault, GRACE) == set()
+    assert rows(runtime, Attempt)[0].sealed_answer is None, "it answered what is gone"
+
+
+def test_a_job_that_waits_is_found_too(runtime: Runtime) -> None:
+    stop_calls(runtime)
+
+    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None
+
+    assert found(runtime, runtime.vault, ADA) == found(runtime, runtime.vault, GRACE) == {"a"}
 
 
 # --- rekey ---
 
 
-def test_all_that_is_sealed_opens_with_the_new_key_alone(process: Process, new_vault: Vault) -> None:
-    run(process, "a~html~1")
-    resume(process)
-    accepted(process, "b")
-    accepted(process, "c")
-    before, facts = len(sealed(process)), business(process)
+def test_all_that_is_sealed_opens_with_the_new_key_alone(runtime: Runtime, new_vault: Vault) -> None:
+    run(runtime, "a~html~1")
+    resume(runtime)
+    accepted(runtime, "b")
+    accepted(runtime, "c")
+    before, facts = len(sealed(runtime)), business(runtime)
 
-    done = rekeyed(process, new_vault)
+    done = rekeyed(runtime, new_vault)
 
     assert (done.confirmations, done.values, done.resealed, done.indexed) == (3, before, before, 3)
     assert done.unreadable == []
-    assert all(new_vault.is_current(value) for value in sealed(process))
-    assert business(process) == facts
-    again = rekeyed(process, new_vault)
+    assert all(new_vault.is_current(value) for value in sealed(runtime))
+    assert business(runtime) == facts
+    again = rekeyed(runtime, new_vault)
     assert (again.values, again.resealed, again.indexed) == (before, 0, 0)
 
 
-def resume(process: Process) -> None:
-    with process.engine.begin() as connection:
+def resume(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
         its_id = connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)).returning(Confirmation.id))
         held_id = its_id.scalar_one()
-    lease = confirm.lease_due(held_id, process)
+    lease = confirm.lease_due(held_id, runtime)
     assert lease is not None
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
 
 
-def test_each_value_stays_bound_to_its_place(process: Process, new_vault: Vault) -> None:
-    run(process, "a~html~1")
-    resume(process)
-    rekeyed(process, new_vault)
+def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_vault: Vault) -> None:
+    run(runtime, "a~html~1")
+    resume(runtime)
+    rekeyed(runtime, new_vault)
 
-    open_all(process, new_vault, only(process, Confirmation).id)
+    open_all(runtime, new_vault, only(runtime, Confirmation).id)
 
 
-def test_persons_are_found_under_either_key_and_after_it_under_the_new_one(process: Process, new_vault: Vault) -> None:
-    booked_with(process, accepted(process, "a", quotes=INSURED), OTHER)
-    process.vault, old = new_vault, process.vault
-    booked_with(process, accepted(process, "b"), ADA)
+def test_persons_are_found_under_either_key_and_after_it_under_the_new_one(runtime: Runtime, new_vault: Vault) -> None:
+    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+    runtime.vault, old = new_vault, runtime.vault
+    booked_with(runtime, accepted(runtime, "b"), ADA)
 
-    assert found(process, new_vault, ADA) == {"a", "b"}
-    assert found(process, old, ADA) == {"a"}
-    rekeyed(process, new_vault)
+    assert found(runtime, new_vault, ADA) == {"a", "b"}
+    assert found(runtime, old, ADA) == {"a"}
+    rekeyed(runtime, new_vault)
 
     for email in (ADA, GRACE, OTHER):
-        assert "a" in found(process, new_vault, email)
-        assert found(process, old, email) == set()
+        assert "a" in found(runtime, new_vault, email)
+        assert found(runtime, old, email) == set()
 
 
-def test_what_an_earlier_version_stored_is_found_after_a_rekey(process: Process) -> None:
-    booked_with(process, accepted(process, "a", quotes=INSURED), OTHER)
-    with process.engine.begin() as connection:
+def test_what_an_earlier_version_stored_is_found_after_a_rekey(runtime: Runtime) -> None:
+    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(email_hash=None))
         connection.execute(delete(FurtherEmail))
         assert email_index.count_unsearched(connection) == 1
 
-    done = rekeyed(process, process.vault)
+    done = rekeyed(runtime, runtime.vault)
 
     assert (done.resealed, done.indexed) == (0, 1)
-    assert {email for email in (ADA, GRACE, OTHER) if found(process, process.vault, email)} == {ADA, GRACE, OTHER}
-    with process.engine.connect() as connection:
+    assert {email for email in (ADA, GRACE, OTHER) if found(runtime, runtime.vault, email)} == {ADA, GRACE, OTHER}
+    with runtime.engine.connect() as connection:
         assert email_index.count_unsearched(connection) == 0
 
 
-def test_what_no_key_opens_is_named_and_never_written_over(process: Process, new_vault: Vault) -> None:
-    run(process, "a")
-    run(process, "b")
-    with process.engine.begin() as connection:
+def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new_vault: Vault) -> None:
+    run(runtime, "a")
+    run(runtime, "b")
+    with runtime.engine.begin() as connection:
         lost = connection.execute(select(Confirmation.id).where(Confirmation.offer_id == "b")).scalar_one()
         foreign = Vault([Fernet.generate_key().decode()]).seal(lost, "body", b"{}")
         connection.execute(update(Confirmation).where(Confirmation.id == lost).values(sealed_body=foreign))
 
-    done = rekeyed(process, new_vault)
+    done = rekeyed(runtime, new_vault)
 
     assert done.unreadable == [(lost, "body")]
-    assert [value for value in sealed(process) if not new_vault.is_current(value)] == [foreign]
+    assert [value for value in sealed(runtime) if not new_vault.is_current(value)] == [foreign]
 
 
-def test_with_keys_that_open_nothing_nothing_is_changed(process: Process) -> None:
-    run(process, "a")
-    before = sealed(process)
+def test_with_keys_that_open_nothing_nothing_is_changed(runtime: Runtime) -> None:
+    run(runtime, "a")
+    before = sealed(runtime)
     wrong = Vault([Fernet.generate_key().decode()])
 
-    done = rekeyed(process, wrong)
+    done = rekeyed(runtime, wrong)
 
-    assert (done.resealed, len(done.unreadable), sealed(process)) == (0, len(before), before)
-    process.vault = wrong
+    assert (done.resealed, len(done.unreadable), sealed(runtime)) == (0, len(before), before)
+    runtime.vault = wrong
     with pytest.raises(SealError, match="no key of DATA_KEYS"):
-        confirm.accept_job(body_of("a"), Delivery(), process)
-    assert sealed(process) == before
+        confirm.accept_job(body_of("a"), Delivery(), runtime)
+    assert sealed(runtime) == before
 
 
-def test_interrupted_it_goes_on_where_it_was(process: Process, new_vault: Vault) -> None:
+def test_interrupted_it_goes_on_where_it_was(runtime: Runtime, new_vault: Vault) -> None:
     for number in range(5):
-        run(process, f"offer-{number}")
-    first = next(iter(rekey.rekey(process.engine, new_vault, 2)))
+        run(runtime, f"offer-{number}")
+    first = next(iter(rekey.rekey(runtime.engine, new_vault, 2)))
 
-    again = rekeyed(process, new_vault)
+    again = rekeyed(runtime, new_vault)
 
     assert (first.confirmations, again.confirmations) == (2, 5)
     assert first.resealed + again.resealed == again.values
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(process: Process, new_vault: Vault) -> None:
+def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: Runtime, new_vault: Vault) -> None:
     """On SQLite there is one writer at a time."""
-    lease = accepted(process, "a")
-    run(process, "b")
+    lease = accepted(runtime, "a")
+    run(runtime, "b")
     done: list[Rekeyed] = []
     changed = json.loads(body_of("changed"))
 
     def in_the_background() -> None:
-        done.extend(rekey.rekey(process.engine, new_vault, 10))
+        done.extend(rekey.rekey(runtime.engine, new_vault, 10))
 
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(locked(select(Confirmation.id).where(Confirmation.id == lease.id)))
         program = Thread(target=in_the_background)
         program.start()
         until(lambda: done)
         assert [step.confirmations for step in done] == [1]
-        answer = process.vault.seal(lease.id, "body", json.dumps(changed).encode())
+        answer = runtime.vault.seal(lease.id, "body", json.dumps(changed).encode())
         connection.execute(update(Confirmation).where(Confirmation.id == lease.id).values(sealed_body=answer))
     program.join(30)
 
     assert [step.confirmations for step in done] == [1, 1]
-    stored = next(row for row in rows(process, Confirmation) if row.id == lease.id).sealed_body
+    stored = next(row for row in rows(runtime, Confirmation) if row.id == lease.id).sealed_body
     assert new_vault.is_current(stored)
     assert json.loads(new_vault.open(lease.id, "body", stored)) == changed
 
@@ -300,218 +300,218 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(process: 
 # --- purge ---
 
 
-def test_all_that_is_personal_goes_and_the_facts_stay(process: Process) -> None:
-    run(process, "a", quotes=INSURED)
-    run(process, "b~http-422")
-    publish_events(process)
-    facts = business(process)
-    assert sealed(process)
+def test_all_that_is_personal_goes_and_the_facts_stay(runtime: Runtime) -> None:
+    run(runtime, "a", quotes=INSURED)
+    run(runtime, "b~http-422")
+    publish_events(runtime)
+    facts = business(runtime)
+    assert sealed(runtime)
 
-    assert purged(process) == 2
+    assert purged(runtime) == 2
 
-    assert sealed(process) == []
-    assert rows(process, FurtherEmail) == []
-    assert business(process) == facts
-    assert {row.email_hash for row in rows(process, Confirmation)} == {None}
-    assert all(row.purged_at is not None for row in rows(process, Confirmation))
-    assert found(process, process.vault, ADA) == set()
-    assert purged(process) == 0
-    assert rekeyed(process, process.vault).values == 0
+    assert sealed(runtime) == []
+    assert rows(runtime, FurtherEmail) == []
+    assert business(runtime) == facts
+    assert {row.email_hash for row in rows(runtime, Confirmation)} == {None}
+    assert all(row.purged_at is not None for row in rows(runtime, Confirmation))
+    assert found(runtime, runtime.vault, ADA) == set()
+    assert purged(runtime) == 0
+    assert rekeyed(runtime, runtime.vault).values == 0
 
 
-def test_only_what_has_ended_before_and_is_told(process: Process, sandbox: Sandbox) -> None:
-    run(process, "confirmed")
-    run(process, "pending~pending")
-    run(process, "failed~http-422")
-    run(process, "retrying~http-500")
-    accepted(process, "confirming")
-    run(process, "review~drop-after")
-    with process.engine.begin() as connection:
+def test_only_what_has_ended_before_and_is_told(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "confirmed")
+    run(runtime, "pending~pending")
+    run(runtime, "failed~http-422")
+    run(runtime, "retrying~http-500")
+    accepted(runtime, "confirming")
+    run(runtime, "review~drop-after")
+    with runtime.engine.begin() as connection:
         review = update(Confirmation).where(Confirmation.offer_id == "review~drop-after")
         connection.execute(review.values(state=State.NEEDS_REVIEW, due_at=None))
-    assert purged(process) == 0, "no event is published yet"
-    publish_events(process)
-    assert purged(process, datetime.now(UTC) - timedelta(hours=1)) == 0, "they ended just now"
+    assert purged(runtime) == 0, "no event is published yet"
+    publish_events(runtime)
+    assert purged(runtime, datetime.now(UTC) - timedelta(hours=1)) == 0, "they ended just now"
 
-    assert purged(process) == 3
+    assert purged(runtime) == 3
 
-    left = {row.offer_id for row in rows(process, Confirmation) if row.purged_at is None}
+    left = {row.offer_id for row in rows(runtime, Confirmation) if row.purged_at is None}
     assert left == {"retrying~http-500", "confirming", "review~drop-after"}
-    assert all(row.sealed_body for row in rows(process, Confirmation) if row.offer_id in left)
+    assert all(row.sealed_body for row in rows(runtime, Confirmation) if row.offer_id in left)
 
 
-def test_links_go_from_stored_events(process: Process, sandbox: Sandbox) -> None:
-    process.event_links = True
-    run(process, "a")
-    publish_events(process)
-    before = json.loads(only(process, OutboxEvent).payload)
+def test_links_go_from_stored_events(runtime: Runtime, sandbox: Sandbox) -> None:
+    runtime.event_links = True
+    run(runtime, "a")
+    publish_events(runtime)
+    before = json.loads(only(runtime, OutboxEvent).payload)
 
-    purged(process)
+    purged(runtime)
 
-    after = json.loads(only(process, OutboxEvent).payload)
+    after = json.loads(only(runtime, OutboxEvent).payload)
     gone = {name: before["data"]["booking"].pop(name) for name in ("coi", "account_url", "fnol_link", "sign_up_url")}
     assert all(gone.values())
     assert after == before
 
 
-def test_steps_are_bounded_and_go_from_the_first_that_ended(process: Process) -> None:
+def test_steps_are_bounded_and_go_from_the_first_that_ended(runtime: Runtime) -> None:
     for number in range(3):
-        run(process, f"offer-{number}")
-    publish_events(process)
-    with process.engine.begin() as connection:
+        run(runtime, f"offer-{number}")
+    publish_events(runtime)
+    with runtime.engine.begin() as connection:
         first = update(Confirmation).where(Confirmation.offer_id == "offer-2")
         connection.execute(first.values(updated_at=now_plus(-100.0)))
         assert purge.purge(connection, TO_COME, 1) == 1
 
-    assert [row.offer_id for row in rows(process, Confirmation) if row.purged_at] == ["offer-2"]
+    assert [row.offer_id for row in rows(runtime, Confirmation) if row.purged_at] == ["offer-2"]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_what_another_one_holds_is_skipped(process: Process) -> None:
-    run(process, "a")
-    run(process, "b")
-    publish_events(process)
-    with process.engine.begin() as connection:
+def test_what_another_one_holds_is_skipped(runtime: Runtime) -> None:
+    run(runtime, "a")
+    run(runtime, "b")
+    publish_events(runtime)
+    with runtime.engine.begin() as connection:
         connection.execute(locked(select(Confirmation.id).where(Confirmation.offer_id == "a")))
-        assert purged(process) == 1
+        assert purged(runtime) == 1
 
-    assert purged(process) == 1
+    assert purged(runtime) == 1
 
 
-def test_a_repeat_of_a_purged_booking_is_ignored(process: Process, sandbox: Sandbox) -> None:
-    run(process, "a")
-    publish_events(process)
-    purged(process)
-    facts = business(process)
+def test_a_repeat_of_a_purged_booking_is_ignored(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "a")
+    publish_events(runtime)
+    purged(runtime)
+    facts = business(runtime)
 
-    assert confirm.accept_job(body_of("a"), Delivery(), process) is None
-    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), process) is None, "nothing to compare with"
+    assert confirm.accept_job(body_of("a"), Delivery(), runtime) is None
+    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None, "nothing to compare with"
 
-    assert (business(process), sealed(process), len(sandbox.calls)) == (facts, [], 1)
+    assert (business(runtime), sealed(runtime), len(sandbox.calls)) == (facts, [], 1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"quotes": [{"id": "corrected"}]}])
-def test_a_job_for_a_purged_failure_is_new_content(process: Process, sandbox: Sandbox, changes: dict[str, Any]) -> None:
-    run(process, "a~http-422~1")
-    publish_events(process)
-    purged(process)
-    before = only(process, Confirmation)
+def test_a_job_for_a_purged_failure_is_new_content(runtime: Runtime, sandbox: Sandbox, changes: dict[str, Any]) -> None:
+    run(runtime, "a~http-422~1")
+    publish_events(runtime)
+    purged(runtime)
+    before = only(runtime, Confirmation)
 
-    run(process, "a~http-422~1", **changes)
+    run(runtime, "a~http-422~1", **changes)
 
-    after = only(process, Confirmation)
+    after = only(runtime, Confirmation)
     assert (after.state, after.purged_at, after.sequence) == (State.CONFIRMED, None, 2)
     assert after.idempotency_key != before.idempotency_key
-    assert found(process, process.vault, ADA) == {"a~http-422~1"}
+    assert found(runtime, runtime.vault, ADA) == {"a~http-422~1"}
     assert [call.idempotency_key for call in sandbox.calls] == [
         str(before.idempotency_key), str(after.idempotency_key),
     ]  # fmt: skip
 
 
-def test_while_calls_pause_a_job_for_a_purged_failure_is_queued(process: Process) -> None:
-    run(process, "a~http-422~1")
-    publish_events(process)
-    purged(process)
-    stop_calls(process)
+def test_while_calls_pause_a_job_for_a_purged_failure_is_queued(runtime: Runtime) -> None:
+    run(runtime, "a~http-422~1")
+    publish_events(runtime)
+    purged(runtime)
+    stop_calls(runtime)
 
-    assert confirm.accept_job(body_of("a~http-422~1"), Delivery(), process) is None
+    assert confirm.accept_job(body_of("a~http-422~1"), Delivery(), runtime) is None
 
-    row = only(process, Confirmation)
+    row = only(runtime, Confirmation)
     assert (row.state, row.purged_at, row.sealed_body is not None) == (State.QUEUED, None, True)
 
 
-def test_reprocess_leaves_out_what_was_purged(process: Process) -> None:
-    run(process, "a~http-422")
-    run(process, "b~http-422")
-    publish_events(process)
-    ids = [row.id for row in rows(process, Confirmation)]
-    with process.engine.begin() as connection:
+def test_reprocess_leaves_out_what_was_purged(runtime: Runtime) -> None:
+    run(runtime, "a~http-422")
+    run(runtime, "b~http-422")
+    publish_events(runtime)
+    ids = [row.id for row in rows(runtime, Confirmation)]
+    with runtime.engine.begin() as connection:
         batch = batches.create(connection, ids, Selection(), None, "tester@here", None)
         first = connection.execute(select(Confirmation.id).where(Confirmation.offer_id == "a~http-422")).scalar_one()
         purge.blank(connection, [first])
 
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         chosen = Selection(purged=False)
         assert [row.offer_id for row in failures.match(connection, chosen).rows] == ["b~http-422"]
         assert failures.purged(connection, chosen) == 1
         (left,) = failures.match(connection, Selection(purged=False, offers=((None, "a~http-422"),))).left_out
         assert (left[:3], left.purged_at is not None) == ((None, "a~http-422", State.FAILED), True)
         assert len(batches.feed(connection, batch, 10, (), 60.0)) == 1
-    outcomes = {item.confirmation_id: item.outcome for item in rows(process, BatchItem)}
+    outcomes = {item.confirmation_id: item.outcome for item in rows(runtime, BatchItem)}
     assert outcomes[first] == batches.SKIPPED
 
 
-def test_a_late_booking_is_stored_and_its_personal_data_ends_in_its_turn(process: Process) -> None:
-    run(process, "a~http-422")
-    publish_events(process)
-    purged(process)
-    lease = late(process)
+def test_a_late_booking_is_stored_and_its_personal_data_ends_in_its_turn(runtime: Runtime) -> None:
+    run(runtime, "a~http-422")
+    publish_events(runtime)
+    purged(runtime)
+    lease = late(runtime)
 
-    booked_with(process, lease, OTHER)
+    booked_with(runtime, lease, OTHER)
 
-    assert (only(process, Confirmation).state, only(process, Confirmation).purged_at) == (State.CONFIRMED, None)
-    assert found(process, process.vault, OTHER) == {"a~http-422"}
-    rekeyed(process, process.vault)
-    assert found(process, process.vault, OTHER) == {"a~http-422"}
-    publish_events(process)
-    assert purged(process) == 1
-    assert sealed(process) == []
-    assert found(process, process.vault, OTHER) == set()
-
-
-def test_a_late_answer_brings_no_personal_data_back(process: Process) -> None:
-    run(process, "a~http-422")
-    publish_events(process)
-    purged(process)
-
-    failed_late(process, late(process))
-
-    assert sealed(process) == []
+    assert (only(runtime, Confirmation).state, only(runtime, Confirmation).purged_at) == (State.CONFIRMED, None)
+    assert found(runtime, runtime.vault, OTHER) == {"a~http-422"}
+    rekeyed(runtime, runtime.vault)
+    assert found(runtime, runtime.vault, OTHER) == {"a~http-422"}
+    publish_events(runtime)
+    assert purged(runtime) == 1
+    assert sealed(runtime) == []
+    assert found(runtime, runtime.vault, OTHER) == set()
 
 
-def late(process: Process) -> Lease:
+def test_a_late_answer_brings_no_personal_data_back(runtime: Runtime) -> None:
+    run(runtime, "a~http-422")
+    publish_events(runtime)
+    purged(runtime)
+
+    failed_late(runtime, late(runtime))
+
+    assert sealed(runtime) == []
+
+
+def late(runtime: Runtime) -> Lease:
     """The claim of a worker that was forgotten meanwhile."""
-    lease = accepted(process, "of-the-late-one")
-    row = next(row for row in rows(process, Confirmation) if row.offer_id == "a~http-422")
-    with process.engine.begin() as connection:
+    lease = accepted(runtime, "of-the-late-one")
+    row = next(row for row in rows(runtime, Confirmation) if row.offer_id == "a~http-422")
+    with runtime.engine.begin() as connection:
         connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id))
         connection.execute(delete(Confirmation).where(Confirmation.id == lease.id))
     lease.id, lease.offer_id = row.id, row.offer_id
     return lease
 
 
-def test_erasing_spares_who_has_taken_the_place(process: Process) -> None:
-    run(process, "a~http-422~1")
-    publish_events(process)
-    with process.engine.connect() as connection:
-        (row,) = purge.of_person(connection, process.vault, ADA)
+def test_erasing_spares_who_has_taken_the_place(runtime: Runtime) -> None:
+    run(runtime, "a~http-422~1")
+    publish_events(runtime)
+    with runtime.engine.connect() as connection:
+        (row,) = purge.of_person(connection, runtime.vault, ADA)
     other = {"first_name": "B", "last_name": "C", "country": "GB", "email": OTHER}
-    run(process, "a~http-422~1", policyholder=other)
-    publish_events(process)
+    run(runtime, "a~http-422~1", policyholder=other)
+    publish_events(runtime)
 
-    with process.engine.begin() as connection:
-        assert not purge.erase(connection, process.vault, ADA, row.id)
-        assert purge.erase(connection, process.vault, OTHER, row.id)
+    with runtime.engine.begin() as connection:
+        assert not purge.erase(connection, runtime.vault, ADA, row.id)
+        assert purge.erase(connection, runtime.vault, OTHER, row.id)
 
 
 def test_retention_purges_a_step_at_a_time_over_all_workers(
-    process: Process,
+    runtime: Runtime,
 ) -> None:
-    run(process, "a")
-    publish_events(process)
-    with process.engine.begin() as connection:
+    run(runtime, "a")
+    publish_events(runtime)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(updated_at=now_plus(-2 * 86400.0)))
 
-    assert Retention(process, 3.0).turn() is False, "it is not three days old"
-    assert only(process, Confirmation).purged_at is None
-    with process.engine.begin() as connection:
+    assert Retention(runtime, 3.0).turn() is False, "it is not three days old"
+    assert only(runtime, Confirmation).purged_at is None
+    with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now_plus(60.0)))
-    assert Retention(process, 1.0).turn() is False, "the turns near are other workers'"
-    assert only(process, Confirmation).purged_at is None
-    with process.engine.begin() as connection:
+    assert Retention(runtime, 1.0).turn() is False, "the turns near are other workers'"
+    assert only(runtime, Confirmation).purged_at is None
+    with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now()))
-    assert Retention(process, 1.0).turn() is True
-    assert only(process, Confirmation).purged_at is not None
+    assert Retention(runtime, 1.0).turn() is True
+    assert only(runtime, Confirmation).purged_at is not None
 
 
 def test_what_is_to_be_purged_is_found_by_an_index(engine: Engine) -> None:

@@ -42,7 +42,7 @@ from tasks.lease import Lease, LeaseLost, acquire, release
 from tasks.record import EVENT_OF, RecordedAttempt, record
 from tests.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.settings import RetrySettings, XoneSettings
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
@@ -199,14 +199,14 @@ class Confirmations(RuleBasedStateMachine):
     listings = st.sampled_from(["shows", "shows", "lags", "fails"])
     waits = st.sampled_from([*[LEASE + 1] * 4, 5.0, 301.0, TIMEOUT, HOUR, DAY])  # seconds
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self.clock = 0.0
-        self.process = process
+        self.process = runtime
         self.xone = Upstream(lambda: self.clock)
         self.xone.begins = self.call_begins
-        process.xone = self.xone  # type: ignore[assignment]
-        with process.engine.begin() as connection:
+        runtime.xone = self.xone  # type: ignore[assignment]
+        with runtime.engine.begin() as connection:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(delete(table))
         self.made: list[Lease] = []  # all claims, for their clocks
@@ -503,31 +503,31 @@ class Confirmations(RuleBasedStateMachine):
                 assert cannot_see or is_poison, "a booking that XONE shows was left to a person"
 
 
-def test_any_order_of_steps_keeps_what_must_hold(process: Process) -> None:
-    examples = EXAMPLES[process.engine.dialect.name]
-    run_state_machine_as_test(lambda: Confirmations(process), settings=settings(SETTINGS, max_examples=examples))
+def test_any_order_of_steps_keeps_what_must_hold(runtime: Runtime) -> None:
+    examples = EXAMPLES[runtime.engine.dialect.name]
+    run_state_machine_as_test(lambda: Confirmations(runtime), settings=settings(SETTINGS, max_examples=examples))
 
 
 @pytest.mark.parametrize(("most_attempts", "age"), [(1, 0.0), (12, DAY)])
 def test_the_last_read_back_is_not_left_out_where_the_answer_shuts_the_gate(
-    process: Process, most_attempts: int, age: float
+    runtime: Runtime, most_attempts: int, age: float
 ) -> None:
     upstream = Upstream(lambda: 0.0)
     upstream.fate = "books, 502"
-    process.xone = upstream  # type: ignore[assignment]
-    process.retry = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
-    first = confirm.accept_job(body_of("offer-1", "first"), Delivery(), process)
+    runtime.xone = upstream  # type: ignore[assignment]
+    runtime.retry_settings = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
+    first = confirm.accept_job(body_of("offer-1", "first"), Delivery(), runtime)
     assert first is not None
-    confirm.put_back(first, 0.0, process)
-    with process.engine.begin() as connection:
+    confirm.put_back(first, 0.0, runtime)
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0), queued_at=now_plus(-age)))
     for _ in range(FAILURE_THRESHOLD - 1):
         with pytest.raises(NotSent), upstream.circuit_breaker.guard():
             raise NotSent("connect", "refused")
-    lease = confirm.lease_due(first.id, process)
+    lease = confirm.lease_due(first.id, runtime)
     assert lease is not None
 
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
 
-    with process.engine.connect() as connection:
+    with runtime.engine.connect() as connection:
         assert connection.execute(select(Confirmation.state)).scalar_one() == State.RETRYING

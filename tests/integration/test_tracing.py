@@ -23,7 +23,7 @@ from worker.messaging import broker, topology
 from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs, tracing
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
@@ -41,8 +41,8 @@ TOKEN = "POST /api/oauth/token"
 class Way:
     """The way of a job, a step at a time, on a real broker and database, and the spans that were made on it."""
 
-    def __init__(self, process: Process, connection: Connection, exporter: InMemorySpanExporter) -> None:
-        self._process = process
+    def __init__(self, runtime: Runtime, connection: Connection, exporter: InMemorySpanExporter) -> None:
+        self._process = runtime
         self._channel = connection.channel()
         self._exporter = exporter
 
@@ -117,13 +117,13 @@ def exporter() -> Iterator[InMemorySpanExporter]:
 
 @pytest.fixture
 def way(
-    broker_url: str, process: Process, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+    broker_url: str, runtime: Runtime, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Way]:
     monkeypatch.setenv("BROKER_URL", broker_url)
-    monkeypatch.setattr("worker.runtime._current", process)
+    monkeypatch.setattr("worker.runtime._current", runtime)
     with broker.connect(broker_url) as connection:
         Queue("test.events", topology.booking_events, "#", durable=True)(connection.channel()).declare()
-        yield Way(process, connection, exporter)
+        yield Way(runtime, connection, exporter)
 
 
 def parent_of(span: ReadableSpan) -> str | None:
@@ -165,9 +165,9 @@ def test_publish_to_event_is_one_trace(way: Way, sandbox: Sandbox) -> None:
         "send booking.confirmed",
     ]
     assert_one_trace(way)
-    process = way.the("process confirm-offer.jobs")
-    assert parent_of(process) == PARENT
-    assert {parent_of(span) for span in way.spans[1:]} == {id_of(process)}
+    processing = way.the("process confirm-offer.jobs")
+    assert parent_of(processing) == PARENT
+    assert {parent_of(span) for span in way.spans[1:]} == {id_of(processing)}
     assert event.headers["traceparent"] == traceparent_of(way.the("send booking.confirmed"))
     assert event.properties["correlation_id"] == "C-1"
     assert_nothing_personal(way, sandbox)
@@ -177,11 +177,15 @@ def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
     way.take_job("offer-1")
     event = way.event()
 
-    process, confirm, send = way.the("process confirm-offer.jobs"), way.the(CONFIRM), way.the("send booking.confirmed")
-    assert (process.kind, confirm.kind, send.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT, SpanKind.PRODUCER)
+    processing, confirm, send = (
+        way.the("process confirm-offer.jobs"),
+        way.the(CONFIRM),
+        way.the("send booking.confirmed"),
+    )
+    assert (processing.kind, confirm.kind, send.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT, SpanKind.PRODUCER)
     with way._process.engine.connect() as connection:
         confirmation = connection.execute(select(Confirmation.id)).scalar_one()
-    assert process.attributes == {
+    assert processing.attributes == {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
@@ -239,8 +243,8 @@ def test_a_refusal_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
     way.take_job("offer-1~http-422")
     event = way.event()
 
-    process, call = way.the("process confirm-offer.jobs"), way.the(CONFIRM)
-    assert ((process.attributes or {})["error.type"], process.status.is_ok) == ("http-422", False)
+    processing, call = way.the("process confirm-offer.jobs"), way.the(CONFIRM)
+    assert ((processing.attributes or {})["error.type"], processing.status.is_ok) == ("http-422", False)
     assert (call.attributes or {})["error.type"] == "422"
     assert event.headers["traceparent"] == traceparent_of(way.the("send confirmation.failed"))
     assert_one_trace(way)
@@ -264,9 +268,9 @@ def test_a_dead_letter_bears_the_trace(way: Way, sandbox: Sandbox) -> None:
     way.take_job("offer-1", policyholder={"first_name": MARK})
 
     letter = way.message(topology.DEAD_LETTERS)
-    process, send = way.the("process confirm-offer.jobs"), way.the("send confirm-offer.dead-letters")
-    assert (process.attributes or {})["error.type"] == "invalid-job"
-    assert (letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(process))
+    processing, send = way.the("process confirm-offer.jobs"), way.the("send confirm-offer.dead-letters")
+    assert (processing.attributes or {})["error.type"] == "invalid-job"
+    assert (letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(processing))
     assert_one_trace(way)
     assert_nothing_personal(way, sandbox)
 
@@ -277,10 +281,10 @@ def test_without_a_traceparent_a_trace_begins_and_goes_on(way: Way, traceparent:
     way.resume()
     event = way.event()
 
-    process = way.the("process confirm-offer.jobs")
-    assert process.parent is None
-    assert_one_trace(way, f"{process.context.trace_id:032x}")
-    assert event.headers["traceparent"].split("-")[1] == f"{process.context.trace_id:032x}"
+    processing = way.the("process confirm-offer.jobs")
+    assert processing.parent is None
+    assert_one_trace(way, f"{processing.context.trace_id:032x}")
+    assert event.headers["traceparent"].split("-")[1] == f"{processing.context.trace_id:032x}"
 
 
 def test_a_checkout_that_does_not_sample_is_followed(way: Way) -> None:

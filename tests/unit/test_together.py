@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from tests.system import until
-from worker.errors import Stopping
+from worker.errors import ShuttingDown
 from worker.storage.group_commit import MOST, GroupCommit
 
 
@@ -78,7 +78,7 @@ def test_who_is_at_fault_fails_alone() -> None:
         futures[2].result()
 
 
-@pytest.mark.parametrize("error", [Stopping(), SystemExit(1)])
+@pytest.mark.parametrize("error", [ShuttingDown(), SystemExit(1)])
 def test_what_ends_the_process_ends_all_and_is_not_tried_again(error: BaseException) -> None:
     store = Store()
 

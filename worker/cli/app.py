@@ -82,16 +82,18 @@ def worker(concurrency: int | None, pool: str | None) -> None:
 
     Example: confirm-offer worker --concurrency 128
     """
-    process = current()
+    runtime = current()
     given = {"WORKER_CONCURRENCY": concurrency, "WORKER_POOL": pool}
-    process.worker = read(WorkerSettings, **{name: value for name, value in given.items() if value is not None})
-    if process.worker.WORKER_POOL == "gevent":
-        gevent_support.ensure()
+    runtime.worker_settings = read(
+        WorkerSettings, **{name: value for name, value in given.items() if value is not None}
+    )
+    if runtime.worker_settings.WORKER_POOL == "gevent":
+        gevent_support.restart_with_gevent()
     from worker.celery import app
 
     running = app.Worker(
-        concurrency=process.worker.WORKER_CONCURRENCY,
-        pool_cls=process.worker.WORKER_POOL,
+        concurrency=runtime.worker_settings.WORKER_CONCURRENCY,
+        pool_cls=runtime.worker_settings.WORKER_POOL,
         loglevel=read(LogSettings).LOG_LEVEL,
         quiet=True,
     )

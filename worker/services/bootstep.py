@@ -35,27 +35,29 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
-        self._process = current()
-        parts = self._process.worker.parts
-        self._scheduler = Scheduler(self._process) if "scheduler" in parts else None
-        days = self._process.retention_days if self._scheduler is not None else None
-        self._retention = Retention(self._process, days) if days is not None else None
-        self._relay = Relay(self._process) if "relay" in parts else None
+        self._runtime = current()
+        parts = self._runtime.worker_settings.parts
+        self._scheduler = Scheduler(self._runtime) if "scheduler" in parts else None
+        days = self._runtime.retention_days if self._scheduler is not None else None
+        self._retention = Retention(self._runtime, days) if days is not None else None
+        self._relay = Relay(self._runtime) if "relay" in parts else None
         duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
-        self.health = Health(self._process, duties, consumes="tasks" in parts)
+        self.health = Health(self._runtime, duties, consumes="tasks" in parts)
         self._scrapes = self._counting(parent)
         stays = (
-            self._process.worker.WORKER_ONE_CORE == "on" and issubclass(parent.pool_cls, ThreadPool) and can_choose()
+            self._runtime.worker_settings.WORKER_ONE_CORE == "on"
+            and issubclass(parent.pool_cls, ThreadPool)
+            and can_choose()
         )
-        self._one_core = OneCore(self._process.dice, ticks_of_cores) if stays else None
+        self._one_core = OneCore(self._runtime.dice, ticks_of_cores) if stays else None
         parent.duties = self  # for the consumer, and for _flush
 
     def _counting(self, parent: Any) -> Scrapes | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
-        port = self._process.worker.METRICS_PORT
+        port = self._runtime.worker_settings.METRICS_PORT
         if port is None:
             return None
-        folder = self._process.worker.PROMETHEUS_MULTIPROC_DIR or health_file.folder() / "metrics"
+        folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR or health_file.folder() / "metrics"
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
             instruments = metrics.begin(several_in=folder if forks else None)
@@ -65,16 +67,16 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         return Scrapes(port, Exposed(instruments, engine, self.health.notes))
 
     def start(self, parent: Any) -> None:
-        worker = self._process.worker
+        worker = self._runtime.worker_settings
         log.info(
             "worker_started",
             version=version("confirm-offer"),
-            pool="gevent" if gevent_support.is_on() else worker.WORKER_POOL,
+            pool="gevent" if gevent_support.is_active() else worker.WORKER_POOL,
             concurrency=worker.WORKER_CONCURRENCY,
             one_core=self._one_core is not None,
             parts=sorted(worker.parts),
             tracing=tracing.is_on(),
-            sentry=self._process.sentry.dsn is not None,
+            sentry=self._runtime.sentry_settings.dsn is not None,
         )
         for duty in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
             if duty is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import select
 
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.health_file import Notes, Part
 from worker.services.service import Loop
 
@@ -25,12 +25,12 @@ class Answers(Loop):
     name = "database"
     interval = 5.0
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__()
-        self._process = process
+        self._runtime = runtime
 
     def turn(self) -> bool:
-        with self._process.engine.connect() as connection:
+        with self._runtime.engine.connect() as connection:
             connection.execute(select(1))
         return False
 
@@ -41,9 +41,9 @@ class Health(Loop):
     name = "health"
     interval = 2.0
 
-    def __init__(self, process: Process, duties: Iterable[Loop], consumes: bool) -> None:
+    def __init__(self, runtime: Runtime, duties: Iterable[Loop], consumes: bool) -> None:
         super().__init__()
-        self._answers = Answers(process)
+        self._answers = Answers(runtime)
         self._loops = [*duties, self._answers]
         self._consumer = Part(turned_at=time.time())
         self._consumes = consumes

@@ -19,7 +19,7 @@ from models.tables import Confirmation, OutboxEvent
 from worker.messaging.publisher import CONFIRM_TIMEOUT, Message, Publisher
 from worker.messaging.topology import booking_events
 from worker.observability import metrics
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus, seconds_since
 
@@ -38,11 +38,11 @@ class Relay(Loop):
     interval = 0.5
     rest = 0.02
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__()
-        self._process = process
-        self._publisher = Publisher(process.broker.url)
-        self.wake = process.events_waiting
+        self._runtime = runtime
+        self._publisher = Publisher(runtime.broker_settings.url)
+        self.wake = runtime.events_waiting
 
     def turn(self) -> bool:
         """Publishes one batch. Whether there is more. Takes nothing while the broker is away."""
@@ -80,17 +80,17 @@ class Relay(Loop):
         self._publisher.close()
 
     def _take(self) -> Sequence[Row[Any]]:
-        with self._process.engine.begin() as connection:
+        with self._runtime.engine.begin() as connection:
             return connection.execute(_TAKE).all()
 
     def _mark(self, published: Collection[UUID]) -> None:
-        with self._process.engine.begin() as connection:
+        with self._runtime.engine.begin() as connection:
             marked = connection.execute(_MARK, {"these": list(published)}).all()
         for event in marked:
             metrics.event_published(event.type, event.seconds)
 
     def _give_back(self, events: Sequence[UUID], pause: float) -> None:
-        with self._process.engine.begin() as connection:
+        with self._runtime.engine.begin() as connection:
             connection.execute(_GIVE_BACK, {"these": events, "pause": pause})
 
 

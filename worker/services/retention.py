@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from tasks.privacy.purge import purge
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.service import Loop
 from worker.storage.database import now
 from worker.storage.rate_limiter import take_turn
@@ -22,18 +22,18 @@ class Retention(Loop):
     name = "retention"
     interval = 10.0
 
-    def __init__(self, process: Process, days: float) -> None:
+    def __init__(self, runtime: Runtime, days: float) -> None:
         super().__init__()
-        self._process = process
+        self._runtime = runtime
         self._days = days
 
     def turn(self) -> bool:
         """Blanks one step, when it is a worker's turn. Comes again soon where there is likely more."""
-        with self._process.engine.begin() as connection:
+        with self._runtime.engine.begin() as connection:
             wait = take_turn(connection, STEPS_A_SECOND, self.name)
         if wait is None or self._stopping.wait(wait):
             return False
-        with self._process.engine.begin() as connection:
+        with self._runtime.engine.begin() as connection:
             count = self._purge(connection)
         if count:
             log.info("purged", count=count, days=self._days)

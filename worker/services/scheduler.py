@@ -13,7 +13,7 @@ from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
 from worker.observability.sentry import CheckIns
-from worker.runtime import Process
+from worker.runtime import Runtime
 from worker.services.service import Loop
 from worker.storage.database import locked, now, now_plus
 from worker.storage.pause_cache import ALL
@@ -32,24 +32,24 @@ class Scheduler(Loop):
     name = "scheduler"
     interval = IDLE
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__()
-        self._process = process
-        self._publisher = Publisher(process.broker.url)
-        self._most_in_flight = 2 * process.worker.WORKER_CONCURRENCY
-        self._most_of_batches = max(process.worker.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
+        self._runtime = runtime
+        self._publisher = Publisher(runtime.broker_settings.url)
+        self._most_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
+        self._most_of_batches = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
         self._of_batches = float(self._most_of_batches)  # may be under way now
-        self._check_ins = CheckIns(process.sentry.SENTRY_CRON_MONITOR)
+        self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def turn(self) -> bool:
         """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
         self.interval = IDLE
-        circuit_breaker = self._process.xone.circuit_breaker
+        circuit_breaker = self._runtime.xone.circuit_breaker
         if circuit_breaker.wait() > 0:
             return False
         self._publisher.ensure_connection()  # a broker that is away leaves nothing marked as dispatched
-        with self._process.engine.begin() as connection:
-            paused = sorted(self._process.pauses.partners(connection))
+        with self._runtime.engine.begin() as connection:
+            paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
             free = (1 if circuit_breaker.is_half_open else self._most_in_flight) - _dispatched(connection)
@@ -82,7 +82,7 @@ class Scheduler(Loop):
         finally:
             unsent = [key for key in dispatched if key not in sent]
             if unsent:
-                with self._process.engine.begin() as connection:
+                with self._runtime.engine.begin() as connection:
                     connection.execute(
                         update(Confirmation).where(Confirmation.id.in_(unsent)).values(dispatched_until=None)
                     )
@@ -91,7 +91,7 @@ class Scheduler(Loop):
     def _traced(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
         """The headers that let each go on in its trace."""
         query = select(Confirmation.id, Confirmation.traceparent).where(Confirmation.id.in_(dispatched))
-        with self._process.engine.connect() as connection:
+        with self._runtime.engine.connect() as connection:
             return {key: {"traceparent": traceparent} for key, traceparent in connection.execute(query) if traceparent}
 
     def _feed(self, to_feed: list[int], room: int, paused: list[str]) -> list[UUID]:
@@ -99,7 +99,7 @@ class Scheduler(Loop):
         fed: list[UUID] = []
         for batch_id in to_feed:
             if room > len(fed):
-                with self._process.engine.begin() as connection:
+                with self._runtime.engine.begin() as connection:
                     fed += batches.feed(connection, batch_id, room - len(fed), paused, DISPATCH_LEASE)
         if fed or (to_feed and room <= 0):
             self.interval = FEEDING

@@ -6,12 +6,12 @@ from threading import Event, Thread
 import structlog
 
 from worker.observability.sentry import report
-from worker.outages import who_is_away
+from worker.outages import unavailable_dependency
 
 log = structlog.get_logger(__name__)
 
-FIRST_PAUSE = 0.5  # seconds
-LONGEST_PAUSE = 15.0
+INITIAL_BACKOFF = 0.5  # seconds
+MAX_BACKOFF = 15.0
 
 
 class Loop:
@@ -71,11 +71,11 @@ class Loop:
         try:
             more = self.turn()
         except Exception as error:
-            self.turned_at, self.waits_for = time.time(), who_is_away(error)
+            self.turned_at, self.waits_for = time.time(), unavailable_dependency(error)
             if not self._failures:
                 self._tell(error)
             self._failures += 1
-            return min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+            return min(INITIAL_BACKOFF * 2.0 ** min(self._failures, 10), MAX_BACKOFF)
         if self._failures:
             log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
         self._failures = 0
@@ -83,7 +83,7 @@ class Loop:
         return 0.0 if more else self.interval
 
     def _tell(self, error: Exception) -> None:
-        away = who_is_away(error)
+        away = unavailable_dependency(error)
         if away is not None:
             log.warning("duty_waits", duty=self.name, waits_for=away, error=type(error).__name__)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Generic, TypeVar
 
-from worker.errors import Stopping
+from worker.errors import ShuttingDown
 from worker.observability import metrics
 
 Item = TypeVar("Item")
@@ -81,7 +81,7 @@ class GroupCommit(Generic[Item, Result]):
             for entry, result in zip(group, self._store([entry.item for entry in group]), strict=True):
                 entry.results.append(result)
         except Exception as error:
-            if len(group) == 1 or isinstance(error, Stopping):
+            if len(group) == 1 or isinstance(error, ShuttingDown):
                 for entry in group:
                     entry.error = error
             else:  # one of them is at fault, and only that one is to suffer
