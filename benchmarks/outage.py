@@ -30,7 +30,7 @@ from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
 from tests.system import PROJECT, job, until
 from worker.storage.database import now
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 GROUPS = (  # of failed confirmations: share, code, status, detail
     (0.75, "http-503", 503, "XONE answered 503 Service Unavailable"),
@@ -43,13 +43,13 @@ CHUNK = 1000
 
 def seed(rig: Rig, total: int) -> list[str]:
     """Failed confirmations of 50 partners in three groups. Returns the offers of the first."""
-    vault = Vault([rig.environment["DATA_KEYS"]])
+    encryption = Encryption([rig.environment["DATA_KEYS"]])
     chosen: list[str] = []
     for share, code, status, detail in GROUPS:
         offers = [f"{code}-{number}" for number in range(round(share * total))]
         chosen = chosen or offers
         for at in range(0, len(offers), CHUNK):
-            rows = [failed(vault, offer, number) for number, offer in enumerate(offers[at : at + CHUNK])]
+            rows = [failed(encryption, offer, number) for number, offer in enumerate(offers[at : at + CHUNK])]
             error = {"error_code": code, "error_http_status": status, "error_detail": detail}
             with rig.engine.begin() as connection:
                 connection.execute(
@@ -70,7 +70,7 @@ def seed(rig: Rig, total: int) -> list[str]:
     return chosen
 
 
-def failed(vault: Vault, offer: str, number: int) -> dict[str, Any]:
+def failed(encryption: Encryption, offer: str, number: int) -> dict[str, Any]:
     parsed = read_job(json.dumps(job(offer, partner_id=f"P-{number % 50}")).encode())
     row_id = uuid7()
     return {
@@ -80,7 +80,7 @@ def failed(vault: Vault, offer: str, number: int) -> dict[str, Any]:
         "order_reference": parsed.order_reference,
         "echo": parsed.metadata,
         "idempotency_key": uuid4(),
-        "sealed_body": vault.seal(row_id, "body", parsed.request_body()),
+        "sealed_body": encryption.encrypt(row_id, "body", parsed.request_body()),
         "state": State.FAILED,
         "attempts": 1,
         "attempts_used": 1,

@@ -17,7 +17,7 @@ from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts
 from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class NewJob:
     idempotency_key: UUID
 
     @classmethod
-    def of(cls, job: Job, delivery: Delivery, vault: Vault) -> "NewJob":
+    def of(cls, job: Job, delivery: Delivery, encryption: Encryption) -> "NewJob":
         confirmation_id, body = uuid7(), job.request_body()
-        sealed = vault.seal(confirmation_id, "body", body)
-        return cls(confirmation_id, job, delivery, body, sealed, email_index.of_request(vault, body), uuid4())
+        sealed = encryption.encrypt(confirmation_id, "body", body)
+        return cls(confirmation_id, job, delivery, body, sealed, email_index.of_request(encryption, body), uuid4())
 
 
 def accept_new_batch(
@@ -72,7 +72,12 @@ def accept_new_batch(
 
 
 def accept(
-    connection: Connection, vault: Vault, new: NewJob, token: UUID, lease_seconds: float, queue_for: float | None = None
+    connection: Connection,
+    encryption: Encryption,
+    new: NewJob,
+    token: UUID,
+    lease_seconds: float,
+    queue_for: float | None = None,
 ) -> Lease | None:
     """Stores the job and claims its confirmation; None where there is nothing to do now for this message.
 
@@ -94,15 +99,15 @@ def accept(
     connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(takes_lease)})
     row = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
     if row.id != new.id:
-        if _same(row, vault, job, new.body):
-            return acquire(connection, vault, [row.id], token, lease_seconds).get(row.id) if takes_lease else None
+        if _same(row, encryption, job, new.body):
+            return acquire(connection, encryption, [row.id], token, lease_seconds).get(row.id) if takes_lease else None
         if row.state != State.FAILED:
             raise JobRejected(
                 "conflicting-job",
                 f"this offer was published before with other content; its confirmation is {row.state}",
             )
         _forget_content(connection, row.id)
-        content["sealed_body"] = vault.seal(row.id, "body", new.body)
+        content["sealed_body"] = encryption.encrypt(row.id, "body", new.body)
         row = connection.execute(_REPLACE, {"this": row.id, "takes_lease": int(takes_lease), **content}).one()
     email_index.note(connection, row.id, new.email_hashes[1:])
     if not takes_lease:
@@ -162,11 +167,11 @@ def _forget_content(connection: Connection, confirmation_id: UUID) -> None:
     connection.execute(update(Attempt).where(Attempt.confirmation_id == confirmation_id).values(sealed_answer=None))
 
 
-def _same(standing: Row[Any], vault: Vault, job: Job, body: bytes) -> bool:
+def _same(standing: Row[Any], encryption: Encryption, job: Job, body: bytes) -> bool:
     """Whether the job says what the standing one said, whatever the order of its keys."""
     if standing.sealed_body is None:  # its personal data was purged
         return bool(standing.state != State.FAILED)
-    stored = vault.open(standing.id, "body", standing.sealed_body)
+    stored = encryption.decrypt(standing.id, "body", standing.sealed_body)
     same_body = stored == body or json.loads(stored) == json.loads(body)
     return same_body and (standing.order_reference, standing.echo) == (job.order_reference, job.metadata)
 

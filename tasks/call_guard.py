@@ -6,35 +6,35 @@ from tasks.lease import Lease, renew
 from worker.observability import tracing
 from worker.outages import retry_while_unavailable
 from worker.runtime import Runtime
-from worker.storage.rate_limiter import HORIZON, take_turn
+from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 from worker.xone.circuit_breaker import CallsSuspended
 
 
 def before_call(lease: Lease, runtime: Runtime) -> None:
     """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
     if runtime.xone_settings.XONE_RATE_LIMIT is not None and not runtime.shutting_down.is_set():
-        wait_for_turn(runtime, runtime.xone_settings.XONE_RATE_LIMIT)
-    go_on(lease, runtime)
+        wait_for_slot(runtime, runtime.xone_settings.XONE_RATE_LIMIT)
+    continue_or_suspend(lease, runtime)
 
 
-def go_on(lease: Lease, runtime: Runtime) -> None:
+def continue_or_suspend(lease: Lease, runtime: Runtime) -> None:
     """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
     if runtime.shutting_down.is_set():
         raise CallsSuspended(0.0)
     ensure_lease(lease, runtime)
 
 
-def wait_for_turn(runtime: Runtime, rate: float) -> None:
+def wait_for_slot(runtime: Runtime, rate: float) -> None:
     """Waits for a turn under XONE_RATE_LIMIT. Raises Held where none is near."""
 
     def take() -> float | None:
         with runtime.engine.begin() as connection:
-            return take_turn(connection, rate)
+            return reserve_slot(connection, rate)
 
     with tracing.transaction("take turn", runtime.engine):
         wait = retry_while_unavailable(take, runtime.shutting_down)
     if wait is None:
-        raise CallsSuspended(HORIZON * (1.0 + runtime.dice()))
+        raise CallsSuspended(MAX_WAIT * (1.0 + runtime.dice()))
     if wait > 0 and runtime.shutting_down.wait(wait):
         raise CallsSuspended(0.0)
 
@@ -56,7 +56,7 @@ def ensure_lease(lease: Lease, runtime: Runtime) -> None:
     lease.leased_at = asked_at
 
 
-def until_calls(runtime: Runtime) -> float:
+def seconds_until_calls(runtime: Runtime) -> float:
     """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
     wait = runtime.xone.circuit_breaker.wait()
     return wait + runtime.dice() if wait > 0 else 0.0

@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid4
 from models.job import read_job
 from models.states import State
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch
-from tasks.call_guard import before_call, go_on, until_calls
+from tasks.call_guard import before_call, continue_or_suspend, seconds_until_calls
 from tasks.decide import (
     AttemptResult,
     BookingNotFound,
@@ -45,16 +45,21 @@ def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | Non
 
     Raises JobRejected where the job can't be accepted.
     """
-    new = NewJob.of(read_job(body), delivery, runtime.vault)
+    new = NewJob.of(read_job(body), delivery, runtime.encryption)
     log_context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
-    wait = until_calls(runtime)
+    wait = seconds_until_calls(runtime)
     token = uuid4()
 
     def store() -> Lease | None:
         with runtime.engine.begin() as connection:
-            is_held = wait > 0 or runtime.pauses.hold(connection, new.job.partner_id)
+            is_held = wait > 0 or runtime.pauses.is_paused(connection, new.job.partner_id)
             return accept(
-                connection, runtime.vault, new, token, runtime.xone_settings.lease_seconds, wait if is_held else None
+                connection,
+                runtime.encryption,
+                new,
+                token,
+                runtime.xone_settings.lease_seconds,
+                wait if is_held else None,
             )
 
     with tracing.transaction("accept job", runtime.engine):
@@ -68,7 +73,7 @@ def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | N
 
     def store() -> dict[UUID, Lease]:
         with runtime.engine.begin() as connection:
-            to_call = [new for new in jobs if not runtime.pauses.hold(connection, new.job.partner_id)]
+            to_call = [new for new in jobs if not runtime.pauses.is_paused(connection, new.job.partner_id)]
             return accept_new_batch(connection, to_call, token, runtime.xone_settings.lease_seconds) if to_call else {}
 
     leases = retry_while_unavailable(store, runtime.shutting_down)
@@ -77,7 +82,7 @@ def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | N
 
 def lease_due(confirmation_id: UUID, runtime: Runtime) -> Lease | None:
     """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
-    wait = until_calls(runtime)
+    wait = seconds_until_calls(runtime)
     if not wait:
         with tracing.transaction("claim confirmation", runtime.engine):
             return runtime.commit_in_group(lease_due_batch, confirmation_id)
@@ -95,9 +100,9 @@ def lease_due_batch(runtime: Runtime, these: Sequence[UUID]) -> list[Lease | Non
 
     def take() -> dict[UUID, Lease]:
         with runtime.engine.begin() as connection:
-            leases = acquire(connection, runtime.vault, these, token, runtime.xone_settings.lease_seconds)
+            leases = acquire(connection, runtime.encryption, these, token, runtime.xone_settings.lease_seconds)
             for lease in list(leases.values()):
-                if runtime.pauses.hold(connection, lease.partner_id):
+                if runtime.pauses.is_paused(connection, lease.partner_id):
                     release(connection, lease, 0.0)
                     del leases[lease.id]
             return leases
@@ -132,7 +137,7 @@ def record_batch(runtime: Runtime, made: Sequence[RecordedAttempt]) -> list[Stat
 
     def store() -> list[State | None]:
         with runtime.engine.begin() as connection:
-            return record(connection, runtime.vault, made, runtime.event_links)
+            return record(connection, runtime.encryption, made, runtime.event_links)
 
     return retry_while_unavailable(store, runtime.shutting_down)
 
@@ -175,7 +180,7 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
             lease.offer_id,
             lease.quote_ids,
             before_call=lambda: before_call(lease, runtime),
-            while_waiting=lambda: go_on(lease, runtime),
+            while_waiting=lambda: continue_or_suspend(lease, runtime),
         )
     except Refused:
         return LookupResult.IMPOSSIBLE

@@ -12,20 +12,20 @@ from sqlalchemy import Connection, func, select, union
 
 from models.tables import Confirmation, FurtherEmail
 from worker.storage.database import DIALECTS, Writes, insert_if_absent
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 
-def of_request(vault: Vault, body: bytes) -> list[bytes]:
+def of_request(encryption: Encryption, body: bytes) -> list[bytes]:
     """The hashes of a request body's e-mails, each once, the policyholder's first."""
     request = json.loads(body)
     insured = [one for quote in request["quotes"] for one in quote.get("insured") or []]
     people = [request["policyholder"], *insured]
-    return list(dict.fromkeys(found for person in people for found in of_person(vault, person.get("email"))))
+    return list(dict.fromkeys(found for person in people for found in of_person(encryption, person.get("email"))))
 
 
-def of_person(vault: Vault, email: str | None) -> list[bytes]:
+def of_person(encryption: Encryption, email: str | None) -> list[bytes]:
     """The hash of a person's e-mail; none where there is no e-mail."""
-    return [vault.email_hash(email)] if email and email.strip() else []
+    return [encryption.email_hash(email)] if email and email.strip() else []
 
 
 def note(connection: Connection | Writes, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
@@ -35,9 +35,9 @@ def note(connection: Connection | Writes, confirmation_id: UUID, hashes: Collect
         connection.execute(_NOTE[connection.dialect.name], rows)
 
 
-def find(connection: Connection, vault: Vault, email: str) -> list[UUID]:
+def find(connection: Connection, encryption: Encryption, email: str) -> list[UUID]:
     """The confirmations of a person, whichever of DATA_KEYS was the first when they were stored."""
-    hashes = vault.email_hashes(email)
+    hashes = encryption.email_hashes(email)
     return list(
         connection.execute(
             union(

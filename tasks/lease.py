@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
 from worker.storage.database import DIALECTS, now, now_plus, seconds_since
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 STOPPED = "connection-lost", "the worker stopped during this attempt"
 
@@ -68,7 +68,7 @@ class Lease:
 
 
 def acquire(
-    connection: Connection, vault: Vault, these: Sequence[UUID], token: UUID, lease_seconds: float
+    connection: Connection, encryption: Encryption, these: Sequence[UUID], token: UUID, lease_seconds: float
 ) -> dict[UUID, Lease]:
     """Claims those confirmations that are due. Left out: what is not due, or another one was quicker to claim.
 
@@ -80,7 +80,7 @@ def acquire(
         leased = [row.id for row in rows]
         close_abandoned_attempts(connection, leased, token)
         open_attempts(connection, leased, token)
-    bodies = [vault.open(row.id, "body", row.sealed_body) for row in rows]
+    bodies = [encryption.decrypt(row.id, "body", row.sealed_body) for row in rows]
     return {row.id: lease_from_row(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
 
 

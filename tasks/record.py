@@ -22,7 +22,7 @@ from tasks import email_index
 from tasks.decide import Decision
 from tasks.lease import Lease, close_abandoned_attempts
 from worker.storage.database import Writes, locked, now, now_plus
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class RecordedAttempt(NamedTuple):
 
 
 def record(
-    connection: Connection, vault: Vault, made: Sequence[RecordedAttempt], with_links: bool
+    connection: Connection, encryption: Encryption, made: Sequence[RecordedAttempt], with_links: bool
 ) -> list[State | None]:
     """Records decisions. The state that each confirmation has now, or None where the answer came too late to matter.
 
@@ -58,7 +58,9 @@ def record(
         if lease.id not in rows:  # another attempt of this confirmation was recorded just before
             writes.flush()
             rows[lease.id] = connection.execute(_LOCK_FOR_DECISION, {"these": [lease.id]}).one()
-        states.append(_record(connection, writes, vault, rows.pop(lease.id), lease, decision, duration, with_links))
+        states.append(
+            _record(connection, writes, encryption, rows.pop(lease.id), lease, decision, duration, with_links)
+        )
     writes.flush()
     return states
 
@@ -66,7 +68,7 @@ def record(
 def _record(
     connection: Connection,
     writes: Writes,
-    vault: Vault,
+    encryption: Encryption,
     row: Row[Any],
     lease: Lease,
     decision: Decision,
@@ -74,7 +76,7 @@ def _record(
     with_links: bool,
 ) -> State | None:
     ours = row.lease_token == lease.token
-    _close_attempt(writes, vault, lease, decision, duration, ours, row.purged_at is not None)
+    _close_attempt(writes, encryption, lease, decision, duration, ours, row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"this": lease.id}).scalar_one()
@@ -89,7 +91,7 @@ def _record(
                     seen=decision.booking.id,
                 )
             return None
-        store_booking(writes, vault, row, decision.booking)
+        store_booking(writes, encryption, row, decision.booking)
         if not ours:
             close_abandoned_attempts(connection, [lease.id], lease.token)
     elif not ours:
@@ -122,7 +124,13 @@ def apply_decision(
 
 
 def _close_attempt(
-    writes: Writes, vault: Vault, lease: Lease, decision: Decision, duration: float, ours: bool, is_purged: bool
+    writes: Writes,
+    encryption: Encryption,
+    lease: Lease,
+    decision: Decision,
+    duration: float,
+    ours: bool,
+    is_purged: bool,
 ) -> None:
     error = decision.error
     answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
@@ -138,7 +146,7 @@ def _close_attempt(
             "http_status": decision.http_status,
             "code": error.code if error is not None else None,
             "detail": error.detail if error is not None else None,
-            "sealed_answer": vault.seal(lease.id, f"answer {lease.number}", answer)
+            "sealed_answer": encryption.encrypt(lease.id, f"answer {lease.number}", answer)
             if answer and not is_purged
             else None,
         },
@@ -199,12 +207,14 @@ def _write_event(
     )
 
 
-def store_booking(connection: Connection | Writes, vault: Vault, row: Row[Any], booking: xone.Booking) -> None:
+def store_booking(
+    connection: Connection | Writes, encryption: Encryption, row: Row[Any], booking: xone.Booking
+) -> None:
     """The booking with its policies and policyholder. Personal data and secrets are sealed. row: of to_be_settled()."""
     confirmation_id: UUID = row.id
 
-    def seal(column: str, text: str | None) -> bytes | None:
-        return vault.seal_text(confirmation_id, column, text)
+    def encrypt(column: str, text: str | None) -> bytes | None:
+        return encryption.encrypt_text(confirmation_id, column, text)
 
     leftovers = booking.leftovers()
     connection.execute(
@@ -213,13 +223,13 @@ def store_booking(connection: Connection | Writes, vault: Vault, row: Row[Any], 
             "confirmation_id": confirmation_id,
             **_values(booking, _BOOKING_COLUMNS),
             "quote_uuid": booking.quote.uuid if booking.quote else None,
-            "sealed_security_token": seal("security_token", booking.security_token),
-            "sealed_coi_url": seal("coi_url", booking.coi.url if booking.coi else None),
-            "sealed_coi_pdf": seal("coi_pdf", booking.coi.pdf if booking.coi else None),
-            "sealed_account_url": seal("account_url", booking.account_url),
-            "sealed_fnol_link": seal("fnol_link", booking.fnol_link),
-            "sealed_sign_up_url": seal("sign_up_url", booking.sign_up_url),
-            "sealed_rest": seal("rest", write_exact(leftovers) if leftovers else None),
+            "sealed_security_token": encrypt("security_token", booking.security_token),
+            "sealed_coi_url": encrypt("coi_url", booking.coi.url if booking.coi else None),
+            "sealed_coi_pdf": encrypt("coi_pdf", booking.coi.pdf if booking.coi else None),
+            "sealed_account_url": encrypt("account_url", booking.account_url),
+            "sealed_fnol_link": encrypt("fnol_link", booking.fnol_link),
+            "sealed_sign_up_url": encrypt("sign_up_url", booking.sign_up_url),
+            "sealed_rest": encrypt("rest", write_exact(leftovers) if leftovers else None),
         },
     )
     holder = booking.policyholder
@@ -232,10 +242,10 @@ def store_booking(connection: Connection | Writes, vault: Vault, row: Row[Any], 
                 "id": holder.id,
                 "created_at": holder.created_at,
                 "updated_at": holder.updated_at,
-                "sealed_person": seal("person", write_exact(person)),
+                "sealed_person": encrypt("person", write_exact(person)),
             },
         )
-        returned = email_index.of_person(vault, holder.email)
+        returned = email_index.of_person(encryption, holder.email)
         email_index.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
     if booking.policies:
         connection.execute(

@@ -39,7 +39,7 @@ class EnqueueError(ConfirmOfferError):
     """A file of jobs can't be read; the text says where and why, and holds nothing of a job."""
 
 
-class SealError(ConfirmOfferError):
+class DecryptionError(ConfirmOfferError):
     """Sealed data could not be opened."""
 
 

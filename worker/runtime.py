@@ -13,20 +13,20 @@ from worker.errors import SettingsError
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
+    EncryptionSettings,
     EventSettings,
     RetentionSettings,
     RetrySettings,
     SentrySettings,
     TracingSettings,
-    VaultSettings,
     WorkerSettings,
     XoneSettings,
     read,
 )
 from worker.storage import database
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 from worker.storage.group_commit import GroupCommit, Item, Result
-from worker.storage.pause_cache import Pauses
+from worker.storage.pause_cache import PauseCache
 from worker.xone.client import Xone
 
 
@@ -36,7 +36,7 @@ class Runtime:
     def __init__(self, dice: Callable[[], float] = random.random) -> None:
         self.dice = dice
         self.shutting_down = Event()
-        self.pauses = Pauses()
+        self.pauses = PauseCache()
         self.events_waiting = Event()  # set by a commit that wrote events; wakes the Relay of this process
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._lock = Lock()
@@ -74,8 +74,8 @@ class Runtime:
         return database.connect(read(DatabaseSettings).url)
 
     @cached_property
-    def vault(self) -> Vault:
-        return Vault(read(VaultSettings).keys)
+    def encryption(self) -> Encryption:
+        return Encryption(read(EncryptionSettings).keys)
 
     @cached_property
     def xone(self) -> Xone:
@@ -94,7 +94,7 @@ class Runtime:
         for section in (
             BrokerSettings,
             DatabaseSettings,
-            VaultSettings,
+            EncryptionSettings,
             XoneSettings,
             RetrySettings,
             WorkerSettings,

@@ -100,7 +100,7 @@ class DatabaseSettings(Section):
         return self.DATABASE_URL.get_secret_value()
 
 
-class VaultSettings(Section):
+class EncryptionSettings(Section):
     """Personal data"""
 
     DATA_KEYS: Annotated[SecretStr, AfterValidator(data_keys)]
@@ -313,7 +313,7 @@ SECTIONS: tuple[type[Section], ...] = (
     RetrySettings,
     WorkerSettings,
     EventSettings,
-    VaultSettings,
+    EncryptionSettings,
     RetentionSettings,
     LogSettings,
     SentrySettings,

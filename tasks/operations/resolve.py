@@ -19,7 +19,7 @@ from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
 from tasks.record import EVENT_OF, apply_decision, lock_for_decision, store_booking
 from worker.errors import ResolveError, XoneError
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 MAX_WHY = 500  # characters
 
@@ -69,7 +69,7 @@ _UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, halves of surrogate pa
 
 def resolve_booked(
     connection: Connection,
-    vault: Vault,
+    encryption: Encryption,
     partner_id: str,
     booking: Booking,
     confirmed_statuses: frozenset[str],
@@ -80,7 +80,7 @@ def resolve_booked(
     """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, booking.offer_id)
     decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
-    store_booking(connection, vault, row, booking)
+    store_booking(connection, encryption, row, booking)
     return _conclude(connection, row, decision, with_links, by, reason, booking=booking.id)
 
 

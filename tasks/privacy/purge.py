@@ -20,7 +20,7 @@ from tasks import email_index
 from tasks.operations.failures import in_literally
 from tasks.privacy.sealed_columns import SEALED, id_in
 from worker.storage.database import locked, now
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 ENDED = (State.CONFIRMED, State.PENDING, State.FAILED)
 STEP = 100  # confirmations in one transaction
@@ -52,20 +52,20 @@ def purge(connection: Connection, before: datetime, most: int = STEP) -> int:
     return len(ids)
 
 
-def of_person(connection: Connection, vault: Vault, email: str) -> list[Row[Any]]:
+def of_person(connection: Connection, encryption: Encryption, email: str) -> list[Row[Any]]:
     """The confirmations that an e-mail stands in, and whether each ``has_ended``, in the order they came."""
     columns = (Confirmation.id, Confirmation.partner_id, Confirmation.offer_id, Confirmation.state)
-    found = Confirmation.id.in_(email_index.find(connection, vault, email))
+    found = Confirmation.id.in_(email_index.find(connection, encryption, email))
     return list(
         connection.execute(select(*columns, has_ended().label("has_ended")).where(found).order_by(Confirmation.id))
     )
 
 
-def erase(connection: Connection, vault: Vault, email: str, confirmation_id: UUID) -> bool:
+def erase(connection: Connection, encryption: Encryption, email: str, confirmation_id: UUID) -> bool:
     """Blanks one confirmation of ``of_person``; False where it has not ended, or is another person's by now."""
     query = locked(select(Confirmation.id).where(Confirmation.id == confirmation_id, has_ended()))
     ids = connection.execute(query).scalars().all()
-    if not ids or confirmation_id not in email_index.find(connection, vault, email):
+    if not ids or confirmation_id not in email_index.find(connection, encryption, email):
         return False
     blank(connection, ids)
     return True

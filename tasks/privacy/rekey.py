@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func,
 from models.tables import Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
-from worker.errors import SealError
+from worker.errors import DecryptionError
 from worker.storage.database import locked
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 STEP = 100  # confirmations in one transaction
 
@@ -47,7 +47,7 @@ def count(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(Confirmation)).scalar_one()
 
 
-def rekey(engine: Engine, vault: Vault, step: int = STEP) -> Iterator[Rekeyed]:
+def rekey(engine: Engine, encryption: Encryption, step: int = STEP) -> Iterator[Rekeyed]:
     """Does all that is stored, and gives what each step has done. No transaction is open between two of them."""
     after, in_use = UUID(int=0), list[UUID]()
     while True:
@@ -55,7 +55,7 @@ def rekey(engine: Engine, vault: Vault, step: int = STEP) -> Iterator[Rekeyed]:
             page = select(Confirmation.id).where(Confirmation.id > after).order_by(Confirmation.id).limit(step)
             ids = connection.execute(page).scalars().all()
             free = set(connection.execute(_held(ids, skip_locked=True)).scalars())
-            done = _rekey(connection, vault, free)
+            done = _rekey(connection, encryption, free)
         if not ids:
             break
         yield done
@@ -63,7 +63,7 @@ def rekey(engine: Engine, vault: Vault, step: int = STEP) -> Iterator[Rekeyed]:
         in_use += [one for one in ids if one not in free]
     for one in in_use:  # one by one: who holds nothing else can wait for it
         with engine.begin() as connection:
-            done = _rekey(connection, vault, set(connection.execute(_held([one])).scalars()))
+            done = _rekey(connection, encryption, set(connection.execute(_held([one])).scalars()))
         yield done
 
 
@@ -71,7 +71,7 @@ def _held(ids: Sequence[UUID], skip_locked: bool = False) -> Any:
     return locked(select(Confirmation.id).where(Confirmation.id.in_(ids)), skip_locked)
 
 
-def _rekey(connection: Connection, vault: Vault, ids: set[UUID]) -> Rekeyed:
+def _rekey(connection: Connection, encryption: Encryption, ids: set[UUID]) -> Rekeyed:
     """All values of these confirmations. What no key opens is told, and left as it is."""
     done = Rekeyed(confirmations=len(ids))
     if not ids:
@@ -89,12 +89,12 @@ def _rekey(connection: Connection, vault: Vault, ids: set[UUID]) -> Rekeyed:
                 place, sealed = place_of(column, row), bytes(values[column])
                 done.values += 1
                 try:
-                    content = opened[its_id, place] = vault.open(its_id, place, sealed)
-                except SealError:
+                    content = opened[its_id, place] = encryption.decrypt(its_id, place, sealed)
+                except DecryptionError:
                     done.unreadable.append((its_id, place))
                     continue
-                if not vault.is_current(sealed):
-                    values[column] = vault.seal(its_id, place, content)
+                if not encryption.is_current(sealed):
+                    values[column] = encryption.encrypt(its_id, place, content)
                     done.resealed += 1
             if any(values[column] is not row._mapping[column] for column in columns):
                 changed.append(
@@ -102,7 +102,7 @@ def _rekey(connection: Connection, vault: Vault, ids: set[UUID]) -> Rekeyed:
                     | {f"new_{column.name}": value for column, value in values.items()}
                 )
         _write(connection, table, changed)
-    done.indexed = _index(connection, vault, ids - {one for one, _ in done.unreadable}, opened)
+    done.indexed = _index(connection, encryption, ids - {one for one, _ in done.unreadable}, opened)
     return done
 
 
@@ -113,7 +113,9 @@ def _write(connection: Connection, table: Table, changed: list[dict[str, Any]]) 
         connection.execute(update(table).where(its_row).values(values), changed)
 
 
-def _index(connection: Connection, vault: Vault, ids: set[UUID], opened: dict[tuple[UUID, str], bytes]) -> int:
+def _index(
+    connection: Connection, encryption: Encryption, ids: set[UUID], opened: dict[tuple[UUID, str], bytes]
+) -> int:
     """The hashes of e-mails under the first key, also where there were none yet. How many confirmations had others."""
     stand: dict[UUID, list[bytes | None]] = {
         row.id: [row.email_hash]
@@ -125,8 +127,8 @@ def _index(connection: Connection, vault: Vault, ids: set[UUID], opened: dict[tu
     number = 0
     for its_id, hashes in stand.items():
         sent, returned = opened.get((its_id, "body")), opened.get((its_id, "person"))
-        of_job = email_index.of_request(vault, sent) if sent is not None else []
-        of_holder = email_index.of_person(vault, json.loads(returned).get("email")) if returned is not None else []
+        of_job = email_index.of_request(encryption, sent) if sent is not None else []
+        of_holder = email_index.of_person(encryption, json.loads(returned).get("email")) if returned is not None else []
         first = of_job[0] if of_job else None
         others = {*of_job, *of_holder} - {first}
         if [first, others] != [hashes[0], set(hashes[1:])]:

@@ -8,13 +8,13 @@ from uuid import UUID
 from sqlalchemy import Connection, select
 
 from models.tables import Attempt, Booking, Confirmation, Policyholder
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 
-def persons(connection: Connection, vault: Vault, confirmation_id: UUID) -> dict[str, Any]:
+def persons(connection: Connection, encryption: Encryption, confirmation_id: UUID) -> dict[str, Any]:
     """The policyholder as sent and as XONE returned it, and the insured. Raises SealError."""
     body, returned = (
-        _opened(connection, vault, confirmation_id, table, column)
+        _opened(connection, encryption, confirmation_id, table, column)
         for table, column in ((Confirmation, "body"), (Policyholder, "person"))
     )
     request = json.loads(body) if body is not None else {}
@@ -31,14 +31,14 @@ def persons(connection: Connection, vault: Vault, confirmation_id: UUID) -> dict
     }
 
 
-def secrets(connection: Connection, vault: Vault, confirmation_id: UUID) -> dict[str, Any]:
+def secrets(connection: Connection, encryption: Encryption, confirmation_id: UUID) -> dict[str, Any]:
     """Customers' links, the security token, fields of the booking without a column, and kept answers of attempts.
 
     Raises SealError.
     """
 
     def opened(column: str) -> str | None:
-        return _opened(connection, vault, confirmation_id, Booking, column)
+        return _opened(connection, encryption, confirmation_id, Booking, column)
 
     rest = opened("rest")
     answers = connection.execute(
@@ -54,20 +54,22 @@ def secrets(connection: Connection, vault: Vault, confirmation_id: UUID) -> dict
         "security_token": opened("security_token"),
         "other_fields": json.loads(rest) if rest is not None else {},
         "answers": [
-            {"attempt": number, "body": _text(vault.open(confirmation_id, f"answer {number}", sealed))}
+            {"attempt": number, "body": _text(encryption.decrypt(confirmation_id, f"answer {number}", sealed))}
             for number, sealed in answers
             if sealed is not None
         ],
     }
 
 
-def _opened(connection: Connection, vault: Vault, confirmation_id: UUID, table: Any, column: str) -> str | None:
+def _opened(
+    connection: Connection, encryption: Encryption, confirmation_id: UUID, table: Any, column: str
+) -> str | None:
     """The text of ``sealed_<column>``; None where there is none."""
     its_id = Confirmation.id if table is Confirmation else table.confirmation_id
     sealed = connection.execute(
         select(table.__table__.c[f"sealed_{column}"]).where(its_id == confirmation_id)
     ).scalar_one_or_none()
-    return _text(vault.open(confirmation_id, column, sealed)) if sealed is not None else None
+    return _text(encryption.decrypt(confirmation_id, column, sealed)) if sealed is not None else None
 
 
 def _text(content: bytes) -> str:

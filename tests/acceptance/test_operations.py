@@ -25,7 +25,7 @@ from worker.cli.app import cli
 from worker.cli.ui.batch_progress import Pace, look
 from worker.storage import database
 from worker.storage.database import now, now_plus
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def calls_of(system: System) -> Counter[str]:
 
 def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age: float = 0.0, **values: Any) -> None:
     """Makes confirmations that failed ``age`` seconds ago."""
-    vault, engine = Vault(keys.split(",")), database.connect(url)
+    encryption, engine = Encryption(keys.split(",")), database.connect(url)
     body = json.dumps({name: job("any")[name] for name in ("quotes", "policyholder")}).encode()
     rows = []
     for offer in offers:
@@ -102,7 +102,7 @@ def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age
                 "offer_id": offer,
                 "echo": {},
                 "idempotency_key": uuid4(),
-                "sealed_body": vault.seal(id_, "body", body),
+                "sealed_body": encryption.encrypt(id_, "body", body),
                 "state": State.FAILED,
                 "attempts": 0,
                 "error_code": code,

@@ -20,7 +20,7 @@ from tests.acceptance.test_operations import fail, on_a_terminal
 from tests.system import PROJECT, System, job, until
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 pytestmark = pytest.mark.slow
 
@@ -88,8 +88,8 @@ def test_a_key_is_replaced_while_a_worker_works_and_then_retired(system: System)
     late = told("rekey", **settings(system, f"{new},{old}"))
     assert late["confirmations"] == 310
     assert 0 < late["resealed"] < late["values"] == len(sealed_values(system)), "the worker sealed with the old key"
-    vault = Vault([new])
-    assert all(vault.is_current(value) for value in sealed_values(system))
+    encryption = Encryption([new])
+    assert all(encryption.is_current(value) for value in sealed_values(system))
     assert [entry.count for entry in audits(system, "rekey")] == [beside["resealed"], late["resealed"]]
     assert system.states() == {State.CONFIRMED: 310}
 
@@ -125,10 +125,10 @@ def test_a_wrong_key_changes_nothing_and_is_named(system: System) -> None:
 def test_rekey_killed_in_the_middle_goes_on(system: System) -> None:
     old, new = system.environment["DATA_KEYS"], Fernet.generate_key().decode()
     fail(system.database_url, old, [f"offer-{number}" for number in range(MANY)])
-    vault = Vault([new])
+    encryption = Encryption([new])
 
     def renewed() -> int:
-        return sum(map(vault.is_current, sealed_values(system)))
+        return sum(map(encryption.is_current, sealed_values(system)))
 
     killed = start("rekey", **settings(system, f"{new},{old}"))
     until(renewed, every=0.0)
@@ -137,7 +137,7 @@ def test_rekey_killed_in_the_middle_goes_on(system: System) -> None:
 
     done = renewed()
     assert 0 < done < MANY
-    assert all(Vault([new, old]).is_current(v) or Vault([old]).is_current(v) for v in sealed_values(system))
+    assert all(Encryption([new, old]).is_current(v) or Encryption([old]).is_current(v) for v in sealed_values(system))
     again = told("rekey", **settings(system, f"{new},{old}"))
     assert (again["confirmations"], again["values"], again["resealed"]) == (MANY, MANY, MANY - done)
     assert renewed() == MANY
@@ -247,8 +247,8 @@ def test_a_person_is_erased(system: System) -> None:
     entries = audits(system, "erase")
     assert [entry.count for entry in entries] == [0, 0, 4, 0, 0, 1]
     assert "example.com" not in str(entries)
-    vault = Vault([system.environment["DATA_KEYS"]])
-    assert entries[2].details == {"left": 1, "email_hash": vault.email_hash(ada).hex()}
+    encryption = Encryption([system.environment["DATA_KEYS"]])
+    assert entries[2].details == {"left": 1, "email_hash": encryption.email_hash(ada).hex()}
 
 
 def all_published(system: System) -> bool:

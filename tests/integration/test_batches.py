@@ -46,7 +46,7 @@ def failed(runtime: Runtime) -> Callable[..., UUID]:
                     offer_id=offer_id,
                     echo={},
                     idempotency_key=uuid4(),
-                    sealed_body=runtime.vault.seal(confirmation_id, "body", BODY),
+                    sealed_body=runtime.encryption.encrypt(confirmation_id, "body", BODY),
                     queued_at=now(),
                     created_at=now(),
                     **{**DEFAULTS, **values},
@@ -354,12 +354,12 @@ def test_a_process_that_starts_knows_of_a_pause_in_all_threads(runtime: Runtime)
 
     def hold_slowly() -> bool:
         with runtime.engine.connect() as connection:
-            return runtime.pauses.hold(SlowRead(connection), "P-100")  # type: ignore[arg-type]
+            return runtime.pauses.is_paused(SlowRead(connection), "P-100")  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(hold_slowly)
         with runtime.engine.connect() as connection:
-            holds = runtime.pauses.hold(connection, "P-100")
+            holds = runtime.pauses.is_paused(connection, "P-100")
         asked.set()
         assert holds
         assert slow.result()

@@ -72,12 +72,15 @@ def test_a_job_becomes_booking_policies_policyholder_and_event(runtime: Runtime,
     assert (booking.id, booking.status, booking.price) == (upstream["id"], upstream["status"], upstream["price"])
     assert booking.quote_uuid == upstream["quote"]["uuid"]
     assert booking.created_at.tzinfo is not None
-    vault, place = runtime.vault, confirmation.id
-    assert vault.open(place, "security_token", booking.sealed_security_token).decode() == upstream["security_token"]
-    assert vault.open(place, "coi_pdf", booking.sealed_coi_pdf).decode() == upstream["coi"]["pdf"]
-    assert vault.open(place, "sign_up_url", booking.sealed_sign_up_url).decode() == upstream["sign_up_url"]
-    assert json.loads(vault.open(place, "rest", booking.sealed_rest)) == {"sandbox": True}
-    person = json.loads(vault.open(place, "person", only(runtime, Policyholder).sealed_person))
+    encryption, place = runtime.encryption, confirmation.id
+    assert (
+        encryption.decrypt(place, "security_token", booking.sealed_security_token).decode()
+        == upstream["security_token"]
+    )
+    assert encryption.decrypt(place, "coi_pdf", booking.sealed_coi_pdf).decode() == upstream["coi"]["pdf"]
+    assert encryption.decrypt(place, "sign_up_url", booking.sealed_sign_up_url).decode() == upstream["sign_up_url"]
+    assert json.loads(encryption.decrypt(place, "rest", booking.sealed_rest)) == {"sandbox": True}
+    person = json.loads(encryption.decrypt(place, "person", only(runtime, Policyholder).sealed_person))
     assert person["email"] == upstream["policyholder"]["email"]
     policy = only(runtime, Policy)
     assert (policy.price, policy.tax) == (upstream["policies"][0]["price"], upstream["policies"][0]["tax"])
@@ -95,7 +98,7 @@ def test_the_request_is_sent_as_stored_with_the_stored_key(runtime: Runtime, san
 
     first, second = sandbox.calls
     confirmation = only(runtime, Confirmation)
-    stored = runtime.vault.open(confirmation.id, "body", confirmation.sealed_body)
+    stored = runtime.encryption.decrypt(confirmation.id, "body", confirmation.sealed_body)
     assert first.body == second.body == stored
     assert first.idempotency_key == second.idempotency_key == str(confirmation.idempotency_key)
 
@@ -270,7 +273,7 @@ def test_a_claim_repeated_with_its_token_is_the_same_claim(runtime: Runtime) -> 
 
     def take() -> Lease | None:
         with runtime.engine.begin() as connection:
-            return acquire(connection, runtime.vault, [confirmation_id], token, 10.0).get(confirmation_id)
+            return acquire(connection, runtime.encryption, [confirmation_id], token, 10.0).get(confirmation_id)
 
     first, again = take(), take()
 
@@ -318,11 +321,11 @@ def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
     decision = decide(BookingReceived(other, 201), lease.history, RetryPolicy(), 0.0)
 
     with runtime.engine.begin() as connection:
-        assert record(connection, runtime.vault, [RecordedAttempt(lease, decision, 0.1)], False) == [None]
+        assert record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False) == [None]
 
     assert only(runtime, Booking).id != "INS-OTHER"
     kept = only(runtime, Attempt).sealed_answer
-    assert b"INS-OTHER" in runtime.vault.open(lease.id, "answer 1", kept)
+    assert b"INS-OTHER" in runtime.encryption.decrypt(lease.id, "answer 1", kept)
 
 
 def test_no_connection_is_held_while_xone_is_called(runtime: Runtime, sandbox: Sandbox) -> None:
@@ -401,4 +404,4 @@ def test_outcomes_that_come_together_are_recorded_together(runtime: Runtime) -> 
 
 
 def new_job(runtime: Runtime, offer_id: str) -> NewJob:
-    return NewJob.of(read_job(body_of(offer_id)), Delivery(), runtime.vault)
+    return NewJob.of(read_job(body_of(offer_id)), Delivery(), runtime.encryption)

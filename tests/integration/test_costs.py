@@ -80,7 +80,7 @@ def counted(runtime: Runtime) -> Iterator[Counter[str]]:
 
 
 def new_jobs(runtime: Runtime, number: int) -> list[NewJob]:
-    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), runtime.vault) for at in range(number)]
+    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), runtime.encryption) for at in range(number)]
 
 
 def leased(runtime: Runtime, number: int) -> list[Lease]:

@@ -24,7 +24,7 @@ from worker.runtime import Runtime
 from worker.services.outbox_relay import Relay
 from worker.settings import LogSettings
 from worker.storage.database import now_plus, seconds_since
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 MARK = "Quxomat"
 MARKED = {
@@ -97,7 +97,7 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
     assert lease is not None
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
-    runtime.vault = Vault([Fernet.generate_key().decode()])
+    runtime.encryption = Encryption([Fernet.generate_key().decode()])
 
     celery_tasks.resume.run(str(lease.id).encode())
 
@@ -120,5 +120,5 @@ def test_neither_repr_nor_str_shows_a_person(runtime: Runtime) -> None:
     with pytest.raises(JobRejected) as rejected:
         read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
 
-    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, runtime.vault, *told):
+    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, runtime.encryption, *told):
         assert MARK not in f"{it!r} {it!s}", type(it)

@@ -20,7 +20,7 @@ from worker.doctor import work
 from worker.runtime import Runtime
 from worker.services.outbox_relay import Relay
 from worker.services.scheduler import Scheduler
-from worker.settings import VaultSettings, read
+from worker.settings import EncryptionSettings, read
 from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -117,7 +117,7 @@ def test_what_operators_ask(runtime: Runtime) -> None:
             list(event_replay.pages(runtime.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
             == []
         )
-        purge.of_person(connection, runtime.vault, "ada@example.com")
+        purge.of_person(connection, runtime.encryption, "ada@example.com")
         assert purge.purge(connection, since - timedelta(days=3), 10) == 10
 
     assert len(statements) > 15
@@ -135,7 +135,7 @@ def test_what_the_doctor_looks_at(runtime: Runtime) -> None:
             update(OutboxEvent).where(OutboxEvent.id.in_(unsent)).values(published_at=None, created_at=now_plus(-600))
         )
     with seen(runtime) as statements, runtime.engine.connect() as connection:
-        found = {one.check: one.level for one in work.look(connection, read(VaultSettings))}
+        found = {one.check: one.level for one in work.look(connection, read(EncryptionSettings))}
 
     assert (found["due"], found["outbox"]) == ("warning", "warning")
     assert len(statements) > 8

@@ -74,7 +74,7 @@ def to_booked(runtime: Runtime, answer: dict[str, Any] = ANSWER, with_links: boo
     booking = XoneBooking.model_validate(answer)
     with runtime.engine.begin() as connection:
         return resolve_booked(
-            connection, runtime.vault, "P-100", booking, STATUSES, with_links, "ann@here", "seen in XONE"
+            connection, runtime.encryption, "P-100", booking, STATUSES, with_links, "ann@here", "seen in XONE"
         )
 
 
@@ -97,9 +97,9 @@ def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Runtime)
     assert (confirmation.lease_token, confirmation.due_at, confirmation.answer_unknown) == (None, None, False)
     assert (confirmation.attempts, confirmation.attempts_used) == (2, 2), "it was no attempt"
     assert (booking.id, booking.currency) == ("INS-1", "EUR")
-    vault = in_review.vault
-    assert vault.open(confirmation.id, "security_token", booking.sealed_security_token) == b"hush"
-    person = json.loads(vault.open(confirmation.id, "person", only(in_review, Policyholder).sealed_person))
+    encryption = in_review.encryption
+    assert encryption.decrypt(confirmation.id, "security_token", booking.sealed_security_token) == b"hush"
+    person = json.loads(encryption.decrypt(confirmation.id, "person", only(in_review, Policyholder).sealed_person))
     assert person["email"] == "ada@example.com"
     assert [policy.id for policy in rows(in_review, Policy)] == ["POL-1", "POL-2"]
     event = last_event(in_review)

@@ -36,13 +36,13 @@ from tasks.record import RecordedAttempt, record
 from tests.integration.test_confirmation import accepted, body_of, only, rows, run
 from tests.integration.test_failures import fill, plan_of
 from tests.system import until
-from worker.errors import SealError, Unknown
+from worker.errors import DecryptionError, Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.retention import Retention
-from worker.settings import VaultSettings, read
+from worker.settings import EncryptionSettings, read
 from worker.storage.database import locked, now, now_plus
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import ALL, Pauses
 from worker.xone.answers import BookingReceived
 
@@ -52,18 +52,18 @@ INSURED = [{"id": "q", "insured": [{"first_name": "Grace", "email": GRACE}, {"em
 
 
 @pytest.fixture
-def new_vault(runtime: Runtime) -> Vault:
+def new_vault(runtime: Runtime) -> Encryption:
     """With a new key before those of the process."""
-    return Vault([Fernet.generate_key().decode(), *read(VaultSettings).keys])
+    return Encryption([Fernet.generate_key().decode(), *read(EncryptionSettings).keys])
 
 
-def rekeyed(runtime: Runtime, vault: Vault, step: int = 2) -> Rekeyed:
-    return sum(rekey.rekey(runtime.engine, vault, step), Rekeyed())
+def rekeyed(runtime: Runtime, encryption: Encryption, step: int = 2) -> Rekeyed:
+    return sum(rekey.rekey(runtime.engine, encryption, step), Rekeyed())
 
 
-def found(runtime: Runtime, vault: Vault, email: str) -> set[str]:
+def found(runtime: Runtime, encryption: Encryption, email: str) -> set[str]:
     with runtime.engine.connect() as connection:
-        return {row.offer_id for row in purge.of_person(connection, vault, email)}
+        return {row.offer_id for row in purge.of_person(connection, encryption, email)}
 
 
 def publish_events(runtime: Runtime) -> None:
@@ -103,12 +103,12 @@ def business(runtime: Runtime) -> list[Any]:
         ]
 
 
-def open_all(runtime: Runtime, vault: Vault, confirmation_id: UUID) -> None:
+def open_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID) -> None:
     for column in ("security_token", "coi_url", "coi_pdf", "account_url", "fnol_link", "sign_up_url", "rest"):
-        vault.open(confirmation_id, column, only(runtime, Booking)._mapping[f"sealed_{column}"])
-    vault.open(confirmation_id, "person", only(runtime, Policyholder).sealed_person)
-    vault.open(confirmation_id, "body", only(runtime, Confirmation).sealed_body)
-    vault.open(confirmation_id, "answer 1", rows(runtime, Attempt)[0].sealed_answer)
+        encryption.decrypt(confirmation_id, column, only(runtime, Booking)._mapping[f"sealed_{column}"])
+    encryption.decrypt(confirmation_id, "person", only(runtime, Policyholder).sealed_person)
+    encryption.decrypt(confirmation_id, "body", only(runtime, Confirmation).sealed_body)
+    encryption.decrypt(confirmation_id, "answer 1", rows(runtime, Attempt)[0].sealed_answer)
 
 
 def booked_with(runtime: Runtime, lease: Lease, email: str | None) -> None:
@@ -116,13 +116,13 @@ def booked_with(runtime: Runtime, lease: Lease, email: str | None) -> None:
     answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
-        record(connection, runtime.vault, [RecordedAttempt(lease, decision, 0.1)], False)
+        record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
 def failed_late(runtime: Runtime, lease: Lease) -> None:
     decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
-        record(connection, runtime.vault, [RecordedAttempt(lease, decision, 0.1)], False)
+        record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
 def stop_calls(runtime: Runtime) -> None:
@@ -139,10 +139,10 @@ def test_a_person_is_found_by_the_emails_of_job_and_booking(runtime: Runtime) ->
     booked_with(runtime, accepted(runtime, "b"), "ADA@example.com ")
     booked_with(runtime, accepted(runtime, "c"), None)
 
-    assert found(runtime, runtime.vault, " Ada@Example.com") == {"a", "b", "c"}
-    assert found(runtime, runtime.vault, GRACE) == {"a"}
-    assert found(runtime, runtime.vault, OTHER) == {"a"}
-    assert found(runtime, runtime.vault, "nobody@example.com") == set()
+    assert found(runtime, runtime.encryption, " Ada@Example.com") == {"a", "b", "c"}
+    assert found(runtime, runtime.encryption, GRACE) == {"a"}
+    assert found(runtime, runtime.encryption, OTHER) == {"a"}
+    assert found(runtime, runtime.encryption, "nobody@example.com") == set()
     assert len(rows(runtime, FurtherEmail)) == 2, "one e-mail that all agree on costs no row"
 
 
@@ -152,8 +152,8 @@ def test_a_corrected_job_is_found_by_its_own_emails_only(runtime: Runtime) -> No
 
     accepted(runtime, "a~http-422~1", quotes=[{"id": "q", "insured": [{"email": OTHER}]}])
 
-    assert found(runtime, runtime.vault, OTHER) == found(runtime, runtime.vault, ADA) == {"a~http-422~1"}
-    assert found(runtime, runtime.vault, GRACE) == set()
+    assert found(runtime, runtime.encryption, OTHER) == found(runtime, runtime.encryption, ADA) == {"a~http-422~1"}
+    assert found(runtime, runtime.encryption, GRACE) == set()
     assert rows(runtime, Attempt)[0].sealed_answer is None, "it answered what is gone"
 
 
@@ -162,13 +162,13 @@ def test_a_job_that_waits_is_found_too(runtime: Runtime) -> None:
 
     assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None
 
-    assert found(runtime, runtime.vault, ADA) == found(runtime, runtime.vault, GRACE) == {"a"}
+    assert found(runtime, runtime.encryption, ADA) == found(runtime, runtime.encryption, GRACE) == {"a"}
 
 
 # --- rekey ---
 
 
-def test_all_that_is_sealed_opens_with_the_new_key_alone(runtime: Runtime, new_vault: Vault) -> None:
+def test_all_that_is_sealed_opens_with_the_new_key_alone(runtime: Runtime, new_vault: Encryption) -> None:
     run(runtime, "a~html~1")
     resume(runtime)
     accepted(runtime, "b")
@@ -194,7 +194,7 @@ def resume(runtime: Runtime) -> None:
     confirm.attempt(lease, runtime)
 
 
-def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_vault: Vault) -> None:
+def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_vault: Encryption) -> None:
     run(runtime, "a~html~1")
     resume(runtime)
     rekeyed(runtime, new_vault)
@@ -202,9 +202,11 @@ def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_vault: Vault)
     open_all(runtime, new_vault, only(runtime, Confirmation).id)
 
 
-def test_persons_are_found_under_either_key_and_after_it_under_the_new_one(runtime: Runtime, new_vault: Vault) -> None:
+def test_persons_are_found_under_either_key_and_after_it_under_the_new_one(
+    runtime: Runtime, new_vault: Encryption
+) -> None:
     booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
-    runtime.vault, old = new_vault, runtime.vault
+    runtime.encryption, old = new_vault, runtime.encryption
     booked_with(runtime, accepted(runtime, "b"), ADA)
 
     assert found(runtime, new_vault, ADA) == {"a", "b"}
@@ -223,20 +225,20 @@ def test_what_an_earlier_version_stored_is_found_after_a_rekey(runtime: Runtime)
         connection.execute(delete(FurtherEmail))
         assert email_index.count_unsearched(connection) == 1
 
-    done = rekeyed(runtime, runtime.vault)
+    done = rekeyed(runtime, runtime.encryption)
 
     assert (done.resealed, done.indexed) == (0, 1)
-    assert {email for email in (ADA, GRACE, OTHER) if found(runtime, runtime.vault, email)} == {ADA, GRACE, OTHER}
+    assert {email for email in (ADA, GRACE, OTHER) if found(runtime, runtime.encryption, email)} == {ADA, GRACE, OTHER}
     with runtime.engine.connect() as connection:
         assert email_index.count_unsearched(connection) == 0
 
 
-def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new_vault: Vault) -> None:
+def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new_vault: Encryption) -> None:
     run(runtime, "a")
     run(runtime, "b")
     with runtime.engine.begin() as connection:
         lost = connection.execute(select(Confirmation.id).where(Confirmation.offer_id == "b")).scalar_one()
-        foreign = Vault([Fernet.generate_key().decode()]).seal(lost, "body", b"{}")
+        foreign = Encryption([Fernet.generate_key().decode()]).encrypt(lost, "body", b"{}")
         connection.execute(update(Confirmation).where(Confirmation.id == lost).values(sealed_body=foreign))
 
     done = rekeyed(runtime, new_vault)
@@ -248,18 +250,18 @@ def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new
 def test_with_keys_that_open_nothing_nothing_is_changed(runtime: Runtime) -> None:
     run(runtime, "a")
     before = sealed(runtime)
-    wrong = Vault([Fernet.generate_key().decode()])
+    wrong = Encryption([Fernet.generate_key().decode()])
 
     done = rekeyed(runtime, wrong)
 
     assert (done.resealed, len(done.unreadable), sealed(runtime)) == (0, len(before), before)
-    runtime.vault = wrong
-    with pytest.raises(SealError, match="no key of DATA_KEYS"):
+    runtime.encryption = wrong
+    with pytest.raises(DecryptionError, match="no key of DATA_KEYS"):
         confirm.accept_job(body_of("a"), Delivery(), runtime)
     assert sealed(runtime) == before
 
 
-def test_interrupted_it_goes_on_where_it_was(runtime: Runtime, new_vault: Vault) -> None:
+def test_interrupted_it_goes_on_where_it_was(runtime: Runtime, new_vault: Encryption) -> None:
     for number in range(5):
         run(runtime, f"offer-{number}")
     first = next(iter(rekey.rekey(runtime.engine, new_vault, 2)))
@@ -271,7 +273,7 @@ def test_interrupted_it_goes_on_where_it_was(runtime: Runtime, new_vault: Vault)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: Runtime, new_vault: Vault) -> None:
+def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: Runtime, new_vault: Encryption) -> None:
     """On SQLite there is one writer at a time."""
     lease = accepted(runtime, "a")
     run(runtime, "b")
@@ -287,7 +289,7 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: 
         program.start()
         until(lambda: done)
         assert [step.confirmations for step in done] == [1]
-        answer = runtime.vault.seal(lease.id, "body", json.dumps(changed).encode())
+        answer = runtime.encryption.encrypt(lease.id, "body", json.dumps(changed).encode())
         connection.execute(update(Confirmation).where(Confirmation.id == lease.id).values(sealed_body=answer))
     program.join(30)
 
@@ -314,9 +316,9 @@ def test_all_that_is_personal_goes_and_the_facts_stay(runtime: Runtime) -> None:
     assert business(runtime) == facts
     assert {row.email_hash for row in rows(runtime, Confirmation)} == {None}
     assert all(row.purged_at is not None for row in rows(runtime, Confirmation))
-    assert found(runtime, runtime.vault, ADA) == set()
+    assert found(runtime, runtime.encryption, ADA) == set()
     assert purged(runtime) == 0
-    assert rekeyed(runtime, runtime.vault).values == 0
+    assert rekeyed(runtime, runtime.encryption).values == 0
 
 
 def test_only_what_has_ended_before_and_is_told(runtime: Runtime, sandbox: Sandbox) -> None:
@@ -402,7 +404,7 @@ def test_a_job_for_a_purged_failure_is_new_content(runtime: Runtime, sandbox: Sa
     after = only(runtime, Confirmation)
     assert (after.state, after.purged_at, after.sequence) == (State.CONFIRMED, None, 2)
     assert after.idempotency_key != before.idempotency_key
-    assert found(runtime, runtime.vault, ADA) == {"a~http-422~1"}
+    assert found(runtime, runtime.encryption, ADA) == {"a~http-422~1"}
     assert [call.idempotency_key for call in sandbox.calls] == [
         str(before.idempotency_key), str(after.idempotency_key),
     ]  # fmt: skip
@@ -450,13 +452,13 @@ def test_a_late_booking_is_stored_and_its_personal_data_ends_in_its_turn(runtime
     booked_with(runtime, lease, OTHER)
 
     assert (only(runtime, Confirmation).state, only(runtime, Confirmation).purged_at) == (State.CONFIRMED, None)
-    assert found(runtime, runtime.vault, OTHER) == {"a~http-422"}
-    rekeyed(runtime, runtime.vault)
-    assert found(runtime, runtime.vault, OTHER) == {"a~http-422"}
+    assert found(runtime, runtime.encryption, OTHER) == {"a~http-422"}
+    rekeyed(runtime, runtime.encryption)
+    assert found(runtime, runtime.encryption, OTHER) == {"a~http-422"}
     publish_events(runtime)
     assert purged(runtime) == 1
     assert sealed(runtime) == []
-    assert found(runtime, runtime.vault, OTHER) == set()
+    assert found(runtime, runtime.encryption, OTHER) == set()
 
 
 def test_a_late_answer_brings_no_personal_data_back(runtime: Runtime) -> None:
@@ -484,14 +486,14 @@ def test_erasing_spares_who_has_taken_the_place(runtime: Runtime) -> None:
     run(runtime, "a~http-422~1")
     publish_events(runtime)
     with runtime.engine.connect() as connection:
-        (row,) = purge.of_person(connection, runtime.vault, ADA)
+        (row,) = purge.of_person(connection, runtime.encryption, ADA)
     other = {"first_name": "B", "last_name": "C", "country": "GB", "email": OTHER}
     run(runtime, "a~http-422~1", policyholder=other)
     publish_events(runtime)
 
     with runtime.engine.begin() as connection:
-        assert not purge.erase(connection, runtime.vault, ADA, row.id)
-        assert purge.erase(connection, runtime.vault, OTHER, row.id)
+        assert not purge.erase(connection, runtime.encryption, ADA, row.id)
+        assert purge.erase(connection, runtime.encryption, OTHER, row.id)
 
 
 def test_retention_purges_a_step_at_a_time_over_all_workers(

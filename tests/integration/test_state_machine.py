@@ -253,8 +253,8 @@ class Confirmations(RuleBasedStateMachine):
         lease = confirm.accept_job(body, Delivery(), self.process)
         if lease is not None and twice:
             with self.process.engine.begin() as connection:
-                new = NewJob.of(read_job(body), Delivery(), self.process.vault)
-                again = accept(connection, self.process.vault, new, lease.token, LEASE)
+                new = NewJob.of(read_job(body), Delivery(), self.process.encryption)
+                again = accept(connection, self.process.encryption, new, lease.token, LEASE)
             lease = self.same(lease, again)
         return self.leased(lease)
 
@@ -265,7 +265,7 @@ class Confirmations(RuleBasedStateMachine):
         lease = confirm.lease_due(self.rows[offer_id].id, self.process)
         if lease is not None and twice:
             with self.process.engine.begin() as connection:
-                again = acquire(connection, self.process.vault, [lease.id], lease.token, LEASE)
+                again = acquire(connection, self.process.encryption, [lease.id], lease.token, LEASE)
             lease = self.same(lease, again.get(lease.id))
         return self.leased(lease)
 
@@ -383,7 +383,7 @@ class Confirmations(RuleBasedStateMachine):
     def write_down(self, lease: Lease, answer: AttemptResult) -> None:
         decision = decide(answer, lease.history, self.retry_policy, 0.0)
         with self.process.engine.begin() as connection:
-            record(connection, self.process.vault, [RecordedAttempt(lease, decision, 0.1)], False)
+            record(connection, self.process.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
         if decision.booking is not None:  # once seen it is stored, whatever the state was
             self.lasting[lease.offer_id] = decision.state
 

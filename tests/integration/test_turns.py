@@ -8,12 +8,12 @@ from sqlalchemy import Engine, update
 from models.tables import RateLimit
 from worker.storage import database
 from worker.storage.database import now_plus
-from worker.storage.rate_limiter import HORIZON, take_turn
+from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 
 
 def take(engine: Engine, rate: float) -> float | None:
     with engine.begin() as connection:
-        return take_turn(connection, rate)
+        return reserve_slot(connection, rate)
 
 
 def test_turns_are_a_step_apart(engine: Engine) -> None:
@@ -28,9 +28,9 @@ def test_turns_beyond_the_horizon_are_not_given_out(engine: Engine) -> None:
     waits = [take(engine, 2.0) for _ in range(20)]
 
     given = [wait for wait in waits if wait is not None]
-    assert max(given) <= HORIZON + 0.5
+    assert max(given) <= MAX_WAIT + 0.5
     assert waits[-1] is None
-    assert len(given) == pytest.approx(2 * HORIZON + 1, abs=1)
+    assert len(given) == pytest.approx(2 * MAX_WAIT + 1, abs=1)
 
 
 def test_time_that_passed_unused_is_not_saved_up(engine: Engine) -> None:

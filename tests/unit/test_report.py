@@ -13,7 +13,7 @@ import sentry_sdk
 import structlog
 
 from tests.conftest import Capturing
-from worker.errors import BadCredentials, ConfirmOfferError, SealError, Unknown, describe, where
+from worker.errors import BadCredentials, ConfirmOfferError, DecryptionError, Unknown, describe, where
 from worker.observability import log_context, logs
 from worker.observability.sentry import CheckIns, allowed_only, configure_sentry, report, transaction
 from worker.settings import LogSettings, SentrySettings
@@ -32,7 +32,7 @@ def fail_with(error: Exception) -> None:
 
 
 def fail_of_ours() -> None:
-    raise SealError("body opens with no key of DATA_KEYS")
+    raise DecryptionError("body opens with no key of DATA_KEYS")
 
 
 def chained(kind: type[Exception]) -> Exception:
@@ -68,7 +68,7 @@ def caught(do: Any) -> Exception:
         (KeyError(MARK), "KeyError"),
         (UnicodeDecodeError("utf-8", MARK.encode(), 0, 1, MARK), "UnicodeDecodeError"),
         (ExceptionGroup(MARK, [ValueError(MARK)]), "ExceptionGroup"),
-        (SealError("body opens with no key"), "SealError: body opens with no key"),
+        (DecryptionError("body opens with no key"), "SealError: body opens with no key"),
         (Unknown("timeout", "no whole answer", answer=MARK.encode()), "Unknown: timeout: no whole answer"),
     ],
 )
@@ -258,7 +258,7 @@ def test_without_a_monitor_nobody_checks_in(sentry: Capturing) -> None:
     [
         caught(fail),
         chained(RuntimeError),
-        chained(SealError),
+        chained(DecryptionError),
         ExceptionGroup(MARK, [ValueError(MARK), KeyError(MARK)]),
         OSError(5, MARK, f"/home/{MARK}"),
         KeyError(MARK),
@@ -363,7 +363,7 @@ def json_output(logging_restored: None) -> io.StringIO:
 def test_the_text_of_an_exception_is_not_logged(output: io.StringIO) -> None:
     log = structlog.get_logger("worker.test")
     foreign = logging.getLogger("kombu.test")
-    for error in (caught(fail), chained(RuntimeError), chained(SealError)):
+    for error in (caught(fail), chained(RuntimeError), chained(DecryptionError)):
         log.error("one", exc_info=error)
         log.error("two", exc_info=(type(error), error, error.__traceback__))
         foreign.error("three", exc_info=error)

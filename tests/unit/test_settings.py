@@ -12,6 +12,7 @@ from worker.errors import SettingsError
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
+    EncryptionSettings,
     EventSettings,
     LogSettings,
     RetentionSettings,
@@ -19,7 +20,6 @@ from worker.settings import (
     Section,
     SentrySettings,
     TracingSettings,
-    VaultSettings,
     WorkerSettings,
     XoneSettings,
     read,
@@ -28,7 +28,7 @@ from worker.settings import (
 SECTIONS: list[type[Section]] = [
     BrokerSettings,
     DatabaseSettings,
-    VaultSettings,
+    EncryptionSettings,
     XoneSettings,
     RetrySettings,
     EventSettings,
@@ -107,7 +107,7 @@ def test_defaults(section: type[Section], name: str, default: Any) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (VaultSettings, "DATA_KEYS is not set"),
+        (EncryptionSettings, "DATA_KEYS is not set"),
         (XoneSettings, "XONE_CLIENT_ID is not set; XONE_CLIENT_SECRET is not set"),
     ],
 )
@@ -126,7 +126,9 @@ def test_the_policy_of_retries_has_the_same_defaults() -> None:
 # --- Where they come from ---
 
 
-@pytest.mark.parametrize("section", [section for section in SECTIONS if section not in (VaultSettings, XoneSettings)])
+@pytest.mark.parametrize(
+    "section", [section for section in SECTIONS if section not in (EncryptionSettings, XoneSettings)]
+)
 def test_a_section_asks_for_nothing_of_the_others(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(NAMES) - set(section.model_fields):
         monkeypatch.setenv(name, "wrong in any case \x01")
@@ -145,7 +147,7 @@ def test_the_env_file_is_read_and_the_environment_goes_before_it(
     retry = read(RetrySettings)
 
     assert (retry.RETRY_MAX_ATTEMPTS, retry.RETRY_MAX_AGE) == (3, 70)
-    assert read(VaultSettings).keys == [KEY]
+    assert read(EncryptionSettings).keys == [KEY]
 
 
 def test_what_the_command_line_gives_goes_before_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
     (tmp_path / ".env").write_text(f"DATA_KEYS={MARK}\n")
 
     with pytest.raises(SettingsError, match="DATA_KEYS: should be Fernet keys") as raised:
-        read(VaultSettings)
+        read(EncryptionSettings)
     assert MARK not in str(raised.value)
 
 
@@ -215,7 +217,7 @@ def test_values_are_read(
 def test_data_keys_are_one_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_KEYS", f" {KEY} ,{OTHER_KEY}")
 
-    assert read(VaultSettings).keys == [KEY, OTHER_KEY]
+    assert read(EncryptionSettings).keys == [KEY, OTHER_KEY]
 
 
 @pytest.mark.usefixtures("_required")
@@ -261,7 +263,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     ),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
     (DatabaseSettings, "DATABASE_URL", ["sqlite://", "sqlite:///", "sqlite:///:memory:"]),
-    (VaultSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
+    (EncryptionSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
     (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),
     (XoneSettings, "XONE_BASE_URL", [f"https://{MARK} .host", f"https:/{MARK}", f"https://{MARK}\n"]),
     (XoneSettings, "XONE_BASE_URL", [f"https://{MARK}:port", f"https://{MARK}:99999/", f"https://[{MARK}"]),

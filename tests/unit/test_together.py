@@ -8,7 +8,7 @@ import pytest
 
 from tests.system import until
 from worker.errors import ShuttingDown
-from worker.storage.group_commit import MOST, GroupCommit
+from worker.storage.group_commit import MAX_GROUP, GroupCommit
 
 
 class Store:
@@ -63,9 +63,9 @@ def test_who_comes_meanwhile_goes_together() -> None:
 def test_a_group_has_a_bound() -> None:
     store = Store()
 
-    behind_the_first(store, [str(number) for number in range(MOST + 10)])
+    behind_the_first(store, [str(number) for number in range(MAX_GROUP + 10)])
 
-    assert [len(group) for group in store.groups] == [1, MOST, 10]
+    assert [len(group) for group in store.groups] == [1, MAX_GROUP, 10]
 
 
 def test_who_is_at_fault_fails_alone() -> None:

@@ -7,8 +7,8 @@ from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.errors import SealError
-from worker.storage.encryption import Vault
+from worker.errors import DecryptionError
+from worker.storage.encryption import Encryption
 
 ROW = UUID("01890000-0000-7000-8000-000000000001")
 OTHER_ROW = UUID("01890000-0000-7000-8000-000000000002")
@@ -18,38 +18,38 @@ MARK = "Geheimnis"
 
 @pytest.mark.parametrize("content", [b"", b"x", b'{"a": 1}', bytes(range(256)), b"x" * 300_000, "🎟️".encode()])
 def test_what_was_sealed_opens(content: bytes) -> None:
-    vault = Vault([OLD_KEY])
+    encryption = Encryption([OLD_KEY])
 
-    sealed = vault.seal(ROW, "body", content)
+    sealed = encryption.encrypt(ROW, "body", content)
 
-    assert vault.open(ROW, "body", sealed) == content
-    assert vault.open(ROW, "body", memoryview(sealed)) == content  # type: ignore[arg-type] # as drivers return it
+    assert encryption.decrypt(ROW, "body", sealed) == content
+    assert encryption.decrypt(ROW, "body", memoryview(sealed)) == content  # type: ignore[arg-type] # as drivers return it
     assert len(content) < 2 or content not in sealed
 
 
 def test_the_same_content_never_looks_the_same() -> None:
-    vault = Vault([OLD_KEY])
+    encryption = Encryption([OLD_KEY])
 
-    assert vault.seal(ROW, "body", b"x") != vault.seal(ROW, "body", b"x")
+    assert encryption.encrypt(ROW, "body", b"x") != encryption.encrypt(ROW, "body", b"x")
 
 
 def test_text_is_sealed_as_utf_8_and_nothing_stays_nothing() -> None:
-    vault = Vault([OLD_KEY])
-    sealed = vault.seal_text(ROW, "coi_url", "Größe")
+    encryption = Encryption([OLD_KEY])
+    sealed = encryption.encrypt_text(ROW, "coi_url", "Größe")
 
     assert sealed is not None
-    assert vault.open(ROW, "coi_url", sealed).decode() == "Größe"
-    assert vault.seal_text(ROW, "coi_url", None) is None
+    assert encryption.decrypt(ROW, "coi_url", sealed).decode() == "Größe"
+    assert encryption.encrypt_text(ROW, "coi_url", None) is None
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(alphabet=st.characters(codec=None)))
 def test_any_text_can_be_sealed(text: str) -> None:
-    vault = Vault([OLD_KEY])
-    sealed = vault.seal_text(ROW, "rest", text)
+    encryption = Encryption([OLD_KEY])
+    sealed = encryption.encrypt_text(ROW, "rest", text)
 
     assert sealed is not None
-    assert vault.open(ROW, "rest", sealed).decode("utf-8", "surrogatepass") == text
+    assert encryption.decrypt(ROW, "rest", sealed).decode("utf-8", "surrogatepass") == text
 
 
 @pytest.mark.parametrize(
@@ -57,29 +57,29 @@ def test_any_text_can_be_sealed(text: str) -> None:
     [(OTHER_ROW, "body"), (ROW, "person"), (ROW, "bod"), (ROW, "body:"), (ROW, ""), (OTHER_ROW, "person")],
 )
 def test_a_value_that_was_moved_does_not_open(row: UUID, column: str) -> None:
-    vault = Vault([OLD_KEY])
-    sealed = vault.seal(ROW, "body", MARK.encode())
+    encryption = Encryption([OLD_KEY])
+    sealed = encryption.encrypt(ROW, "body", MARK.encode())
 
-    with pytest.raises(SealError, match="sealed for another place") as raised:
-        vault.open(row, column, sealed)
+    with pytest.raises(DecryptionError, match="sealed for another place") as raised:
+        encryption.decrypt(row, column, sealed)
     assert str(row) in str(raised.value)
     assert MARK not in str(raised.value)
 
 
 def test_after_a_rotation_the_old_values_open_and_new_ones_need_the_new_key() -> None:
-    before, after = Vault([OLD_KEY]), Vault([NEW_KEY, OLD_KEY])
-    old, new = before.seal(ROW, "body", b"old"), after.seal(ROW, "body", b"new")
+    before, after = Encryption([OLD_KEY]), Encryption([NEW_KEY, OLD_KEY])
+    old, new = before.encrypt(ROW, "body", b"old"), after.encrypt(ROW, "body", b"new")
 
-    assert (after.open(ROW, "body", old), after.open(ROW, "body", new)) == (b"old", b"new")
-    assert Vault([NEW_KEY]).open(ROW, "body", new) == b"new"
-    with pytest.raises(SealError, match="no key of DATA_KEYS"):
-        before.open(ROW, "body", new)
+    assert (after.decrypt(ROW, "body", old), after.decrypt(ROW, "body", new)) == (b"old", b"new")
+    assert Encryption([NEW_KEY]).decrypt(ROW, "body", new) == b"new"
+    with pytest.raises(DecryptionError, match="no key of DATA_KEYS"):
+        before.decrypt(ROW, "body", new)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda sealed: Vault([OTHER_KEY]).seal(ROW, "body", b"x"),
+        lambda sealed: Encryption([OTHER_KEY]).encrypt(ROW, "body", b"x"),
         lambda sealed: sealed[:-1],
         lambda sealed: sealed[1:],
         lambda sealed: sealed[:50] + (b"A" if sealed[50:51] != b"A" else b"B") + sealed[51:],
@@ -91,11 +91,11 @@ def test_after_a_rotation_the_old_values_open_and_new_ones_need_the_new_key() ->
 )
 def test_what_no_key_opens_says_what_to_do(damage: object) -> None:
     assert callable(damage)
-    vault = Vault([OLD_KEY])
-    sealed = vault.seal(ROW, "body", MARK.encode())
+    encryption = Encryption([OLD_KEY])
+    sealed = encryption.encrypt(ROW, "body", MARK.encode())
 
-    with pytest.raises(SealError) as raised:
-        vault.open(ROW, "body", damage(sealed))
+    with pytest.raises(DecryptionError) as raised:
+        encryption.decrypt(ROW, "body", damage(sealed))
 
     assert str(raised.value) == (
         f"body of confirmation {ROW} opens with no key of DATA_KEYS; add the key that was in use when it was stored"
@@ -103,25 +103,25 @@ def test_what_no_key_opens_says_what_to_do(damage: object) -> None:
 
 
 def test_only_the_first_key_is_current() -> None:
-    before, after = Vault([OLD_KEY]), Vault([NEW_KEY, OLD_KEY])
+    before, after = Encryption([OLD_KEY]), Encryption([NEW_KEY, OLD_KEY])
 
-    assert after.is_current(after.seal(ROW, "body", b"x"))
-    assert not after.is_current(before.seal(ROW, "body", b"x"))
+    assert after.is_current(after.encrypt(ROW, "body", b"x"))
+    assert not after.is_current(before.encrypt(ROW, "body", b"x"))
     assert not after.is_current(b"")
 
 
 def test_an_email_is_hashed_alike_whatever_its_case() -> None:
-    vault = Vault([OLD_KEY])
-    hashes = {vault.email_hash(email) for email in ("ada@example.com", " Ada@Example.COM\n", "ADA@EXAMPLE.COM")}
+    encryption = Encryption([OLD_KEY])
+    hashes = {encryption.email_hash(email) for email in ("ada@example.com", " Ada@Example.COM\n", "ADA@EXAMPLE.COM")}
 
     assert len(hashes) == 1
-    assert vault.email_hash("bda@example.com") not in hashes
+    assert encryption.email_hash("bda@example.com") not in hashes
     assert {len(one) for one in hashes} == {32}
 
 
 def test_a_hash_of_an_email_depends_on_the_key_and_is_looked_for_under_each() -> None:
-    old, new = (Vault([key]).email_hash("ada@example.com") for key in (OLD_KEY, NEW_KEY))
+    old, new = (Encryption([key]).email_hash("ada@example.com") for key in (OLD_KEY, NEW_KEY))
 
     assert old != new
-    assert Vault([NEW_KEY, OLD_KEY]).email_hashes("ada@example.com") == [new, old]
-    assert Vault([NEW_KEY, OLD_KEY]).email_hash("ada@example.com") == new
+    assert Encryption([NEW_KEY, OLD_KEY]).email_hashes("ada@example.com") == [new, old]
+    assert Encryption([NEW_KEY, OLD_KEY]).email_hash("ada@example.com") == new

@@ -12,9 +12,9 @@ from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
 from worker.cli.ui.console import ask, complain, json_option, plainly, print_json, remark
 from worker.formatting import counted
-from worker.settings import DatabaseSettings, VaultSettings, read
+from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 
 @click.command(short_help="Forgets a person, found by an e-mail.")
@@ -38,18 +38,26 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         email = sys.stdin.readline()
     if "@" not in email:
         raise click.UsageError("--email should be an e-mail address")
-    vault, engine = Vault(read(VaultSettings).keys), database.connect(read(DatabaseSettings).url)
+    encryption, engine = Encryption(read(EncryptionSettings).keys), database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
-        found = purging.of_person(connection, vault, email)
+        found = purging.of_person(connection, encryption, email)
         unsearched = email_index.count_unsearched(connection)
     ended = [row for row in found if row.has_ended]
     if ended:
         under_way = f" ({len(found) - len(ended):,} more can't be yet)" if len(ended) < len(found) else ""
         ask(f"Blank the personal data of {counted(len(ended), 'confirmation')}{under_way}, for good?", yes)
-    erased = {row.id for row in ended if _erase(engine, vault, email, row)}
+    erased = {row.id for row in ended if _erase(engine, encryption, email, row)}
     left = [row for row in found if row.id not in erased]
     with engine.begin() as connection:
-        audit(connection, "erase", who(), reason, len(erased), left=len(left), email_hash=vault.email_hash(email).hex())
+        audit(
+            connection,
+            "erase",
+            who(),
+            reason,
+            len(erased),
+            left=len(left),
+            email_hash=encryption.email_hash(email).hex(),
+        )
     if as_json:
         names = ("partner_id", "offer_id", "state")
         of_left = [{name: row._mapping[name] for name in names} for row in left]
@@ -62,9 +70,9 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
     sys.exit(1 if left or unsearched else 0)
 
 
-def _erase(engine: Engine, vault: Vault, email: str, row: Row[Any]) -> bool:
+def _erase(engine: Engine, encryption: Encryption, email: str, row: Row[Any]) -> bool:
     with engine.begin() as connection:
-        return purging.erase(connection, vault, email, row.id)
+        return purging.erase(connection, encryption, email, row.id)
 
 
 def _why(row: Row[Any]) -> str:

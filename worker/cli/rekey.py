@@ -22,9 +22,9 @@ from worker.cli.ui.console import (
 )
 from worker.cli.ui.pacing import with_pauses
 from worker.formatting import counted
-from worker.settings import DatabaseSettings, VaultSettings, read
+from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 NAMED = 20  # confirmations that are named to a person
 
@@ -44,14 +44,14 @@ def rekey(reason: str | None, as_json: bool) -> None:
 
     Example: confirm-offer rekey
     """
-    vault, engine = Vault(read(VaultSettings).keys), database.connect(read(DatabaseSettings).url)
+    encryption, engine = Encryption(read(EncryptionSettings).keys), database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
         total = rekeying.count(connection)
     done = Rekeyed()
     with Tally(engine, "rekey", reason) as tally, progress() as bar:
         task = bar.add_task("encrypting again", total=total)
         try:
-            for step in with_pauses(rekeying.rekey(engine, vault)):
+            for step in with_pauses(rekeying.rekey(engine, encryption)):
                 done += step
                 tally.add(step.resealed)
                 bar.advance(task, step.confirmations)

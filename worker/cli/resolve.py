@@ -8,9 +8,9 @@ from tasks.operations.audit import who
 from tasks.operations.resolve import check_why, read_booking, resolve_booked, resolve_failed
 from worker.cli.ui.console import Failed, json_option, plainly, tell
 from worker.errors import ResolveError
-from worker.settings import DatabaseSettings, EventSettings, StatusSettings, VaultSettings, read
+from worker.settings import DatabaseSettings, EncryptionSettings, EventSettings, StatusSettings, read
 from worker.storage import database
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 MAX_BYTES = 5 * 1024 * 1024
 
@@ -62,10 +62,10 @@ def resolve(
             raise Failed(f"{file.name} is larger than {MAX_BYTES // 1024**2} MiB")
         booking = read_booking(content, offer_id)
         booking_id, set_aside = booking.id, sorted(booking.leftovers())
-        vault, statuses = Vault(read(VaultSettings).keys), read(StatusSettings).confirmed_statuses
+        encryption, statuses = Encryption(read(EncryptionSettings).keys), read(StatusSettings).confirmed_statuses
         with_links = read(EventSettings).EVENT_LINKS == "on"
         with engine.begin() as connection:
-            done = resolve_booked(connection, vault, partner, booking, statuses, with_links, who(), reason)
+            done = resolve_booked(connection, encryption, partner, booking, statuses, with_links, who(), reason)
     else:
         assert why is not None
         with engine.begin() as connection:

@@ -13,10 +13,10 @@ from worker import formatting
 from worker.cli.ui import confirmation_screen as view
 from worker.cli.ui.console import Failed, json_option, out, plainly, print_json
 from worker.cli.ui.tables import command, say
-from worker.errors import SealError, SettingsError
-from worker.settings import DatabaseSettings, VaultSettings, read
+from worker.errors import DecryptionError, SettingsError
+from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 
 
 @click.command(short_help="Shows all that is known of a confirmation.")
@@ -35,10 +35,10 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
 
     Example: confirm-offer show SO-1001 --reveal
     """
-    vault = Vault(read(VaultSettings).keys) if in_clear else None
+    encryption = Encryption(read(EncryptionSettings).keys) if in_clear else None
     engine = database.connect(read(DatabaseSettings).url)
     found = _the_one(lookup.find(engine, offer, partner), offer, partner)
-    revealed = _revealed(engine, vault, found) if vault is not None else None
+    revealed = _revealed(engine, encryption, found) if encryption is not None else None
     if as_json:
         print_json(formatting.in_utc({**found.told, **({"revealed": revealed} if revealed is not None else {})}))
         return
@@ -69,10 +69,13 @@ def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> looku
     raise Failed(f"order {name} has {at_least}{len(found)} offers: {offers}; show one by its id and --partner")
 
 
-def _revealed(engine: Engine, vault: Vault, found: lookup.Found) -> dict[str, Any]:
+def _revealed(engine: Engine, encryption: Encryption, found: lookup.Found) -> dict[str, Any]:
     """All that is sealed, once it is on record who has seen it."""
     with engine.begin() as connection:
-        opened = {**reveal.persons(connection, vault, found.id), **reveal.secrets(connection, vault, found.id)}
+        opened = {
+            **reveal.persons(connection, encryption, found.id),
+            **reveal.secrets(connection, encryption, found.id),
+        }
         audit(
             connection, "show --reveal", who(), None, 1, partner=found.told["partner_id"], offer=found.told["offer_id"]
         )
@@ -82,8 +85,8 @@ def _revealed(engine: Engine, vault: Vault, found: lookup.Found) -> dict[str, An
 def _people(engine: Engine, found: lookup.Found) -> dict[str, Any] | None:
     """Who it is about, to be masked. None where DATA_KEYS is not set or does not open it: it is left out."""
     try:
-        vault = Vault(read(VaultSettings).keys)
+        encryption = Encryption(read(EncryptionSettings).keys)
         with engine.connect() as connection:
-            return reveal.persons(connection, vault, found.id)
-    except (SettingsError, SealError):
+            return reveal.persons(connection, encryption, found.id)
+    except (SettingsError, DecryptionError):
         return None

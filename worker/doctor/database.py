@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 from models.tables import Base
 from worker.doctor import work
 from worker.doctor.finding import Finding, ok, plain, warning, wrong
-from worker.settings import DatabaseSettings, VaultSettings
+from worker.settings import DatabaseSettings, EncryptionSettings
 from worker.storage import database, migrator
 
 CHECK, TABLES, RIGHTS = "database", "tables", "rights"
@@ -20,7 +20,7 @@ LONGEST = 8_000  # ms for one statement
 NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
-def look(settings: DatabaseSettings, vault: VaultSettings | None) -> Iterator[Finding]:
+def look(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> Iterator[Finding]:
     address = make_url(settings.url)
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite and (problem := _file_problem(address.database)) is not None:
@@ -35,7 +35,7 @@ def look(settings: DatabaseSettings, vault: VaultSettings | None) -> Iterator[Fi
             problem = _wrong_tables(connection) or _lacking(connection)
             yield problem or ok(TABLES, f"revision {migrator.revision(connection)}, and the role may use them")
             if problem is None or problem.level != "wrong":
-                yield from work.look(connection, vault)
+                yield from work.look(connection, encryption)
     except Exception as error:
         yield _refusal(error, address)
     finally:

@@ -12,8 +12,8 @@ from worker.doctor.finding import LIMIT, Finding, bounded
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
+    EncryptionSettings,
     SentrySettings,
-    VaultSettings,
     WorkerSettings,
     XoneSettings,
 )
@@ -25,7 +25,7 @@ def examine() -> Iterator[Finding]:
     worker, sentry = settings.valid(WorkerSettings), settings.valid(SentrySettings)
     yield from bounded("machine", machine.look(worker, sentry))
     if (for_database := settings.valid(DatabaseSettings)) is not None:
-        yield from bounded("database", database.look(for_database, settings.valid(VaultSettings)))
+        yield from bounded("database", database.look(for_database, settings.valid(EncryptionSettings)))
     if (for_broker := settings.valid(BrokerSettings)) is not None:
         yield from bounded("broker", broker.look(for_broker))
     if (for_xone := settings.valid(XoneSettings)) is not None:

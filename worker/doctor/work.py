@@ -11,11 +11,11 @@ from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
 from tasks.operations.pauses import whom
 from worker.doctor.finding import Finding, ok, warning, wrong
-from worker.errors import SealError
+from worker.errors import DecryptionError
 from worker.formatting import counted, lasting
-from worker.settings import VaultSettings
+from worker.settings import EncryptionSettings
 from worker.storage.database import now, now_plus, seconds_since
-from worker.storage.encryption import Vault
+from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import ALL
 
 SKEW = 5.0  # seconds
@@ -24,10 +24,10 @@ MOST = 100_000  # to be counted
 KEYS = "data keys"
 
 
-def look(connection: Connection, vault: VaultSettings | None) -> Iterator[Finding]:
+def look(connection: Connection, encryption: EncryptionSettings | None) -> Iterator[Finding]:
     yield _clock(connection)
-    if vault is not None:
-        yield _keys(connection, Vault(vault.keys))
+    if encryption is not None:
+        yield _keys(connection, Encryption(encryption.keys))
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
     if paused:
         commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
@@ -60,7 +60,7 @@ def _clock(connection: Connection) -> Finding:
     return ok("clock", f"within {SKEW:g} s of the database's")
 
 
-def _keys(connection: Connection, vault: Vault) -> Finding:
+def _keys(connection: Connection, encryption: Encryption) -> Finding:
     """Opens what was stored last, and what has been left alone for longest."""
     sealed = select(Confirmation.id, Confirmation.sealed_body).where(Confirmation.sealed_body.is_not(None)).limit(1)
     ended = in_literally(State.CONFIRMED, State.PENDING, State.FAILED)
@@ -72,15 +72,15 @@ def _keys(connection: Connection, vault: Vault) -> Finding:
         return ok(KEYS, "valid; nothing is stored yet that they would have to open")
     for row in rows:
         try:
-            vault.open(row.id, "body", row.sealed_body)
-        except SealError:
+            encryption.decrypt(row.id, "body", row.sealed_body)
+        except DecryptionError:
             which = "newest" if row is rows[0] else "oldest"
             return wrong(
                 KEYS,
                 f"the {which} that is stored opens with none of DATA_KEYS",
                 "add the key that was in use when it was stored, behind the others",
             )
-    if not all(vault.is_current(row.sealed_body) for row in rows):
+    if not all(encryption.is_current(row.sealed_body) for row in rows):
         return warning(KEYS, "something stored opens with an older key only", "keep all keys, or: confirm-offer rekey")
     return ok(KEYS, "the first opens the newest and the oldest that is stored")
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, literal, select
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
-from worker.storage.database import give_up_after, seconds_since
+from worker.storage.database import limit_statement_time, seconds_since
 from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
@@ -173,7 +173,7 @@ class DatabaseFacts(Collector):
         started = time.monotonic()
         try:
             with self._engine.begin() as connection:
-                give_up_after(connection, PATIENCE)
+                limit_statement_time(connection, PATIENCE)
                 facts = read_facts(connection)
         except Exception as error:
             if not self._failed:

@@ -9,7 +9,7 @@ from tasks.privacy.purge import purge
 from worker.runtime import Runtime
 from worker.services.service import Loop
 from worker.storage.database import now
-from worker.storage.rate_limiter import take_turn
+from worker.storage.rate_limiter import reserve_slot
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class Retention(Loop):
     def turn(self) -> bool:
         """Blanks one step, when it is a worker's turn. Comes again soon where there is likely more."""
         with self._runtime.engine.begin() as connection:
-            wait = take_turn(connection, STEPS_A_SECOND, self.name)
+            wait = reserve_slot(connection, STEPS_A_SECOND, self.name)
         if wait is None or self._stopping.wait(wait):
             return False
         with self._runtime.engine.begin() as connection:

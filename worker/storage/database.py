@@ -109,13 +109,13 @@ def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:
     return query.with_for_update(skip_locked=skip_locked)
 
 
-def one_at_a_time(connection: Connection, lock: int) -> None:
+def advisory_lock(connection: Connection, lock: int) -> None:
     """Waits until no other transaction holds this lock, and holds it to the end. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
-def give_up_after(connection: Connection, seconds: float) -> None:
+def limit_statement_time(connection: Connection, seconds: float) -> None:
     """Lets no statement of this transaction take longer. SQLite has no such limit."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))

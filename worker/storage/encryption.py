@@ -12,10 +12,10 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from worker.errors import SealError
+from worker.errors import DecryptionError
 
 
-class Vault:
+class Encryption:
     """Seals with the first key and opens with any."""
 
     def __init__(self, keys: list[str]) -> None:
@@ -23,27 +23,27 @@ class Vault:
         self._fernet = MultiFernet([Fernet(key) for key in keys])
         self._hash_keys = [_hash_key(key) for key in keys]
 
-    def seal(self, confirmation_id: UUID, column: str, content: bytes) -> bytes:
+    def encrypt(self, confirmation_id: UUID, column: str, content: bytes) -> bytes:
         return self._fernet.encrypt(_place(confirmation_id, column) + content)
 
-    def seal_text(self, confirmation_id: UUID, column: str, content: str | None) -> bytes | None:
+    def encrypt_text(self, confirmation_id: UUID, column: str, content: str | None) -> bytes | None:
         """As ``seal``; nothing stays nothing."""
         if content is None:
             return None
-        return self.seal(confirmation_id, column, content.encode("utf-8", "surrogatepass"))
+        return self.encrypt(confirmation_id, column, content.encode("utf-8", "surrogatepass"))
 
-    def open(self, confirmation_id: UUID, column: str, sealed: bytes) -> bytes:
+    def decrypt(self, confirmation_id: UUID, column: str, sealed: bytes) -> bytes:
         """Raises SealError where no key fits or the value belongs to another place."""
         place = _place(confirmation_id, column)
         try:
             content = self._fernet.decrypt(bytes(sealed))
         except InvalidToken:
-            raise SealError(
+            raise DecryptionError(
                 f"{column} of confirmation {confirmation_id} opens with no key of DATA_KEYS; "
                 "add the key that was in use when it was stored"
             ) from None
         if not content.startswith(place):
-            raise SealError(f"{column} of confirmation {confirmation_id} was sealed for another place")
+            raise DecryptionError(f"{column} of confirmation {confirmation_id} was sealed for another place")
         return content[len(place) :]
 
     def is_current(self, sealed: bytes) -> bool:

@@ -14,7 +14,7 @@ from worker.observability import metrics
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST = 50  # in one group
+MAX_GROUP = 50  # in one group
 
 
 class _Entry(Generic[Item, Result]):
@@ -64,7 +64,7 @@ class GroupCommit(Generic[Item, Result]):
 
     def _lead(self, ours: _Entry[Item, Result]) -> None:
         with self._lock:
-            group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
         try:
             metrics.stored_together(len(group))
             self._store_group(group)

@@ -42,7 +42,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
     from alembic import command
 
     with engine.begin() as connection:
-        database.one_at_a_time(connection, LOCK)
+        database.advisory_lock(connection, LOCK)
         before = revision(connection)
         if before is not None and not is_known(before):
             return before, before

@@ -10,7 +10,7 @@ ALL = ""  # the partner_id of a pause for all
 FRESH_FOR = 1.0  # seconds that a process believes what it last read
 
 
-class Pauses:
+class PauseCache:
     """What is paused, as one process knows it: read anew after a second."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Pauses:
             self._read_at = asked_at  # not before: another thread would trust what is not read yet
         return self._partners
 
-    def hold(self, connection: Connection, partner_id: str) -> bool:
+    def is_paused(self, connection: Connection, partner_id: str) -> bool:
         """Whether calls for this partner are paused."""
         paused = self.partners(connection)
         return ALL in paused or partner_id in paused

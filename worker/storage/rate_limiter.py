@@ -10,15 +10,15 @@ from sqlalchemy import Connection, update
 from models.tables import RateLimit
 from worker.storage.database import insert_if_absent, later_of, now, now_plus, seconds_since
 
-HORIZON = 5.0  # seconds
+MAX_WAIT = 5.0  # seconds
 
 
-def take_turn(connection: Connection, rate: float, name: str = "xone") -> float | None:
+def reserve_slot(connection: Connection, rate: float, name: str = "xone") -> float | None:
     """Seconds to wait for the turn that was taken, or None where all within the horizon are. rate: a second."""
     step = 1.0 / rate
     take = (
         update(RateLimit)
-        .where(RateLimit.name == name, RateLimit.next_at <= now_plus(HORIZON))
+        .where(RateLimit.name == name, RateLimit.next_at <= now_plus(MAX_WAIT))
         .values(next_at=later_of(RateLimit.next_at, step))
         .returning(seconds_since(RateLimit.next_at))
     )
