@@ -19,7 +19,7 @@ from tests.acceptance.test_commands import run
 from tests.acceptance.test_dead_letters import as_bytes
 from tests.system import PROJECT, System, job, until
 from worker.messaging import broker, topology
-from worker.messaging.dead_letter_queue import Letters
+from worker.messaging.dead_letter_queue import DeadLetterQueue
 from worker.messaging.masking import for_editor, masked
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import DEAD_LETTERS, JOBS
@@ -130,7 +130,7 @@ def test_who_comes_next_finds_all_letters_again(broker_url: str) -> None:
 
     standing = []
     for _ in range(40):
-        with Letters(broker_url) as letters:
+        with DeadLetterQueue(broker_url) as letters:
             standing.append(letters.standing)
 
     assert standing == [4] * 40

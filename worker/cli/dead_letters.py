@@ -33,7 +33,15 @@ from worker.cli.ui.console import (
 from worker.cli.ui.optional_audit import recording
 from worker.formatting import counted, local, printable
 from worker.messaging import broker
-from worker.messaging.dead_letter_queue import CODES, Letter, Letters, chosen, copy_of, in_batches, replay
+from worker.messaging.dead_letter_queue import (
+    DEAD_LETTER_CODES,
+    DeadLetter,
+    DeadLetterQueue,
+    in_batches,
+    job_message,
+    replay,
+    select_letters,
+)
 from worker.messaging.masking import for_editor, ids_of, masked
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
@@ -49,7 +57,7 @@ def dead_letters() -> None:
     """What could not be accepted as a job."""
 
 
-code_option = click.option("--code", type=click.Choice(CODES), help="Only those of this code.")
+code_option = click.option("--code", type=click.Choice(DEAD_LETTER_CODES), help="Only those of this code.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many, the first come first.")
 
@@ -83,7 +91,7 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
     """
     with (
         recording("dead-letters list --reveal", wanted=reveal, code=code) as record,
-        Letters(read(BrokerSettings).url) as letters,
+        DeadLetterQueue(read(BrokerSettings).url) as letters,
         progress() as bar,
     ):
         groups = _grouped(letters, code, limit, reveal, bar)
@@ -112,7 +120,7 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
             click.echo(f"\nThe first {letters.held_count:,} of {letters.standing:,} letters were looked at.")
 
 
-def _grouped(letters: Letters, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:
+def _grouped(letters: DeadLetterQueue, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:
     """The groups, the largest first. Of all that are counted, only so many are kept."""
     groups: dict[str, Group] = {}
     kept = 0
@@ -130,7 +138,7 @@ def _grouped(letters: Letters, code: str | None, limit: int, reveal: bool, bar: 
     return dict(sorted(groups.items(), key=lambda item: -item[1].count))
 
 
-def _row(letter: Letter, reveal: bool) -> dict[str, Any]:
+def _row(letter: DeadLetter, reveal: bool) -> dict[str, Any]:
     row = {
         "at": letter.at,
         "code": letter.code,
@@ -219,14 +227,14 @@ def replay_letters(
     details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
     with (
         Tally(engine, "dead-letters replay", reason, **details) as tally,
-        Letters(url) as letters,
+        DeadLetterQueue(url) as letters,
         progress(shown=not edit) as bar,  # it would draw over the editor
         _Moved("replayed", count, tally, bar) as moved,
     ):
-        meant = chosen(letters, code, count)
+        meant = select_letters(letters, code, count)
         if edit:
             letters_held = list(meant)
-            letters.take_no_more()  # nothing waits for the broker while a person thinks
+            letters.stop_consuming()  # nothing waits for the broker while a person thinks
             refused = _edit_and_replay(letters, letters_held, url, moved, may_ask=not yes and sys.stdin.isatty())
         else:
             refused = _replay(letters, meant, url, moved)
@@ -264,7 +272,7 @@ class _Moved:
             raise Failed(f"interrupted: {self.count:,} {self._what}, the others stay dead letters") from None
 
 
-def _replay(letters: Letters, meant: Iterator[Letter], url: str, moved: _Moved) -> int:
+def _replay(letters: DeadLetterQueue, meant: Iterator[DeadLetter], url: str, moved: _Moved) -> int:
     """Replays batch by batch. Returns how many copies the broker refused, which ends it."""
     with Publisher(url) as publisher:
         for batch in in_batches(meant):
@@ -275,7 +283,9 @@ def _replay(letters: Letters, meant: Iterator[Letter], url: str, moved: _Moved) 
     return 0
 
 
-def _edit_and_replay(letters: Letters, letters_held: list[Letter], url: str, moved: _Moved, may_ask: bool) -> int:
+def _edit_and_replay(
+    letters: DeadLetterQueue, letters_held: list[DeadLetter], url: str, moved: _Moved, may_ask: bool
+) -> int:
     """Replays one by one, each after its edit. Returns how many copies the broker refused."""
     refused = 0
     with TemporaryDirectory(prefix="dead-letters-") as folder:  # readable for its owner only
@@ -285,11 +295,11 @@ def _edit_and_replay(letters: Letters, letters_held: list[Letter], url: str, mov
             if body is None:
                 continue
             with _held_still():
-                letters.make_sure_of_them()
+                letters.ensure_still_held()
             with Publisher(url) as publisher:
-                taken = len(publisher.publish([copy_of(letter, body)]))
+                taken = len(publisher.publish([job_message(letter, body)]))
             if taken:
-                letters.settle([letter])
+                letters.ack([letter])
             moved.add(taken)
             refused += 1 - taken
     return refused
@@ -308,7 +318,7 @@ def _held_still() -> Iterator[None]:
         ) from None
 
 
-def _edited(letter: Letter, name: str, file: Path, may_ask: bool) -> bytes | None:
+def _edited(letter: DeadLetter, name: str, file: Path, may_ask: bool) -> bytes | None:
     """The body after the edit, a valid job; the letter's own where nothing was changed. None: to be left alone."""
     before = for_editor(letter.body)
     file.write_bytes(before)
@@ -363,12 +373,12 @@ def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as
     ask(f"Drop {counted(count, 'letter')} for good?", yes)
     with (
         Tally(engine, "dead-letters drop", reason, code=code, limit=limit) as tally,
-        Letters(url) as letters,
+        DeadLetterQueue(url) as letters,
         progress() as bar,
         _Moved("dropped", count, tally, bar) as moved,
     ):
-        for batch in in_batches(chosen(letters, code, count)):
-            letters.settle(batch)
+        for batch in in_batches(select_letters(letters, code, count)):
+            letters.ack(batch)
             moved.add(len(batch))
     _tell_moved("dropped", moved.count, count - moved.count, as_json, code)
     if moved.count < count:
@@ -378,8 +388,8 @@ def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as
 
 def _count(url: str, code: str | None, limit: int | None) -> int:
     """How many letters are meant. To know their codes they must be taken; then they go back."""
-    with Letters(url) as letters:
-        count = letters.held_count if code is None else sum(1 for _ in chosen(letters, code, None))
+    with DeadLetterQueue(url) as letters:
+        count = letters.held_count if code is None else sum(1 for _ in select_letters(letters, code, None))
     return min(count, limit or count)
 
 

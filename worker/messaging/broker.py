@@ -39,7 +39,7 @@ def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
     }
 
 
-def bound(connection: Connection) -> None:
+def apply_socket_limits(connection: Connection) -> None:
     """Puts the bounds on a connection that stands where py-amqp's have no effect: on sockets of gevent."""
     if gevent_support.is_active() and connection.transport.driver_type == "amqp":
         socket: Any = connection.connection.transport.sock

@@ -37,7 +37,7 @@ class Declare(Connection):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         super().start(c)
         try:
-            broker.bound(c.connection)
+            broker.apply_socket_limits(c.connection)
             topology.declare(c.connection)
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))

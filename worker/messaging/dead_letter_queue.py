@@ -21,7 +21,7 @@ from worker.messaging import broker
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import DEAD_LETTERS, JOBS, confirm_offer
 
-CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
+DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
 AT_ONCE = 65_535  # the most that a consumer can hold
 BATCH = 500  # letters
 BATCH_BYTES = 8 * 1024 * 1024
@@ -30,7 +30,7 @@ BACK_WITHIN = 2.0  # seconds in which RabbitMQ has put back what was held
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """A letter that is held. tag: the broker's name for it; detail: what was wrong; at: since when it is one."""
 
     tag: int
@@ -42,7 +42,7 @@ class Letter:
     traceparent: str | None
 
 
-class Letters:
+class DeadLetterQueue:
     """Holds the letters that stood in the queue at the start, in their order, until they are settled.
 
     Letters that come later are not given: one that is replayed and fails again comes back as a new one. On leaving,
@@ -56,7 +56,7 @@ class Letters:
         self._most = most
         self._channel: Any = None
         self._consumer: str | None = None
-        self._waiting: deque[Letter] = deque()
+        self._waiting: deque[DeadLetter] = deque()
         self._settled = 0
 
     def __enter__(self) -> Self:
@@ -79,7 +79,7 @@ class Letters:
     def __exit__(self, error: object, *_: object) -> None:
         try:
             if error is None:
-                self.take_no_more()
+                self.stop_consuming()
                 self._channel.close()  # the answer tells that all acknowledgements have arrived
                 self._see_the_others_back()
         finally:
@@ -93,7 +93,7 @@ class Letters:
                 return
             time.sleep(0.01)
 
-    def __iter__(self) -> Iterator[Letter]:
+    def __iter__(self) -> Iterator[DeadLetter]:
         for _ in range(self.held_count):
             while not self._waiting:
                 try:
@@ -110,37 +110,37 @@ class Letters:
         if self._consumer is not None:
             self._waiting.append(_letter(message))
 
-    def take_no_more(self) -> None:
+    def stop_consuming(self) -> None:
         """No letter comes any more; those that are held stay so."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             self._channel.basic_cancel(consumer)
         self._waiting.clear()
 
-    def settle(self, letters: Iterable[Letter]) -> None:
+    def ack(self, letters: Iterable[DeadLetter]) -> None:
         """Removes letters from the queue for good."""
         for letter in letters:
             self._channel.basic_ack(letter.tag)
             self._settled += 1
 
-    def make_sure_of_them(self) -> None:
+    def ensure_still_held(self) -> None:
         """Raises the connection's error where the broker has taken the letters back (it does so after half an hour)."""
         self._channel.queue_declare(DEAD_LETTERS, passive=True)
 
 
-def _letter(message: Any) -> Letter:
+def _letter(message: Any) -> DeadLetter:
     properties, headers = message.properties, message.headers
     headers = headers if isinstance(headers, dict) else {}
     code, detail, at = _why(headers)
     kept = {name: value for name in ("message_id", "correlation_id") if (value := _text(properties.get(name)))}
     body = message.body if isinstance(message.body, bytes) else str(message.body or "").encode()
-    return Letter(message.delivery_tag, body, code, detail, at, kept, _text(headers.get("traceparent")))
+    return DeadLetter(message.delivery_tag, body, code, detail, at, kept, _text(headers.get("traceparent")))
 
 
 def _why(headers: dict[str, Any]) -> tuple[str, str, datetime | None]:
     """Code, detail and time. Those that RabbitMQ itself gave up bear no code of ours, or one of their publisher's."""
     code, deaths = headers.get("x-dead-letter-code"), headers.get("x-death")
-    if isinstance(code, str) and code in CODES and not deaths:
+    if isinstance(code, str) and code in DEAD_LETTER_CODES and not deaths:
         return code, printable(_text(headers.get("x-dead-letter-detail"), 2000) or "-"), _moment(headers)
     reason = _text(headers.get("x-first-death-reason"))
     first = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
@@ -161,14 +161,14 @@ def _text(value: Any, most: int = 255) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= most and "\x00" not in value else None
 
 
-def chosen(letters: Iterable[Letter], code: str | None, limit: int | None) -> Iterator[Letter]:
+def select_letters(letters: Iterable[DeadLetter], code: str | None, limit: int | None) -> Iterator[DeadLetter]:
     """The letters of a code, or all, up to a number."""
     return islice((letter for letter in letters if code in (None, letter.code)), limit)
 
 
-def in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+def in_batches(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
     """Batches that bound what is held in memory."""
-    batch: list[Letter] = []
+    batch: list[DeadLetter] = []
     size = 0
     for letter in letters:
         batch.append(letter)
@@ -180,7 +180,7 @@ def in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
         yield batch
 
 
-def copy_of(letter: Letter, body: bytes | None = None) -> Message:
+def job_message(letter: DeadLetter, body: bytes | None = None) -> Message:
     """The job that a letter was, without what made it a letter. body: in place of the letter's own."""
     return Message(
         key=letter.tag,
@@ -192,8 +192,8 @@ def copy_of(letter: Letter, body: bytes | None = None) -> Message:
     )
 
 
-def replay(letters: Letters, batch: list[Letter], publisher: Publisher) -> int:
+def replay(letters: DeadLetterQueue, batch: list[DeadLetter], publisher: Publisher) -> int:
     """Puts a batch back on the jobs queue. Returns how many the broker took; the others stay letters."""
-    taken = publisher.publish(copy_of(letter) for letter in batch)
-    letters.settle(letter for letter in batch if letter.tag in taken)
+    taken = publisher.publish(job_message(letter) for letter in batch)
+    letters.ack(letter for letter in batch if letter.tag in taken)
     return len(taken)

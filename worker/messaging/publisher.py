@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from kombu import Connection
 
-from worker.messaging.broker import _AWAY, bound, connect
+from worker.messaging.broker import _AWAY, apply_socket_limits, connect
 from worker.observability import tracing
 
 CONFIRM_TIMEOUT = 10.0  # seconds
@@ -81,7 +81,7 @@ class Publisher:
         if self._channel is None:
             self._connection = connect(self._url)
             self._connection.connect()
-            bound(self._connection)
+            apply_socket_limits(self._connection)
             self._channel = self._connection.channel()
             self._published = 0
             if hasattr(self._channel, "confirm_select"):  # the in-memory transport has, and needs, no confirms

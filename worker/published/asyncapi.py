@@ -5,7 +5,7 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from models.event import CONTENT_TYPE, EventType
-from worker.messaging.dead_letter_queue import CODES
+from worker.messaging.dead_letter_queue import DEAD_LETTER_CODES
 from worker.messaging.topology import JOBS, booking_events, confirm_offer, dead_letters_queue, unrouted_queue
 from worker.published.json_schema import JOB_EXAMPLE, VERSION, envelope_schema, event_example, job_schema
 
@@ -160,7 +160,7 @@ def dead_letter_headers() -> dict[str, Any]:
         "type": "object",
         "description": "Letters that RabbitMQ itself gave up bear its x-death in place of these.",
         "properties": {
-            "x-dead-letter-code": {"type": "string", "description": "Why.", "enum": list(CODES)},
+            "x-dead-letter-code": {"type": "string", "description": "Why.", "enum": list(DEAD_LETTER_CODES)},
             "x-dead-letter-detail": {
                 "type": "string",
                 "description": "What is wrong and where. Holds no value of the job.",
