@@ -46,7 +46,7 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             properties = self.request.get("properties") or {}
             message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
             with (
-                log_context.of_task(do.__name__, queue, traceparent, message_id, correlation_id),
+                log_context.for_task(do.__name__, queue, traceparent, message_id, correlation_id),
                 transaction(do.__name__),
             ):
                 do(self, body)
@@ -112,7 +112,7 @@ def _attempt(lease: Lease | None, runtime: Runtime) -> None:
     if lease is None:
         log.info("nothing_to_do")
         return
-    log_context.of_confirmation(lease)
+    log_context.for_lease(lease)
     try:
         confirm.attempt(lease, runtime)
     except ShuttingDown:

@@ -15,7 +15,7 @@ from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
 from worker.runtime import Runtime, current
-from worker.services.bootstep import Duties
+from worker.services.bootstep import BackgroundServices
 from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
@@ -65,14 +65,14 @@ def make_app(runtime: Runtime) -> Celery:
     )
     if "tasks" not in runtime.worker_settings.parts:
         app.amqp.queues.deselect([topology.JOBS, topology.RESUME])
-    app.steps["worker"].add(Duties)
+    app.steps["worker"].add(BackgroundServices)
     return app
 
 
 @signals.worker_shutdown.connect
 def _flush(sender: Any, **_: Any) -> None:
-    if (duties := getattr(sender, "duties", None)) is not None:
-        duties.end()
+    if (services := getattr(sender, "duties", None)) is not None:
+        services.end()
     current().close()
     log.info("worker_stopped")
     _send_what_is_told()
@@ -97,7 +97,7 @@ def _configure_logs_and_tracing(**_: Any) -> None:
 
 
 @signals.celeryd_after_setup.connect  # comes when all is imported, and before the pool forks
-def _collect_no_modules(**_: Any) -> None:
+def _freeze_gc(**_: Any) -> None:
     """Spares garbage collections what stays for good: a full one stops all threads for 10 ms in place of 70."""
     gc.collect()
     gc.freeze()

@@ -105,8 +105,8 @@ def test_a_killed_worker_is_none(pool: str, system: System, probe: Probe, tmp_pa
 
 def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable[..., Result]) -> None:
     """As in a container that is started again: its ids begin anew, and its /tmp may have stayed."""
-    health_file.folder().mkdir()
-    left = health_file.folder() / f"{os.getpid()}-0.json"
+    health_file.directory().mkdir()
+    left = health_file.directory() / f"{os.getpid()}-0.json"
     left.write_text("{}")
 
     assert "no worker of this user runs on this machine" in impatient().output

@@ -295,22 +295,22 @@ def test_the_scheduler_bounds_batches_with_their_retries(runtime: Runtime, faile
         failed(f"offer-{number}")
     batch_id = make_batch(runtime)
     scheduler = Scheduler(runtime)
-    scheduler.turn()
+    scheduler.run_once()
     assert under_way(runtime) == (4, 4)
-    scheduler.turn()
+    scheduler.run_once()
     assert under_way(runtime) == (4, 4)
     assert scheduler.interval == FEEDING, "it comes again soon: there is more"
 
     retrying = {"state": State.RETRYING, "dispatched_until": None, "due_at": now_plus(60.0)}
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).where(Confirmation.batch_id == batch_id).values(**retrying))
-    scheduler.turn()
+    scheduler.run_once()
     assert under_way(runtime) == (8, 4)
     with runtime.engine.begin() as connection:
         connection.execute(
             update(Confirmation).where(Confirmation.state == State.RETRYING).values(due_at=now_plus(-1.0))
         )
-    scheduler.turn()
+    scheduler.run_once()
     scheduler.close()
 
     assert under_way(runtime) == (8, 4), "retries that are due wait for room as well"
@@ -326,13 +326,13 @@ def test_a_worker_with_too_much_to_do_feeds_less(runtime: Runtime, failed: Calla
     scheduler = Scheduler(runtime)
 
     scheduler.lag = 1.0
-    scheduler.turn()
+    scheduler.run_once()
     assert under_way(runtime) == (9, 9)
-    scheduler.turn()
+    scheduler.run_once()
     assert under_way(runtime) == (9, 9), "only 8 may be, so none is fed"
     scheduler.lag = 0.0
     for _ in range(40):
-        scheduler.turn()
+        scheduler.run_once()
     scheduler.close()
 
     assert under_way(runtime) == (10, 10)

@@ -21,7 +21,7 @@ from tasks.record import RecordedAttempt
 from tests.system import job
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
-from worker.services.outbox_relay import Relay
+from worker.services.outbox_relay import OutboxRelay
 from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -134,15 +134,15 @@ def test_a_retry_is_claimed_by_three_statements(number: int, runtime: Runtime) -
 
 
 def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(runtime: Runtime) -> None:
-    with closing(Relay(runtime)) as relay:
-        while relay.turn():
+    with closing(OutboxRelay(runtime)) as relay:
+        while relay.run_once():
             pass
         confirm.record_batch(runtime, made(runtime, leased(runtime, 20)))
         broker_connection = relay._publisher._connection.connection  # type: ignore[union-attr]
         frames_before = broker_connection.bytes_sent  # counts writes, each a method, a header and a body
 
         with counted(runtime) as cost:
-            assert relay.turn()
+            assert relay.run_once()
 
         assert cost == RELAY
         assert broker_connection.bytes_sent - frames_before == 20

@@ -21,7 +21,7 @@ from worker import errors
 from worker.messaging import broker, topology
 from worker.observability import logs
 from worker.runtime import Runtime
-from worker.services.outbox_relay import Relay
+from worker.services.outbox_relay import OutboxRelay
 from worker.settings import LogSettings
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.encryption import Encryption
@@ -79,7 +79,7 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
 
     take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
     if step == "relay":
-        Relay(runtime)._guarded_turn()
+        OutboxRelay(runtime)._guarded_turn()
 
     assert len(sentry.sent) == 1
     assert MARK not in sentry.sent[0].decode()

@@ -15,7 +15,7 @@ from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
 from tests.servers import free_port
 from tests.system import until
 from worker.services import backlog_metrics
-from worker.services.backlog_metrics import DatabaseFacts, read_facts
+from worker.services.backlog_metrics import BacklogCollector, read_backlog
 from worker.storage import database
 
 AGO = timedelta(seconds=500)
@@ -82,7 +82,7 @@ def test_all_that_is_open_is_counted(engine: Engine) -> None:
                 insert(Pause), {"partner_id": partner, "reason": "?", "by": "me", "created_at": datetime.now(UTC)}
             )
 
-    shown = samples(DatabaseFacts(engine).collect())
+    shown = samples(BacklogCollector(engine).collect())
 
     assert shown.pop("database_scrape_duration_seconds") > 0
     for name in ("oldest_confirmation_seconds['queued']", "oldest_confirmation_seconds['needs_review']"):
@@ -124,7 +124,7 @@ def test_many_that_have_ended_are_not_looked_at(postgresql_url: str) -> None:
         connection.execute(text("vacuum analyze"))
 
     with engine.begin() as connection, explained(connection) as plans:
-        read = read_facts(connection)
+        read = read_backlog(connection)
 
     engine.dispose()
     assert read["confirmations"]["retrying",] == 5
@@ -164,7 +164,7 @@ def explained(connection: Connection) -> Iterator[list[list[str]]]:
 def test_a_database_that_is_away_is_told_and_nothing_else() -> None:
     engine = database.connect(f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none")
 
-    assert samples(DatabaseFacts(engine).collect()) == {"database_scrape_failed": 1}
+    assert samples(BacklogCollector(engine).collect()) == {"database_scrape_failed": 1}
 
 
 def test_a_database_that_does_not_answer_is_not_waited_for(
@@ -172,7 +172,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
 ) -> None:
     """The last reading is shown until it is stale."""
     engine = database.connect(postgresql_url)
-    collector = DatabaseFacts(engine)
+    collector = BacklogCollector(engine)
 
     def shown(wanted: Callable[[dict[str, float]], bool]) -> bool:
         return wanted(samples(collector.collect()))

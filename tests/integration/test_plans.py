@@ -18,7 +18,7 @@ from tasks.privacy import purge
 from tests.system import job
 from worker.doctor import work
 from worker.runtime import Runtime
-from worker.services.outbox_relay import Relay
+from worker.services.outbox_relay import OutboxRelay
 from worker.services.scheduler import Scheduler
 from worker.settings import EncryptionSettings, read
 from worker.storage.database import now_plus
@@ -85,13 +85,13 @@ def test_the_way_of_a_job(runtime: Runtime) -> None:
         for text in list(statements):
             if text.startswith("UPDATE confirmations SET due_at") or "SET crashes" in text:
                 del statements[text]  # this test's own
-        Scheduler(runtime).turn()
+        Scheduler(runtime).run_once()
         lease = confirm.lease_due(waiting, runtime)
         assert lease is not None
         confirm.attempt(lease, runtime)
         confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), runtime)  # the same again
-        relay = Relay(runtime)
-        while relay.turn():
+        relay = OutboxRelay(runtime)
+        while relay.run_once():
             pass
 
     assert len(statements) > 15

@@ -16,7 +16,7 @@ from models.tables import Confirmation, OutboxEvent
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
-from worker.services.outbox_relay import BATCH, Relay
+from worker.services.outbox_relay import BATCH, OutboxRelay
 from worker.services.scheduler import Scheduler
 from worker.storage.database import now, now_plus
 
@@ -77,7 +77,7 @@ def published(runtime: Runtime) -> int:
 
 
 def one_turn(scheduler: Scheduler) -> None:
-    scheduler.turn()
+    scheduler.run_once()
     scheduler.close()
 
 
@@ -94,7 +94,7 @@ def test_events_of_one_confirmation_keep_their_order(runtime: Runtime, connectio
         for sequence in (3, 1, 2):
             write(runtime, confirmation_id, sequence)
 
-    Relay(runtime).flush()
+    OutboxRelay(runtime).flush()
 
     events = received(connection)
     assert len(events) == 15
@@ -107,7 +107,7 @@ def test_two_relays_side_by_side_publish_each_once(runtime: Runtime, connection:
         write(runtime, confirmation_id, 1)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda relay: relay.flush(), [Relay(runtime), Relay(runtime)]))
+        list(pool.map(lambda relay: relay.flush(), [OutboxRelay(runtime), OutboxRelay(runtime)]))
 
     events = received(connection)
     assert len(events) == len({event["id"] for event in events}) == 300
@@ -118,7 +118,7 @@ def test_a_worker_that_ends_does_not_publish_without_end(runtime: Runtime, conne
     for confirmation_id in [confirmation(runtime) for _ in range(BATCH + 1)]:
         write(runtime, confirmation_id, 1)
 
-    Relay(runtime).flush(seconds=0.0)
+    OutboxRelay(runtime).flush(seconds=0.0)
 
     assert published(runtime) == BATCH
 
@@ -133,7 +133,7 @@ def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, co
     write(runtime, blocked, 2)
     write(runtime, free, 1)
 
-    Relay(runtime).flush()
+    OutboxRelay(runtime).flush()
 
     assert [event["of"] for event in received(connection) if event["of"] == str(free)] == [str(free)]
     assert published(runtime) == 1
@@ -141,25 +141,25 @@ def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, co
 
 def test_a_broker_that_is_away_loses_nothing(runtime: Runtime, connection: Connection) -> None:
     write(runtime, confirmation(runtime), 1)
-    relay = Relay(runtime)
+    relay = OutboxRelay(runtime)
     relay._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
     with pytest.raises(OSError):  # noqa: PT011
-        relay.turn()
+        relay.run_once()
 
-    Relay(runtime).flush()
+    OutboxRelay(runtime).flush()
 
     assert len(received(connection)) == 1
 
 
 def test_a_relay_that_died_is_followed_by_another(runtime: Runtime, connection: Connection) -> None:
     write(runtime, confirmation(runtime), 1)
-    assert len(Relay(runtime)._take()) == 1, "it dies here"
-    Relay(runtime).flush()
+    assert len(OutboxRelay(runtime)._take()) == 1, "it dies here"
+    OutboxRelay(runtime).flush()
     assert received(connection) == [], "its claim holds"
 
     with runtime.engine.begin() as database:
         database.execute(update(OutboxEvent).values(claimed_until=now_plus(-1.0)))
-    Relay(runtime).flush()
+    OutboxRelay(runtime).flush()
 
     assert len(received(connection)) == 1
 

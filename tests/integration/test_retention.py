@@ -504,15 +504,15 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(updated_at=now_plus(-2 * 86400.0)))
 
-    assert Retention(runtime, 3.0).turn() is False, "it is not three days old"
+    assert Retention(runtime, 3.0).run_once() is False, "it is not three days old"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now_plus(60.0)))
-    assert Retention(runtime, 1.0).turn() is False, "the turns near are other workers'"
+    assert Retention(runtime, 1.0).run_once() is False, "the turns near are other workers'"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now()))
-    assert Retention(runtime, 1.0).turn() is True
+    assert Retention(runtime, 1.0).run_once() is True
     assert only(runtime, Confirmation).purged_at is not None
 
 

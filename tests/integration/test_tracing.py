@@ -25,7 +25,7 @@ from worker.messaging.publisher import Message, Publisher
 from worker.observability import logs, tracing
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
-from worker.services.outbox_relay import Relay
+from worker.services.outbox_relay import OutboxRelay
 from worker.services.scheduler import Scheduler
 from worker.settings import LogSettings, TracingSettings
 from worker.storage.database import now_plus
@@ -62,14 +62,14 @@ class Way:
         with self._process.engine.begin() as connection:
             connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
         scheduler = Scheduler(self._process)
-        scheduler.turn()
+        scheduler.run_once()
         scheduler.close()
         self._run(celery_tasks.resume, topology.RESUME)
 
     def event(self) -> Any:
         """The message that a consumer of events gets."""
-        relay = Relay(self._process)
-        relay.turn()
+        relay = OutboxRelay(self._process)
+        relay.run_once()
         relay.close()
         return self.message("test.events")
 

@@ -78,7 +78,7 @@ def test_the_document_names_each_line_with_its_level_and_fields() -> None:
 def test_each_line_of_a_task_bears_what_it_is_at_work_on(output: io.StringIO) -> None:
     log = structlog.get_logger("tasks.test")
     log.info("before")
-    with log_context.of_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
+    with log_context.for_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
         log_context.bind(partner_id="P-100", offer_id="offer-1")
         log.info("within")
         logging.getLogger("celery.test").warning("a library's")
@@ -103,7 +103,7 @@ def test_threads_do_not_mix_their_facts_and_a_task_leaves_none(output: io.String
     def work(name: str) -> None:
         for number in range(2):
             both.wait()
-            with suppress(RuntimeError), log_context.of_task("confirm_offer", "a-queue", None, None, None):
+            with suppress(RuntimeError), log_context.for_task("confirm_offer", "a-queue", None, None, None):
                 log.info("begun", expected=name)
                 log_context.bind(offer_id=f"{name}-{number}", **({"code": "first"} if number == 0 else {}))
                 both.wait()
@@ -136,7 +136,7 @@ def test_a_line_begins_with_time_level_and_event(output: io.StringIO) -> None:
 def test_a_line_for_people_is_short(logging_restored: None) -> None:
     stream = io.StringIO()
     logs.configure(LogSettings(LOG_FORMAT="console"), stream)
-    with log_context.of_task("confirm_offer", "a-queue", TRACEPARENT, None, None):
+    with log_context.for_task("confirm_offer", "a-queue", TRACEPARENT, None, None):
         log_context.bind(confirmation="01a20cd9", partner_id="P-100", offer_id="offer-1", attempt=1, code=None)
         structlog.get_logger("tasks.test").info("attempt_ended", took_ms=64)
 

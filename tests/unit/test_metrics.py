@@ -17,7 +17,7 @@ from tests.integration.test_facts import of_batch
 from tests.system import PROJECT
 from worker.observability import metrics
 from worker.observability.metrics import Instruments
-from worker.services.metrics_server import Exposed
+from worker.services.metrics_server import WorkerMetrics
 from worker.storage import database, migrator
 
 
@@ -45,7 +45,7 @@ def test_the_document_names_every_metric(tmp_path: Path) -> None:
     migrator.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(insert(Batch), of_batch(BatchState.RUNNING, 3))
-    exposed = Exposed(metrics.begin(), engine, lambda: {"relay": 0.0})
+    exposed = WorkerMetrics(metrics.begin(), engine, lambda: {"relay": 0.0})
     found = {
         (
             family.name + ("_total" if family.type == "counter" else ""),

@@ -7,7 +7,7 @@ from threading import Event, Thread
 import pytest
 
 from tests.system import cores_of
-from worker.services.cpu_affinity import OneCore, Ticks, better, ticks_of_cores
+from worker.services.cpu_affinity import CpuAffinity, Ticks, better_core, read_core_ticks
 
 CORES = os.sched_getaffinity(0)
 
@@ -40,11 +40,11 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture
-def one_core(kernel: Kernel) -> Iterator[OneCore]:
+def one_core(kernel: Kernel) -> Iterator[CpuAffinity]:
     """Its turns are called by the test. One more thread waits until the end."""
     ended = Event()
     Thread(target=ended.wait).start()
-    made = OneCore(lambda: 0.0, kernel)
+    made = CpuAffinity(lambda: 0.0, kernel)
     yield made
     made.close()
     ended.set()
@@ -64,19 +64,19 @@ def one_core(kernel: Kernel) -> Iterator[OneCore]:
 def test_a_better_core_is_one_with_time_where_others_take_that_of_ours(
     idle: Mapping[int, float], ours: float, found: int | None
 ) -> None:
-    assert better(0, idle, ours, 0.0) == found
+    assert better_core(0, idle, ours, 0.0) == found
 
 
 def test_workers_that_share_a_core_do_not_all_choose_the_same_other_one() -> None:
-    assert {better(0, {0: 0.0, 1: 1.0, 2: 1.0}, 0.3, dice) for dice in (0.0, 0.49, 0.5, 0.99)} == {1, 2}
+    assert {better_core(0, {0: 0.0, 1: 1.0, 2: 1.0}, 0.3, dice) for dice in (0.0, 0.49, 0.5, 0.99)} == {1, 2}
 
 
-def test_all_threads_stay_on_one_core_and_are_let_go_at_the_end(one_core: OneCore) -> None:
-    one_core.turn()
+def test_all_threads_stay_on_one_core_and_are_let_go_at_the_end(one_core: CpuAffinity) -> None:
+    one_core.run_once()
     (cores,) = cores_of_threads()
     ended = Event()
     Thread(target=ended.wait).start()
-    one_core.turn()
+    one_core.run_once()
 
     assert len(cores) == 1
     assert cores_of_threads() == {cores}
@@ -87,29 +87,29 @@ def test_all_threads_stay_on_one_core_and_are_let_go_at_the_end(one_core: OneCor
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_where_somebody_else_has_chosen_a_core_they_stay_there(one_core: OneCore) -> None:
-    one_core.turn()
+def test_where_somebody_else_has_chosen_a_core_they_stay_there(one_core: CpuAffinity) -> None:
+    one_core.run_once()
     (first,) = cores_of_threads()
     other = min(CORES - first)
     put_on({other})
 
-    one_core.turn()
-    one_core.turn()
+    one_core.run_once()
+    one_core.run_once()
 
     assert cores_of_threads() == {frozenset({other})}
     put_on(CORES)
-    one_core.turn()  # so that it lets them go to all again
+    one_core.run_once()  # so that it lets them go to all again
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_they_move_together_where_others_need_their_core(one_core: OneCore, kernel: Kernel) -> None:
-    one_core.turn()
+def test_they_move_together_where_others_need_their_core(one_core: CpuAffinity, kernel: Kernel) -> None:
+    one_core.run_once()
     (first,) = cores_of_threads()
-    one_core.turn()
+    one_core.run_once()
     assert cores_of_threads() == {first}
 
     kernel.busy = first
-    one_core.turn()
+    one_core.run_once()
     (second,) = cores_of_threads()
 
     assert len(second) == 1
@@ -117,7 +117,7 @@ def test_they_move_together_where_others_need_their_core(one_core: OneCore, kern
 
 
 def test_the_kernel_tells_how_long_each_core_has_been_idle() -> None:
-    ticks = ticks_of_cores()
+    ticks = read_core_ticks()
 
     assert ticks.keys() >= CORES
     assert all(0 < idle < total for idle, total in ticks.values())
@@ -126,8 +126,8 @@ def test_the_kernel_tells_how_long_each_core_has_been_idle() -> None:
 def test_between_two_looks_pass_one_to_four_seconds() -> None:
     pauses = []
     for dice in (0.0, 1.0):
-        one_core = OneCore(lambda dice=dice: dice, Kernel())
-        one_core.turn()
+        one_core = CpuAffinity(lambda dice=dice: dice, Kernel())
+        one_core.run_once()
         one_core.close()
         pauses.append(one_core.interval)
 

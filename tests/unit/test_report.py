@@ -119,7 +119,7 @@ def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
 
 
 def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> None:
-    with log_context.of_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
+    with log_context.for_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
         log_context.bind(confirmation="c-1", partner_id="P-100", offer_id="offer-1", attempt=2)
         report(caught(fail))
     report(caught(fail), duty="relay")
@@ -178,7 +178,7 @@ def sampling(sentry: Capturing) -> Capturing:
 
 
 def at_work() -> AbstractContextManager[None]:
-    return log_context.of_task("confirm_offer", "a-queue", None, None, None)
+    return log_context.for_task("confirm_offer", "a-queue", None, None, None)
 
 
 def plant_everywhere() -> None:
@@ -216,13 +216,13 @@ def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> 
 def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -> None:
     with (
         suppress(ValueError),
-        log_context.of_task("confirm_offer", "a-queue", None, None, None),
+        log_context.for_task("confirm_offer", "a-queue", None, None, None),
         transaction("confirm_offer"),
     ):
         plant_everywhere()
         with sentry_sdk.start_span(op="http.client", name=MARK) as span:
             span.set_data("url", MARK)
-            CheckIns("scheduler").well()
+            CheckIns("scheduler").on_success()
             report(caught(fail))
             fail()
 
@@ -236,7 +236,7 @@ def test_a_duty_checks_in_once_a_minute_and_says_no_more(sentry: Capturing) -> N
     check_ins = CheckIns("confirm-offer-scheduler", lambda: clock[0])
     for second in range(0, 121, 10):
         clock[0] = float(second)
-        check_ins.well()
+        check_ins.on_success()
 
     first, second_one, third = sentry.events()
     assert first.keys() == {
@@ -248,7 +248,7 @@ def test_a_duty_checks_in_once_a_minute_and_says_no_more(sentry: Capturing) -> N
 
 
 def test_without_a_monitor_nobody_checks_in(sentry: Capturing) -> None:
-    CheckIns(None).well()
+    CheckIns(None).on_success()
 
     assert sentry.sent == []
 

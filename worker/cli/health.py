@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from worker.services import health_file
-from worker.services.health_file import Part, Worker
+from worker.services.health_file import PartHealth, WorkerHealth
 
 
 @click.command(
@@ -30,7 +30,7 @@ def health(live: bool, as_json: bool) -> None:
     Example: confirm-offer health --live
     """
     try:
-        workers = health_file.workers()
+        workers = health_file.read_workers()
     except OSError as error:
         raise click.ClickException(f"what workers note can't be read: {error.strerror}") from None
     is_well = bool(workers) and all(worker.is_well for worker in workers)
@@ -47,13 +47,13 @@ def health(live: bool, as_json: bool) -> None:
     sys.exit(0 if (is_alive if live else is_well) else 1)
 
 
-def _facts(worker: Worker) -> dict[str, Any]:
+def _facts(worker: WorkerHealth) -> dict[str, Any]:
     return {
         "pid": worker.pid,
         "well": worker.is_well,
         "alive": worker.is_alive,
         "stopping": worker.is_stopping,
-        "parts": {name: _ago(part.well_at) for name, part in worker.parts.items()},
+        "parts": {name: _ago(part.succeeded_at) for name, part in worker.parts.items()},
         "unwell": worker.unwell,
         "stuck": worker.stuck,
     }
@@ -64,7 +64,7 @@ def _ago(moment: float) -> float | None:
     return round(time.time() - moment, 1) if moment else None
 
 
-def _wellness(worker: Worker) -> str:
+def _wellness(worker: WorkerHealth) -> str:
     if worker.is_frozen:
         return _liveness(worker)
     if worker.is_stopping:
@@ -75,14 +75,14 @@ def _wellness(worker: Worker) -> str:
     return f"worker {worker.pid} is well: {', '.join(worker.parts)}"
 
 
-def _why(part: Part) -> str:
-    since = f"{_ago(part.well_at):,.0f} s" if part.well_at else "its start"
+def _why(part: PartHealth) -> str:
+    since = f"{_ago(part.succeeded_at):,.0f} s" if part.succeeded_at else "its start"
     if part.waits_for is not None:
         return f"waits for {part.waits_for}, since {since}"
-    return f"not well since {since}" if part.well_at else "not yet well since its start"
+    return f"not well since {since}" if part.succeeded_at else "not yet well since its start"
 
 
-def _liveness(worker: Worker) -> str:
+def _liveness(worker: WorkerHealth) -> str:
     if worker.is_frozen:
         return f"worker {worker.pid} is frozen: it has noted nothing for {_ago(worker.noted_at):,.0f} s"
     if worker.stuck:

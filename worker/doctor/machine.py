@@ -42,7 +42,7 @@ def _limit(files: int) -> str:
 
 def _workers() -> Finding:
     try:
-        found = health_file.workers()
+        found = health_file.read_workers()
     except OSError as error:
         return warning(
             "workers here", f"what they note can't be read: {error.strerror}", "set TMPDIR as the workers do"

@@ -14,7 +14,7 @@ _bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("context", defau
 
 
 @contextmanager
-def of_task(
+def for_task(
     name: str, queue: str, traceparent: str | None, message_id: str | None, correlation_id: str | None
 ) -> Iterator[None]:
     """A task works on a message. traceparent: a valid one, or none."""
@@ -26,7 +26,7 @@ def of_task(
             _bound.set({})
 
 
-def of_confirmation(lease: Any) -> None:
+def for_lease(lease: Any) -> None:
     """The task works on a claim."""
     if not tracing.is_on():
         _bound.set({**_bound.get(), **_trace_of(lease.traceparent)})

@@ -97,7 +97,7 @@ class CheckIns:
         self._clock = clock
         self._next_at = clock()
 
-    def well(self) -> None:
+    def on_success(self) -> None:
         """The duty is well; sent where it is time."""
         if self._monitor is None or self._clock() < self._next_at:
             return

@@ -21,24 +21,26 @@ from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
 
-MOST = 100_000  # rows of a kind are counted at most
-MOST_BATCHES = 20
-PATIENCE = 2.0  # seconds that a scrape waits for the database
+MAX_ROWS = 100_000  # rows of a kind are counted at most
+MAX_BATCHES = 20
+TIMEOUT = 2.0  # seconds that a scrape waits for the database
 FRESH, STALE = 2.0, 30.0  # seconds: a reading is not repeated so soon; it is shown no longer
 
 GAUGES = {
-    "confirmations": (f"Confirmations that are open or wait for a review (at most {MOST})", ["state"]),
+    "confirmations": (f"Confirmations that are open or wait for a review (at most {MAX_ROWS})", ["state"]),
     "oldest_confirmation_seconds": ("For how long the oldest of them has been so", ["state"]),
     "overdue_seconds": ("How late the Scheduler is with what has been due for longest", []),
-    "outbox_events": (f"Events that are not published yet (at most {MOST})", []),
+    "outbox_events": (f"Events that are not published yet (at most {MAX_ROWS})", []),
     "outbox_lag_seconds": ("How long the oldest of them has waited", []),
-    "batch_items": (f"Items of batches that have not ended (the oldest {MOST_BATCHES})", ["batch", "progress"]),
+    "batch_items": (f"Items of batches that have not ended (the oldest {MAX_BATCHES})", ["batch", "progress"]),
     "pauses": ("Pauses that a person has set: for all partners, for single ones", ["scope"]),
 }
-Facts = dict[str, dict[tuple[str, ...], float | None]]  # by gauge, then by the values of its labels; None: nothing yet
+Backlog = dict[
+    str, dict[tuple[str, ...], float | None]
+]  # by gauge, then by the values of its labels; None: nothing yet
 
 
-def read_facts(connection: Connection) -> Facts:
+def read_backlog(connection: Connection) -> Backlog:
     """The values of GAUGES now."""
     open_ones: dict[str, Any] = {row.state: row for row in connection.execute(_OPEN)}
     states = {state.value: open_ones.get(state, _NOTHING) for state in (State.QUEUED, State.CONFIRMING, State.RETRYING)}
@@ -86,7 +88,7 @@ _due_first = (
     select(Confirmation.state, Confirmation.queued_at, Confirmation.due_at)
     .where(Confirmation.due_at.is_not(None))
     .order_by(Confirmation.due_at)
-    .limit(MOST)
+    .limit(MAX_ROWS)
     .subquery()
 )
 _OPEN = select(
@@ -102,7 +104,7 @@ _oldest_events = (
     select(OutboxEvent.created_at)
     .where(OutboxEvent.published_at.is_(None))
     .order_by(OutboxEvent.created_at)
-    .limit(MOST)
+    .limit(MAX_ROWS)
     .subquery()
 )
 _UNPUBLISHED = select(
@@ -112,7 +114,7 @@ _OPEN_BATCHES = (
     select(Batch.id, Batch.total)
     .where(Batch.state.in_([_as_text(BatchState.RUNNING), _as_text(BatchState.PAUSED)]))
     .order_by(Batch.id)
-    .limit(MOST_BATCHES)
+    .limit(MAX_BATCHES)
 )
 _ITEMS = select(func.count()).select_from(BatchItem)
 
@@ -122,10 +124,10 @@ class Reading(NamedTuple):
 
     at: float
     took: float
-    facts: Facts
+    backlog: Backlog
 
 
-class DatabaseFacts(Collector):
+class BacklogCollector(Collector):
     """Reads where the last reading is not fresh, and shows that until it is stale; then its gauges are absent."""
 
     def __init__(self, engine: Engine) -> None:
@@ -138,7 +140,7 @@ class DatabaseFacts(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         reading = self._latest()
-        failed = self._failed or not self._is_younger(reading, FRESH + PATIENCE)
+        failed = self._failed or not self._is_younger(reading, FRESH + TIMEOUT)
         yield GaugeMetricFamily(
             "confirm_offer_database_scrape_failed", "1 where the database could not be read now", value=int(failed)
         )
@@ -149,7 +151,7 @@ class DatabaseFacts(Collector):
         )
         for name, (meaning, labels) in GAUGES.items():
             gauge = GaugeMetricFamily(f"confirm_offer_{name}", meaning, labels=labels)
-            for values, value in reading.facts[name].items():
+            for values, value in reading.backlog[name].items():
                 gauge.add_metric(values, max(value or 0.0, 0.0))
             yield gauge
 
@@ -162,7 +164,7 @@ class DatabaseFacts(Collector):
                 self._thread.start()
             thread = self._thread
         if thread is not None:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
         return self._reading if self._is_younger(self._reading, STALE) else None
 
     @staticmethod
@@ -173,12 +175,12 @@ class DatabaseFacts(Collector):
         started = time.monotonic()
         try:
             with self._engine.begin() as connection:
-                limit_statement_time(connection, PATIENCE)
-                facts = read_facts(connection)
+                limit_statement_time(connection, TIMEOUT)
+                backlog = read_backlog(connection)
         except Exception as error:
             if not self._failed:
                 log.warning("scrape_without_database", error=type(error).__name__)
             self._failed = True
         else:
-            self._reading = Reading(time.monotonic(), time.monotonic() - started, facts)
+            self._reading = Reading(time.monotonic(), time.monotonic() - started, backlog)
             self._failed = False

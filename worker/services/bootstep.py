@@ -13,10 +13,10 @@ from worker.errors import SettingsError
 from worker.observability import metrics, tracing
 from worker.runtime import current
 from worker.services import health_file
-from worker.services.cpu_affinity import OneCore, can_choose, ticks_of_cores
+from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
 from worker.services.health import Health
-from worker.services.metrics_server import Exposed, Scrapes
-from worker.services.outbox_relay import Relay
+from worker.services.metrics_server import MetricsServer, WorkerMetrics
+from worker.services.outbox_relay import OutboxRelay
 from worker.services.retention import Retention
 from worker.services.scheduler import Scheduler
 from worker.settings import DatabaseSettings, read
@@ -25,7 +25,7 @@ from worker.storage import database
 log = structlog.get_logger(__name__)
 
 
-class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
+class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
     """What this worker does beside its tasks, in threads: Scheduler, Retention, Relay, and what looks after itself.
 
     Started after the pool, so that prefork forks without them.
@@ -40,31 +40,31 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         self._scheduler = Scheduler(self._runtime) if "scheduler" in parts else None
         days = self._runtime.retention_days if self._scheduler is not None else None
         self._retention = Retention(self._runtime, days) if days is not None else None
-        self._relay = Relay(self._runtime) if "relay" in parts else None
-        duties = [duty for duty in (self._scheduler, self._retention, self._relay) if duty is not None]
-        self.health = Health(self._runtime, duties, consumes="tasks" in parts)
-        self._scrapes = self._counting(parent)
+        self._relay = OutboxRelay(self._runtime) if "relay" in parts else None
+        services = [service for service in (self._scheduler, self._retention, self._relay) if service is not None]
+        self.health = Health(self._runtime, services, consumes="tasks" in parts)
+        self._scrapes = self._start_metrics(parent)
         stays = (
             self._runtime.worker_settings.WORKER_ONE_CORE == "on"
             and issubclass(parent.pool_cls, ThreadPool)
-            and can_choose()
+            and is_supported()
         )
-        self._one_core = OneCore(self._runtime.dice, ticks_of_cores) if stays else None
-        parent.duties = self  # for the consumer, and for _flush
+        self._one_core = CpuAffinity(self._runtime.dice, read_core_ticks) if stays else None
+        parent.services = self  # for the consumer, and for _flush
 
-    def _counting(self, parent: Any) -> Scrapes | None:
+    def _start_metrics(self, parent: Any) -> MetricsServer | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
         port = self._runtime.worker_settings.METRICS_PORT
         if port is None:
             return None
-        folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR or health_file.folder() / "metrics"
+        folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR or health_file.directory() / "metrics"
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
             instruments = metrics.begin(several_in=folder if forks else None)
         except OSError as error:
             raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
         engine = database.connect(read(DatabaseSettings).url, connections=1)
-        return Scrapes(port, Exposed(instruments, engine, self.health.notes))
+        return MetricsServer(port, WorkerMetrics(instruments, engine, self.health.notes))
 
     def start(self, parent: Any) -> None:
         worker = self._runtime.worker_settings
@@ -78,16 +78,16 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
             tracing=tracing.is_on(),
             sentry=self._runtime.sentry_settings.dsn is not None,
         )
-        for duty in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
-            if duty is not None:
-                duty.start()
+        for service in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
+            if service is not None:
+                service.start()
 
     def stop(self, parent: Any) -> None:
         """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
         self.health.is_stopping = True
-        for duty in (self._scheduler, self._retention):
-            if duty is not None:
-                duty.stop()
+        for service in (self._scheduler, self._retention):
+            if service is not None:
+                service.stop()
 
     def terminate(self, parent: Any) -> None:
         self.stop(parent)
@@ -96,7 +96,7 @@ class Duties(bootsteps.StartStopStep):  # type: ignore[misc]
         """The last task has ended: its event is published."""
         if self._relay is not None:
             self._relay.flush()
-        for duty in (self._one_core, self.health, self._scrapes):
-            if duty is not None:
-                duty.stop()
+        for service in (self._one_core, self.health, self._scrapes):
+            if service is not None:
+                service.stop()
         metrics.end()

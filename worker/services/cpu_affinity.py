@@ -13,12 +13,15 @@ from pathlib import Path
 
 import structlog
 
-from worker.services.service import Loop
+from worker.services.service import Service
 
 log = structlog.get_logger(__name__)
 
 WINDOW = 0.5  # seconds in which the cores are watched
-SHORTEST, LONGEST = 1.0, 4.0  # seconds between looks, by the dice: those who share a core must not leave it together
+MIN_INTERVAL, MAX_INTERVAL = (
+    1.0,
+    4.0,
+)  # seconds between looks, by the dice: those who share a core must not leave it together
 FULL = 0.1  # idle for less of the time
 OURS = 0.8  # of a core: who gets as much has it nearly alone
 GAIN = 0.15  # of a core: what a move must promise
@@ -26,12 +29,12 @@ GAIN = 0.15  # of a core: what a move must promise
 Ticks = dict[int, tuple[int, int]]  # by core: how long it has been idle, and how long it has been at all
 
 
-def can_choose() -> bool:
+def is_supported() -> bool:
     """Whether this system lets a process choose its cores: Linux does, macOS does not."""
     return hasattr(os, "sched_setaffinity")
 
 
-class OneCore(Loop):
+class CpuAffinity(Service):
     """Holds all threads of this process on one core; on a better one where others need this one too."""
 
     name = "one-core"
@@ -43,15 +46,15 @@ class OneCore(Loop):
         self._core = -1  # none yet
         self._allowed: set[int] = set()
 
-    def turn(self) -> bool:
-        self.interval = SHORTEST + (LONGEST - SHORTEST) * self._dice()
+    def run_once(self) -> bool:
+        self.interval = MIN_INTERVAL + (MAX_INTERVAL - MIN_INTERVAL) * self._dice()
         core, allowed = self._core, os.sched_getaffinity(0)
         if allowed != {core}:  # at the start, and where an operator or the container has changed it
-            core, self._allowed = _runs_on(allowed), allowed
-        elif (found := better(core, *self._watch(), self._dice())) is not None:
+            core, self._allowed = _current_core(allowed), allowed
+        elif (found := better_core(core, *self._watch(), self._dice())) is not None:
             log.debug("moved_to_another_core", core=found)
             core = found
-        _stay_on({core})  # also those threads that have come since
+        _pin_threads({core})  # also those threads that have come since
         self._core = core
         return False
 
@@ -59,7 +62,7 @@ class OneCore(Loop):
         """Where this process goes on without a worker, it may use all cores again."""
         with suppress(OSError):  # the container has other cores by now
             if self._allowed:
-                _stay_on(self._allowed)
+                _pin_threads(self._allowed)
 
     def _watch(self) -> tuple[dict[int, float], float]:
         """What part of the time each core that we may use was idle, and how much of a core we used."""
@@ -69,11 +72,11 @@ class OneCore(Loop):
         passed = {core: (after[core][0] - before[core][0], after[core][1] - before[core][1]) for core in self._allowed}
         return {core: idle / max(ticks, 1) for core, (idle, ticks) in passed.items()}, used / took
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         log.warning("not_on_one_core", error=type(error).__name__)
 
 
-def better(core: int, idle: Mapping[int, float], ours: float, dice: float) -> int | None:
+def better_core(core: int, idle: Mapping[int, float], ours: float, dice: float) -> int | None:
     """A core to move to: where this one has no time left, others use it too, and that one has time.
 
     ``idle``: by core, what part of the time it was; ``ours``: what part of a core this process used.
@@ -84,19 +87,19 @@ def better(core: int, idle: Mapping[int, float], ours: float, dice: float) -> in
     return found[int(dice * len(found))] if found else None
 
 
-def _runs_on(allowed: Collection[int]) -> int:
+def _current_core(allowed: Collection[int]) -> int:
     """The core on which the kernel has put the main thread."""
     core = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
     return core if core in allowed else min(allowed)
 
 
-def _stay_on(cores: Collection[int]) -> None:
+def _pin_threads(cores: Collection[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):  # it has just ended
             os.sched_setaffinity(int(thread), cores)
 
 
-def ticks_of_cores() -> Ticks:
+def read_core_ticks() -> Ticks:
     """Since the machine has started. Source: proc(5), /proc/stat."""
     found = {}
     for name, *fields in map(str.split, Path("/proc/stat").read_text().splitlines()):

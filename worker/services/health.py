@@ -11,15 +11,15 @@ import structlog
 from sqlalchemy import select
 
 from worker.runtime import Runtime
-from worker.services.health_file import Notes, Part
-from worker.services.service import Loop
+from worker.services.health_file import HealthFile, PartHealth
+from worker.services.service import Service
 
 log = structlog.get_logger(__name__)
 
 CONSUMER = "consumer"
 
 
-class Answers(Loop):
+class Answers(Service):
     """Asks the database whether it answers. By itself, for it may take its time where it does not."""
 
     name = "database"
@@ -29,25 +29,25 @@ class Answers(Loop):
         super().__init__()
         self._runtime = runtime
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         with self._runtime.engine.connect() as connection:
             connection.execute(select(1))
         return False
 
 
-class Health(Loop):
+class Health(Service):
     """Writes the notes of one worker, until its process ends."""
 
     name = "health"
     interval = 2.0
 
-    def __init__(self, runtime: Runtime, duties: Iterable[Loop], consumes: bool) -> None:
+    def __init__(self, runtime: Runtime, services: Iterable[Service], consumes: bool) -> None:
         super().__init__()
         self._answers = Answers(runtime)
-        self._loops = [*duties, self._answers]
-        self._consumer = Part(turned_at=time.time())
+        self._loops = [*services, self._answers]
+        self._consumer = PartHealth(ran_at=time.time())
         self._consumes = consumes
-        self._notes = Notes()
+        self._notes = HealthFile()
         self.is_stopping = False
 
     def start(self) -> None:
@@ -57,21 +57,21 @@ class Health(Loop):
     def consumer_well(self) -> None:
         """Called by the consumer as it comes round, connected."""
         now = time.time()
-        self._consumer = Part(now, now)
+        self._consumer = PartHealth(now, now)
 
     def consumer_tries(self) -> None:
         """Called by the consumer as it comes round, while there is no connection."""
-        self._consumer = Part(self._consumer.well_at, time.time(), "broker")
+        self._consumer = PartHealth(self._consumer.succeeded_at, time.time(), "broker")
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, PartHealth]:
         parts = {CONSUMER: self._consumer} if self._consumes else {}
-        return parts | {loop.name: Part(loop.well_at, loop.turned_at, loop.waits_for) for loop in self._loops}
+        return parts | {loop.name: PartHealth(loop.succeeded_at, loop.ran_at, loop.waits_for) for loop in self._loops}
 
     def notes(self) -> dict[str, float]:
         """When each part was last well (time.time()); 0 where it never was."""
-        return {name: part.well_at for name, part in self.parts().items()}
+        return {name: part.succeeded_at for name, part in self.parts().items()}
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         self._notes.write(self.parts(), self.is_stopping)
         return False
 
@@ -79,5 +79,5 @@ class Health(Loop):
         self._answers.stop()
         self._notes.close()
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         log.warning("health_not_noted", needs="a temporary folder that it can write to", error=type(error).__name__)

@@ -21,27 +21,27 @@ STUCK = 300.0  # seconds since a part has come round at all, well or not: longer
 SIZE = 4096  # bytes; all is written at once
 
 
-class Part(NamedTuple):
+class PartHealth(NamedTuple):
     """A part of a worker. Times are of time.time(), 0 where it never was."""
 
-    well_at: float = 0.0
-    turned_at: float = 0.0  # it came round, well or not; before it did, since when it could have
+    succeeded_at: float = 0.0
+    ran_at: float = 0.0  # it came round, well or not; before it did, since when it could have
     waits_for: str | None = None
 
 
-class Worker(NamedTuple):
+class WorkerHealth(NamedTuple):
     """A worker that runs on this machine as this user."""
 
     pid: int
     noted_at: float
     is_stopping: bool
-    parts: dict[str, Part]
+    parts: dict[str, PartHealth]
 
     @property
     def unwell(self) -> list[str]:
         """The parts that were not well lately."""
         now = time.time()
-        return [name for name, part in self.parts.items() if now - part.well_at > STALE]
+        return [name for name, part in self.parts.items() if now - part.succeeded_at > STALE]
 
     @property
     def is_well(self) -> bool:
@@ -51,7 +51,7 @@ class Worker(NamedTuple):
     def stuck(self) -> list[str]:
         """The parts that have not come round for so long that only a restart helps."""
         now = time.time()
-        return [name for name, part in self.parts.items() if now - part.turned_at > STUCK and not self.is_stopping]
+        return [name for name, part in self.parts.items() if now - part.ran_at > STUCK and not self.is_stopping]
 
     @property
     def is_frozen(self) -> bool:
@@ -62,18 +62,18 @@ class Worker(NamedTuple):
         return not self.is_frozen and not self.stuck
 
 
-def folder() -> Path:
+def directory() -> Path:
     return Path(tempfile.gettempdir()) / f"confirm-offer-{os.getuid()}"
 
 
-class Notes:
+class HealthFile:
     """The file of one worker. Raises OSError where it can't be written."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._file = -1
 
-    def write(self, parts: dict[str, Part], is_stopping: bool) -> None:
+    def write(self, parts: dict[str, PartHealth], is_stopping: bool) -> None:
         if self._path is None or not self._path.exists():
             self._create()
         noted = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
@@ -81,7 +81,7 @@ class Notes:
 
     def _create(self) -> None:
         self.close()
-        where = folder()
+        where = directory()
         where.mkdir(mode=0o700, exist_ok=True)
         if where.stat().st_uid != os.getuid():
             raise PermissionError(f"{where} belongs to another user")
@@ -99,10 +99,10 @@ class Notes:
         self._path = None
 
 
-def workers() -> list[Worker]:
+def read_workers() -> list[WorkerHealth]:
     """The workers of this machine and user. What a killed one has left is removed."""
     found = []
-    for path in sorted(folder().glob("*.json")):
+    for path in sorted(directory().glob("*.json")):
         with suppress(FileNotFoundError):  # it has just ended
             if (noted := _read(path)) is not None:
                 found.append(noted)
@@ -111,11 +111,11 @@ def workers() -> list[Worker]:
     return found
 
 
-def _read(path: Path) -> Worker | None:
+def _read(path: Path) -> WorkerHealth | None:
     """What stands in a file; None where its worker has ended."""
     with path.open("rb") as file:
         with suppress(BlockingIOError):
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
         noted: dict[str, Any] = json.loads(file.read())
-    return Worker(**{**noted, "parts": {name: Part(*part) for name, part in noted["parts"].items()}})
+    return WorkerHealth(**{**noted, "parts": {name: PartHealth(*part) for name, part in noted["parts"].items()}})

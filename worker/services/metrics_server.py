@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 
 from worker.observability.metrics import Instruments
 from worker.observability.sentry import report
-from worker.services.backlog_metrics import DatabaseFacts
-from worker.services.service import Loop
+from worker.services.backlog_metrics import BacklogCollector
+from worker.services.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ PATH = "/metrics"
 TAKEN = "METRICS_PORT is taken: give each worker of a machine its own"
 
 
-class WorkerFacts(Collector):
+class HealthCollector(Collector):
     """Which version this is, and when its parts were last well."""
 
     def __init__(self, notes: Callable[[], Mapping[str, float]]) -> None:
@@ -38,23 +38,23 @@ class WorkerFacts(Collector):
         build = GaugeMetricFamily("confirm_offer_build_info", "The version that runs", labels=["version"])
         build.add_metric([version("confirm-offer")], 1)
         yield build
-        well = GaugeMetricFamily(
+        on_success = GaugeMetricFamily(
             "confirm_offer_last_well_timestamp_seconds", "When a part of this worker was last well", labels=["part"]
         )
         for part, at in self._notes().items():
-            well.add_metric([part], at)
-        yield well
+            on_success.add_metric([part], at)
+        yield on_success
 
 
-class Exposed(Collector):
+class WorkerMetrics(Collector):
     """All that is shown."""
 
     def __init__(self, instruments: Instruments, engine: Engine, notes: Callable[[], Mapping[str, float]]) -> None:
         """engine: for this alone; notes: of worker/health.py."""
         self._collectors = (
             instruments.exposed(),
-            WorkerFacts(notes),
-            DatabaseFacts(engine),
+            HealthCollector(notes),
+            BacklogCollector(engine),
             ProcessCollector(registry=None),
         )
 
@@ -63,7 +63,7 @@ class Exposed(Collector):
             yield from collector.collect()
 
 
-class Scrapes(Loop):
+class MetricsServer(Service):
     """Answers Prometheus. A port that is taken is tried again and again: jobs matter more than being seen."""
 
     name = "metrics"
@@ -74,7 +74,7 @@ class Scrapes(Loop):
         self._exposed = exposed
         self._server: Server | None = None
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         """Takes the port, then a request, which is answered in a thread of its own."""
         if self._server is None:
             self._server = Server(self._port, self._exposed)
@@ -86,12 +86,12 @@ class Scrapes(Loop):
         if self._server is not None:
             self._server.server_close()
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             reason = TAKEN if error.errno == errno.EADDRINUSE else os.strerror(error.errno)
             log.error("metrics_not_served", port=self._port, error=reason)
         else:
-            super()._tell(error)
+            super()._log_failure(error)
 
 
 class Server(ThreadingHTTPServer):

@@ -20,7 +20,7 @@ from worker.messaging.publisher import CONFIRM_TIMEOUT, Message, Publisher
 from worker.messaging.topology import booking_events
 from worker.observability import metrics
 from worker.runtime import Runtime
-from worker.services.service import Loop
+from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus, seconds_since
 
 log = structlog.get_logger(__name__)
@@ -31,12 +31,12 @@ FLUSH = 10.0  # seconds at the end of a worker; others may write events without 
 REFUSED_PAUSE = 30.0  # seconds until an event that the broker refused is tried again
 
 
-class Relay(Loop):
+class OutboxRelay(Service):
     """Woken by the commit of an event in this process; looks for those of others besides."""
 
     name = "relay"
     interval = 0.5
-    rest = 0.02
+    min_interval = 0.02
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Relay(Loop):
         self._publisher = Publisher(runtime.broker_settings.url)
         self.wake = runtime.events_waiting
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         """Publishes one batch. Whether there is more. Takes nothing while the broker is away."""
         self._publisher.ensure_connection()
         events = self._take()
@@ -56,7 +56,7 @@ class Relay(Loop):
             self._give_back([event.id for event in events], 0.0)
             raise
         self._mark(published)
-        _tell(events, published)
+        _log_failure(events, published)
         refused = [event.id for event in events if event.id not in published]
         if refused:
             metrics.events_refused(len(refused))
@@ -69,7 +69,7 @@ class Relay(Loop):
         self.stop()
         ends_at = time.monotonic() + seconds
         try:
-            while self.turn() and time.monotonic() < ends_at:
+            while self.run_once() and time.monotonic() < ends_at:
                 pass
         except Exception as error:
             log.warning("events_left", error=type(error).__name__)
@@ -94,7 +94,7 @@ class Relay(Loop):
             connection.execute(_GIVE_BACK, {"these": events, "pause": pause})
 
 
-def _tell(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
+def _log_failure(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
     for event in events if logging.getLogger(__name__).isEnabledFor(logging.DEBUG) else ():
         if event.id in published:
             log.debug(

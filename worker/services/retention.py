@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 
 from tasks.privacy.purge import purge
 from worker.runtime import Runtime
-from worker.services.service import Loop
+from worker.services.service import Service
 from worker.storage.database import now
 from worker.storage.rate_limiter import reserve_slot
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 STEPS_A_SECOND = 1.0  # of 100 confirmations
 
 
-class Retention(Loop):
+class Retention(Service):
     """A duty beside the Scheduler, in workers that have RETENTION_DAYS."""
 
     name = "retention"
@@ -27,7 +27,7 @@ class Retention(Loop):
         self._runtime = runtime
         self._days = days
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         """Blanks one step, when it is a worker's turn. Comes again soon where there is likely more."""
         with self._runtime.engine.begin() as connection:
             wait = reserve_slot(connection, STEPS_A_SECOND, self.name)

@@ -14,7 +14,7 @@ from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
 from worker.observability.sentry import CheckIns
 from worker.runtime import Runtime
-from worker.services.service import Loop
+from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus
 from worker.storage.pause_cache import ALL
 
@@ -26,7 +26,7 @@ LATE = 0.003  # seconds that a turn may come late
 DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
 
 
-class Scheduler(Loop):
+class Scheduler(Service):
     """Due are: retries whose time has come, and confirmations whose lease ran out because their worker died."""
 
     name = "scheduler"
@@ -41,7 +41,7 @@ class Scheduler(Loop):
         self._of_batches = float(self._most_of_batches)  # may be under way now
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
         self.interval = IDLE
         circuit_breaker = self._runtime.xone.circuit_breaker
@@ -105,9 +105,9 @@ class Scheduler(Loop):
             self.interval = FEEDING
         return fed
 
-    def well(self) -> None:
-        super().well()
-        self._check_ins.well()
+    def on_success(self) -> None:
+        super().on_success()
+        self._check_ins.on_success()
 
     def close(self) -> None:
         self._publisher.close()
@@ -152,9 +152,9 @@ def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
         .limit(LOOK_AT)
         .subquery()
     )
-    turn = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
-    ranked = select(oldest.c.id, oldest.c.due_at, turn.label("turn")).subquery()
-    return select(ranked.c.id).order_by(ranked.c.turn, ranked.c.due_at)
+    run_once = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
+    ranked = select(oldest.c.id, oldest.c.due_at, run_once.label("turn")).subquery()
+    return select(ranked.c.id).order_by(ranked.c.run_once, ranked.c.due_at)
 
 
 # Built once: to build a statement costs more than to execute it.

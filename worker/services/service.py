@@ -14,30 +14,32 @@ INITIAL_BACKOFF = 0.5  # seconds
 MAX_BACKOFF = 15.0
 
 
-class Loop:
+class Service:
     """Calls ``turn`` until stopped. A turn that fails is tried again with growing pauses, and told once."""
 
     name = "loop"
     interval = 1.0  # seconds between turns that found nothing to do
-    rest = 0.0  # seconds from the beginning of a turn to that of the next, at least: more gathers for it meanwhile
+    min_interval = (
+        0.0  # seconds from the beginning of a turn to that of the next, at least: more gathers for it meanwhile
+    )
 
     def __init__(self) -> None:
         self.wake = Event()
         self._stopping = Event()
         self._failures = 0  # in a row
-        self.well_at = 0.0  # time.time() of the last turn that did not fail
-        self.turned_at = time.time()  # of the last turn, failed or not; before the first, of the start
+        self.succeeded_at = 0.0  # time.time() of the last turn that did not fail
+        self.ran_at = time.time()  # of the last turn, failed or not; before the first, of the start
         self.waits_for: str | None = None  # what the last turn failed for, where that is away
         self.lag = 0.0  # seconds that the last turn came late, since this process or the machine had too much to do
         self._thread = Thread(target=self._run, name=self.name, daemon=True)
 
-    def turn(self) -> bool:
+    def run_once(self) -> bool:
         """One round of the duty; whether there is likely more to do at once."""
         raise NotImplementedError
 
-    def well(self) -> None:
+    def on_success(self) -> None:
         """Called after each turn that did not fail."""
-        self.well_at = self.turned_at = time.time()
+        self.succeeded_at = self.ran_at = time.time()
         self.waits_for = None
 
     def start(self) -> None:
@@ -60,29 +62,29 @@ class Loop:
             ends_at = time.monotonic() + pause
             self.wake.wait(pause)
             self.lag = time.monotonic() - ends_at
-            if self._stopping.wait(max(began + self.rest - time.monotonic(), 0.0)):
+            if self._stopping.wait(max(began + self.min_interval - time.monotonic(), 0.0)):
                 return
             self.wake.clear()
             began = time.monotonic()
-            pause = self._guarded_turn()
+            pause = self._run_guarded()
 
-    def _guarded_turn(self) -> float:
+    def _run_guarded(self) -> float:
         """Seconds until the next turn."""
         try:
-            more = self.turn()
+            more = self.run_once()
         except Exception as error:
-            self.turned_at, self.waits_for = time.time(), unavailable_dependency(error)
+            self.ran_at, self.waits_for = time.time(), unavailable_dependency(error)
             if not self._failures:
-                self._tell(error)
+                self._log_failure(error)
             self._failures += 1
             return min(INITIAL_BACKOFF * 2.0 ** min(self._failures, 10), MAX_BACKOFF)
         if self._failures:
             log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
         self._failures = 0
-        self.well()
+        self.on_success()
         return 0.0 if more else self.interval
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         away = unavailable_dependency(error)
         if away is not None:
             log.warning("duty_waits", duty=self.name, waits_for=away, error=type(error).__name__)
