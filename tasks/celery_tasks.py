@@ -25,7 +25,7 @@ from worker.runtime import Runtime, current
 
 log = structlog.get_logger(__name__)
 
-LONGEST_WAIT = timedelta(days=30)  # of a job in the queue: who says more has another idea of a timestamp
+MAX_QUEUE_TIME = timedelta(days=30)  # of a job in the queue: who says more has another idea of a timestamp
 MAX_DELIVERIES = 50  # of one message, none of which came to an end: more than restarts in an outage can make
 
 OPTIONS: dict[str, Any] = {
@@ -166,6 +166,6 @@ def _published_at(timestamp: Any) -> datetime:
             given = datetime.fromtimestamp(timestamp, UTC)
         except (ValueError, OverflowError, OSError):
             return now
-        if now - LONGEST_WAIT < given < now:
+        if now - MAX_QUEUE_TIME < given < now:
             return given
     return now

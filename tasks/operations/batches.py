@@ -33,7 +33,7 @@ from worker.storage.database import locked, now, now_plus, seconds_since
 SKIPPED = "skipped"
 CANCELLED = "cancelled"
 SAVED_UP = 1.0  # seconds of its rate that a batch may catch up on
-MOST_OPEN = 2000  # items of all batches that were fed in and have not ended, those included that wait for a retry
+MAX_OPEN = 2000  # items of all batches that were fed in and have not ended, those included that wait for a retry
 
 
 def create(

@@ -13,7 +13,7 @@ from tasks.operations import pauses
 from worker.storage import pause_cache
 from worker.storage.database import now
 
-MOST_FOUND = 20  # of one name
+MAX_FOUND = 20  # of one name
 _NEVER_SHOWN = ("confirmation_id", "recorded_at", "position")
 _BOOKED = (State.CONFIRMED, State.PENDING)
 
@@ -44,7 +44,7 @@ def _rows(connection: Connection, is_meant: ColumnElement[bool], partner_id: str
     if partner_id is not None:
         query = query.where(Confirmation.partner_id == partner_id)
     in_order = query.order_by(Confirmation.partner_id, Confirmation.created_at, Confirmation.offer_id)
-    return list(connection.execute(in_order.limit(MOST_FOUND)))
+    return list(connection.execute(in_order.limit(MAX_FOUND)))
 
 
 def _with_details(connection: Connection, row: Row[Any]) -> Found:

@@ -17,7 +17,7 @@ NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 NAMED_FILE = re.compile(r"`((?:worker|tasks|models|migrations|docs|tests|examples|benchmarks|deploy)/[\w./-]+)`")
 FENCED = re.compile(r"^ *```.*?^ *```", flags=re.MULTILINE | re.DOTALL)
-LONGEST_README = 320  # lines
+MAX_README = 320  # lines
 
 
 def prose(page: Path) -> str:
@@ -84,7 +84,7 @@ def test_the_readme_stays_short_and_leads_to_the_index() -> None:
     readme = PROJECT / "README.md"
 
     assert "docs/index.md" in links(readme)
-    assert len(readme.read_text("utf-8").splitlines()) <= LONGEST_README
+    assert len(readme.read_text("utf-8").splitlines()) <= MAX_README
 
 
 def test_dead_links_are_seen(tmp_path: Path) -> None:

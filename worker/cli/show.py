@@ -65,7 +65,7 @@ def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> looku
         partners = ", ".join(one.told["partner_id"] for one in found)
         raise Failed(f"several partners have offer {name}: {partners}; choose one with --partner")
     offers = ", ".join(f"{one.told['offer_id']} ({one.told['partner_id']})" for one in found)
-    at_least = "at least " if len(found) == lookup.MOST_FOUND else ""
+    at_least = "at least " if len(found) == lookup.MAX_FOUND else ""
     raise Failed(f"order {name} has {at_least}{len(found)} offers: {offers}; show one by its id and --partner")
 
 

@@ -16,7 +16,7 @@ from worker.storage import database, migrator
 CHECK, TABLES, RIGHTS = "database", "tables", "rights"
 UPGRADE = "confirm-offer db upgrade"
 MEND_RIGHTS = "docs/database-roles.md has the GRANT for the workers' role"
-LONGEST = 8_000  # ms for one statement
+MAX_STATEMENT = 8_000  # ms for one statement
 NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -31,7 +31,7 @@ def look(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> I
         with engine.connect() as connection:
             yield _reached(connection, address)
             if not is_sqlite:
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {LONGEST}")
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {MAX_STATEMENT}")
             problem = _wrong_tables(connection) or _lacking(connection)
             yield problem or ok(TABLES, f"revision {migrator.revision(connection)}, and the role may use them")
             if problem is None or problem.level != "wrong":
@@ -151,7 +151,9 @@ def _refusal(error: Exception, address: URL) -> Finding:
     if database.lacks_rights(error):
         return wrong(RIGHTS, "the role lacks a right", MEND_RIGHTS)
     if getattr(getattr(error, "orig", None), "sqlstate", None) == "57014":
-        return wrong(CHECK, f"a statement took longer than {LONGEST // 1000} s", "see what the database is busy with")
+        return wrong(
+            CHECK, f"a statement took longer than {MAX_STATEMENT // 1000} s", "see what the database is busy with"
+        )
     for part, found, mend in _SAID:
         if part in said and (part not in ("role ", "database ") or "does not exist" in said):
             return wrong(CHECK, f"{place}: {found}", mend)

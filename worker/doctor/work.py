@@ -20,7 +20,7 @@ from worker.storage.pause_cache import ALL
 
 SKEW = 5.0  # seconds
 LATE = 60.0  # seconds; the Scheduler and the Relay come round several times a second
-MOST = 100_000  # to be counted
+MAX_ROWS = 100_000  # to be counted
 KEYS = "data keys"
 
 
@@ -119,11 +119,11 @@ def _count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
 
 
 def _limited(query: Select[Any]) -> Select[Any]:
-    return select(func.count()).select_from(query.limit(MOST).subquery())
+    return select(func.count()).select_from(query.limit(MAX_ROWS).subquery())
 
 
 def _about(number: int) -> str:
-    return f"{number:,}" + (" or more" if number == MOST else "")
+    return f"{number:,}" + (" or more" if number == MAX_ROWS else "")
 
 
 def _some(texts: list[str]) -> str:

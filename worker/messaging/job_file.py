@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from models.job import MAX_INSURED, MAX_QUOTES, Job, JobRejected, read_job
 from worker.errors import EnqueueError
 
-LONGEST_LINE = 16 * 1024 * 1024
+MAX_LINE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Source:
 
     def _lines(self) -> Iterator[bytes]:
         number = 0
-        while line := self._file.readline(LONGEST_LINE):
+        while line := self._file.readline(MAX_LINE):
             number += 1
-            if len(line) == LONGEST_LINE:
-                raise EnqueueError(f"line {number} is longer than {LONGEST_LINE} bytes; is there a job on each line?")
+            if len(line) == MAX_LINE:
+                raise EnqueueError(f"line {number} is longer than {MAX_LINE} bytes; is there a job on each line?")
             self._digest.update(line)
             yield line
 

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 Sent = TypeVar("Sent", bound=Any)  # a Message of worker/broker.py
 
-LONGEST_FLUSH = 3.0  # seconds
+MAX_FLUSH = 3.0  # seconds
 
 _OFF = nullcontext()
 _make: "Callable[[], TracerProvider] | None" = None  # None: tracing is off
@@ -71,7 +71,7 @@ def flush() -> None:
     if _provider is not None:
         ending = Thread(target=_provider.shutdown, name="spans", daemon=True)  # it tries for long where nobody answers
         ending.start()
-        ending.join(LONGEST_FLUSH)
+        ending.join(MAX_FLUSH)
 
 
 def _is_installed() -> bool:

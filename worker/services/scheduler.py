@@ -58,7 +58,7 @@ class Scheduler(Service):
             room = self._room() - of_batches.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
             to_feed = [] if circuit_breaker.is_half_open else batches.running(connection)
-        fed = self._feed(to_feed, min(room - len(retries), batches.MOST_OPEN - of_batches.open), paused)
+        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - of_batches.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])
             log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))

@@ -23,7 +23,7 @@ STYLE_OF = {
     State.RETRYING: "yellow",
 }
 OVERDUE = 120.0  # seconds
-MOST_OF_ANSWER = 2000  # characters of a kept answer on the screen
+MAX_ANSWER_SHOWN = 2000  # characters of a kept answer on the screen
 
 
 def screen(found: Found, people: dict[str, Any] | None = None) -> Group:
@@ -135,7 +135,7 @@ def revealed_screen(revealed: dict[str, Any]) -> Group:
     parts.append(_opened("links and token", {**coi, **others, "security_token": revealed["security_token"]}))
     parts.append(_opened("other fields of the booking", revealed["other_fields"]))
     for answer in revealed["answers"]:
-        body, left = answer["body"][:MOST_OF_ANSWER], len(answer["body"]) - MOST_OF_ANSWER
+        body, left = answer["body"][:MAX_ANSWER_SHOWN], len(answer["body"]) - MAX_ANSWER_SHOWN
         more = f"\n… {left} characters more, with --json" if left > 0 else ""
         title = Text(f"answer to attempt {answer['attempt']}, as kept", style="bold")
         parts.append(Group(title, plain(body + more, keep_lines=True)))
