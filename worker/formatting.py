@@ -26,22 +26,22 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def local(value: datetime | None) -> str:
+def local_time(value: datetime | None) -> str:
     """A time in the zone of who reads it."""
     return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value is not None else "-"
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def pluralize(number: int, one: str, many: str | None = None) -> str:
     """``1 offer``, ``1,200 offers``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def short(moment: datetime | None) -> str:
+def short_time(moment: datetime | None) -> str:
     """A time in the local zone, as ``31 Jan 14:00``."""
     return moment.astimezone().strftime("%d %b %H:%M") if moment is not None else "-"
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``0:45``, ``12:05``, ``3:20:00``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -37,6 +37,6 @@ def standing(connection: Connection) -> list[Row[tuple[Pause]]]:
 __all__ = ["ALL", "pause", "resume_calls", "standing"]
 
 
-def whom(partner_id: str) -> str:
+def paused_scope(partner_id: str) -> str:
     """Who is paused."""
     return "all partners" if partner_id == ALL else f"partner {partner_id}"

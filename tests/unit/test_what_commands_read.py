@@ -8,10 +8,10 @@ import pytest
 import time_machine
 
 from worker.cli.ui.batch_progress import Pace
-from worker.cli.ui.console import WrongUse
+from worker.cli.ui.console import UsageError
 from worker.cli.ui.offers_file import read_offers
 from worker.cli.ui.time_param import MOMENT
-from worker.formatting import lasting
+from worker.formatting import duration
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -76,12 +76,12 @@ def test_files_of_offers(content: str, offers: tuple[tuple[str | None, str], ...
     ],
 )
 def test_a_line_that_names_no_offer_is_told_by_its_number(content: str, line: int) -> None:
-    with pytest.raises(WrongUse, match=f"line {line} "):
+    with pytest.raises(UsageError, match=f"line {line} "):
         read_offers(io.BytesIO(content.encode()))
 
 
 def test_a_file_that_is_no_text() -> None:
-    with pytest.raises(WrongUse, match="UTF-8"):
+    with pytest.raises(UsageError, match="UTF-8"):
         read_offers(io.BytesIO(b"\xff\xfe"))
 
 
@@ -100,4 +100,4 @@ def test_the_pace_is_that_of_the_last_seconds() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3600, "1:00:00"), (12345.6, "3:25:46")])
 def test_durations(seconds: float, text: str) -> None:
-    assert lasting(seconds) == text
+    assert duration(seconds) == text

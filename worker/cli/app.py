@@ -26,7 +26,7 @@ from worker.cli import (
     schema,
     show,
 )
-from worker.cli.ui.console import Failed, complain, json_option, out, plainly, tell
+from worker.cli.ui.console import Failed, handle_errors, json_option, out, print_error, print_result
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.runtime import current
@@ -42,7 +42,7 @@ def main() -> None:
     try:
         cli.main(prog_name="confirm-offer", standalone_mode=True)
     except SettingsError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(2)
 
 
@@ -63,7 +63,7 @@ def cli() -> None:
 @cli.command(short_help="Runs the whole system in one process, with nothing installed.")
 @click.option("--jobs", default=20, show_default=True, type=click.IntRange(1, 2000), help="How many offers to confirm.")
 @json_option
-@plainly
+@handle_errors
 def demo(jobs: int, as_json: bool) -> None:
     """Runs the whole system in one process, with nothing installed, and shows what came of each job.
 
@@ -108,7 +108,7 @@ def db() -> None:
 
 @db.command("upgrade")
 @json_option
-@plainly
+@handle_errors
 def db_upgrade(as_json: bool) -> None:
     """Brings the database's tables up to date. Safe to repeat, and to run twice at once.
 
@@ -123,12 +123,12 @@ def db_upgrade(as_json: bool) -> None:
         text = _later(after)
     else:
         text = f"database is at revision {after}" + ("" if before == after else f", was {before or 'empty'}")
-    tell(as_json, text, revision=after, before=before)
+    print_result(as_json, text, revision=after, before=before)
 
 
 @db.command("check")
 @json_option
-@plainly
+@handle_errors
 def db_check(as_json: bool) -> None:
     """Tells whether this version can work with the database's tables. Exit code 1 where it can't.
 
@@ -142,7 +142,7 @@ def db_check(as_json: bool) -> None:
     if found is None or (found != wanted and migrator.is_known(found)):
         raise Failed(f"database is at revision {found or 'none'}, not at {wanted}; run 'confirm-offer db upgrade'")
     text = f"database is at revision {found}, as it should be" if found == wanted else _later(found)
-    tell(as_json, text, revision=found)
+    print_result(as_json, text, revision=found)
 
 
 def _later(found: str) -> str:
@@ -159,7 +159,7 @@ def broker_group() -> None:
 
 @broker_group.command("declare")
 @json_option
-@plainly
+@handle_errors
 def broker_declare(as_json: bool) -> None:
     """Declares exchanges, queues and bindings. Safe to repeat; the worker does it too.
 
@@ -167,14 +167,14 @@ def broker_declare(as_json: bool) -> None:
     """
     with broker.connect(read(BrokerSettings).url) as connection:
         names = topology.declare(connection)
-    tell(as_json, "\n".join(f"declared {name}" for name in names), declared=names)
+    print_result(as_json, "\n".join(f"declared {name}" for name in names), declared=names)
 
 
 @cli.command(short_help="Runs the stand-in of XONE by itself.")
 @click.option("--port", default=8900, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a container.")
 @json_option
-@plainly
+@handle_errors
 def sandbox(port: int, host: str, as_json: bool) -> None:
     """Runs the stand-in of XONE by itself, until it is interrupted. Its page says how to use it.
 
@@ -186,7 +186,9 @@ def sandbox(port: int, host: str, as_json: bool) -> None:
 
     with Sandbox(port=port, host=host) as running:
         try:
-            tell(as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url)
+            print_result(
+                as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url
+            )
             threading.Event().wait()
         except KeyboardInterrupt:
             click.echo()
@@ -200,7 +202,7 @@ def keygen(as_json: bool) -> None:
     Example: confirm-offer keygen
     """
     key = Fernet.generate_key().decode()
-    tell(as_json, key, key=key)
+    print_result(as_json, key, key=key)
 
 
 cli.add_command(doctor.doctor)

@@ -13,11 +13,20 @@ from models.states import BatchState, State
 from tasks.operations import batches as tasks
 from tasks.operations.audit import who
 from worker.cli.ui.batch_progress import follow, outcome
-from worker.cli.ui.console import Failed, json_option, out, plainly, print_csv, print_json, reason_option, tell
+from worker.cli.ui.console import (
+    Failed,
+    handle_errors,
+    json_option,
+    out,
+    print_csv,
+    print_json,
+    print_result,
+    reason_option,
+)
 from worker.cli.ui.paused import standing, tell_paused
-from worker.cli.ui.tables import add, listing, say
-from worker.formatting import counted, local, short
+from worker.cli.ui.tables import add_row, new_table, print_text
 from worker.formatting import in_utc as in_utc
+from worker.formatting import local_time, pluralize, short_time
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -30,7 +39,7 @@ WENT_WELL = (State.CONFIRMED, State.PENDING)
 @click.command("batches")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
 @json_option
-@plainly
+@handle_errors
 def batches(limit: int, as_json: bool) -> None:
     """Lists the batches of reprocessing.
 
@@ -44,7 +53,7 @@ def batches(limit: int, as_json: bool) -> None:
     if as_json:
         print_json(in_utc({"batches": found}))
     elif not found:
-        say(out, "There are no batches; 'confirm-offer reprocess' makes one.")
+        print_text(out, "There are no batches; 'confirm-offer reprocess' makes one.")
     else:
         out.print(_overview(found))
         if any(batch["state"] == BatchState.RUNNING for batch in found):
@@ -53,12 +62,12 @@ def batches(limit: int, as_json: bool) -> None:
 
 def _overview(found: list[dict[str, Any]]) -> Table:
     numbers = ["id", "total", "confirmed", "failed", "left"]
-    table = listing("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
+    table = new_table("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
     for batch in found:
         left = batch["running"] + (batch["waiting"] if batch["state"] != BatchState.CANCELLED else 0)
         state = Text(batch["state"], style=STYLE_OF.get(batch["state"], ""))
         counts = (batch["total"], batch["confirmed"], batch["failed"], left)
-        add(table, batch["id"], state, short(batch["created_at"]), *counts, batch["reason"])
+        add_row(table, batch["id"], state, short_time(batch["created_at"]), *counts, batch["reason"])
     return table
 
 
@@ -72,7 +81,7 @@ def batch() -> None:
 @click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print each item as CSV.")
 @json_option
-@plainly
+@handle_errors
 def show(batch_id: int, is_followed: bool, as_csv: bool, as_json: bool) -> None:
     """Shows a batch and what came of its items. --csv and --json print each item.
 
@@ -109,8 +118,8 @@ def _print(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
         ("batch", str(found["id"])),
         ("state", found["state"]),
         ("reason", found["reason"] or "-"),
-        ("made", f"{local(found['created_at'])} by {found['by']}"),
-        ("ended", local(found["ended_at"])),
+        ("made", f"{local_time(found['created_at'])} by {found['by']}"),
+        ("ended", local_time(found["ended_at"])),
         ("rate", rate),
         ("items", f"{found['total']:,}: {outcome(found)}"),
     ):
@@ -123,21 +132,26 @@ def _print(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
 def _print_codes(items: list[dict[str, Any]]) -> None:
     codes = Counter(item["code"] for item in items if item["code"])
     if codes:
-        say(out, "\nfailed again with " + ", ".join(f"{code}: {number:,}" for code, number in codes.most_common()))
+        print_text(
+            out, "\nfailed again with " + ", ".join(f"{code}: {number:,}" for code, number in codes.most_common())
+        )
 
 
 def _print_items(items: list[dict[str, Any]]) -> None:
     """All of a small batch, and of a larger one those that did not go well."""
     shown = items if len(items) <= SHOWN else [item for item in items if _is_worth_showing(item)]
     if shown:
-        say(out)
-        table = listing("partner", "offer", "outcome", "code")
+        print_text(out)
+        table = new_table("partner", "offer", "outcome", "code")
         for item in shown[:SHOWN]:
-            add(table, item["partner_id"], item["offer_id"], item["outcome"], item["code"])
+            add_row(table, item["partner_id"], item["offer_id"], item["outcome"], item["code"])
         out.print(table)
     more = len(items) - len(shown[:SHOWN])
     if more:
-        say(out, f"{'and ' * bool(shown)}{counted(more, 'more item' if shown else 'item')}; --csv or --json prints all")
+        print_text(
+            out,
+            f"{'and ' * bool(shown)}{pluralize(more, 'more item' if shown else 'item')}; --csv or --json prints all",
+        )
 
 
 def _is_worth_showing(item: dict[str, Any]) -> bool:
@@ -151,16 +165,16 @@ def _add_move(name: str, to: BatchState, does: str) -> None:
     @click.argument("batch_id", metavar="ID", type=int)
     @reason_option
     @json_option
-    @plainly
+    @handle_errors
     def move(batch_id: int, reason: str | None, as_json: bool) -> None:
         with database.connect(read(DatabaseSettings).url).begin() as connection:
             before = _find(connection, batch_id)
             if not tasks.move(connection, batch_id, to, who(), reason):
-                ended = local(before["ended_at"])
+                ended = local_time(before["ended_at"])
                 raise Failed(f"batch {batch_id} has ended: it is {before['state']} since {ended}")
             (found,) = tasks.overview(connection, batch_id)
         was = " already" if before["state"] == to else ""
-        tell(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))
+        print_result(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))
 
 
 _add_move(

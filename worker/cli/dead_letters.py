@@ -21,17 +21,17 @@ from tasks.operations.audit import Tally
 from worker.cli.ui.console import (
     Failed,
     ask,
+    handle_errors,
     json_option,
     out,
-    plainly,
     print_json,
+    print_note,
+    print_result,
     progress,
     reason_option,
-    remark,
-    tell,
 )
 from worker.cli.ui.optional_audit import recording
-from worker.formatting import counted, local, printable
+from worker.formatting import local_time, pluralize, printable
 from worker.messaging import broker
 from worker.messaging.dead_letter_queue import (
     DEAD_LETTER_CODES,
@@ -77,7 +77,7 @@ class Group:
 @click.option("--limit", type=click.IntRange(min=0), default=SHOWN, show_default=True, help="Show at most so many.")
 @click.option("--reveal", is_flag=True, help="The bodies in clear, personal data included. It is audited.")
 @json_option
-@plainly
+@handle_errors
 def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> None:
     """Lists the dead letters by code. All are counted; they stay where they are.
 
@@ -163,7 +163,7 @@ def _print(groups: dict[str, Group], code: str | None) -> None:
         click.echo("no dead letters" + (f" of code {code}" if code else ""))
         return
     for position, (name, group) in enumerate(groups.items()):
-        click.echo(("\n" if position else "") + f"{name}: {counted(group.count, 'letter')}, {_span(group)}")
+        click.echo(("\n" if position else "") + f"{name}: {pluralize(group.count, 'letter')}, {_span(group)}")
         for letter in group.letters:
             _print_letter(letter)
         if group.count > len(group.letters):
@@ -175,13 +175,13 @@ _NEXT = "'dead-letters replay' puts them back on the jobs queue, with --edit aft
 
 
 def _span(group: Group) -> str:
-    first, last = local(group.first_at), local(group.last_at)
+    first, last = local_time(group.first_at), local_time(group.last_at)
     return first if first == last else f"{first} to {last}"
 
 
 def _print_letter(letter: dict[str, Any]) -> None:
     who = " ".join(filter(None, (letter["partner_id"], letter["offer_id"]))) or "no ids that can be read"
-    click.echo(_wrapped(f"{local(letter['at'])}  {printable(who)}  {letter['size']:,} bytes", "  "))
+    click.echo(_wrapped(f"{local_time(letter['at'])}  {printable(who)}  {letter['size']:,} bytes", "  "))
     click.echo(_wrapped(letter["detail"], "    "))
     if "body_base64" in letter:
         click.echo("    not UTF-8; --json prints it in base64")
@@ -205,7 +205,7 @@ def _wrapped(text: str, indent: str) -> str:
 @yes_option
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def replay_letters(
     code: str | None, limit: int | None, edit: bool, yes: bool, reason: str | None, as_json: bool
 ) -> None:
@@ -223,7 +223,7 @@ def replay_letters(
     count = _count(url, code, limit)
     if not count:
         return _tell_moved("replayed", 0, 0, as_json, code)
-    ask(f"Put {counted(count, 'letter')} back on the jobs queue?", yes)
+    ask(f"Put {pluralize(count, 'letter')} back on the jobs queue?", yes)
     details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
     with (
         Tally(engine, "dead-letters replay", reason, **details) as tally,
@@ -241,7 +241,7 @@ def replay_letters(
     _tell_moved("replayed", moved.count, count - moved.count, as_json, code)
     if refused:
         raise Failed(
-            f"the broker did not take {counted(refused, 'copy', 'copies')}, so those stay dead letters; "
+            f"the broker did not take {pluralize(refused, 'copy', 'copies')}, so those stay dead letters; "
             "is the jobs queue full, or not declared? Then try again"
         )
     if moved.count < count:
@@ -334,7 +334,7 @@ def _edited(letter: DeadLetter, name: str, file: Path, may_ask: bool) -> bytes |
             try:
                 read_job(body)
             except JobRejected as rejected:
-                remark(f"  not a valid job yet: {rejected.code}: {rejected.detail}")
+                print_note(f"  not a valid job yet: {rejected.code}: {rejected.detail}")
                 if not may_ask or not click.confirm("  Edit it again?", default=True, err=True):
                     click.echo("  left as it is", err=True)
                     return None
@@ -358,7 +358,7 @@ def _open_editor(file: Path) -> None:
 @click.option("--reason", required=True, help="Why, for the record.")
 @yes_option
 @json_option
-@plainly
+@handle_errors
 def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as_json: bool) -> None:
     """Removes dead letters for good. No copy is kept: list them with --reveal --json first where one is wanted.
 
@@ -370,7 +370,7 @@ def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as
     count = _count(url, code, limit)
     if not count:
         return _tell_moved("dropped", 0, 0, as_json, code)
-    ask(f"Drop {counted(count, 'letter')} for good?", yes)
+    ask(f"Drop {pluralize(count, 'letter')} for good?", yes)
     with (
         Tally(engine, "dead-letters drop", reason, code=code, limit=limit) as tally,
         DeadLetterQueue(url) as letters,
@@ -397,5 +397,5 @@ def _tell_moved(what: str, count: int, left: int, as_json: bool, code: str | Non
     if not count and not left:
         text = "no dead letters" + (f" of code {code}" if code else "")
     else:
-        text = f"{counted(count, 'dead letter')} {what}" + (f", {left:,} left" if left else "")
-    tell(as_json, text, **{what: count, "left": left})
+        text = f"{pluralize(count, 'dead letter')} {what}" + (f", {left:,} left" if left else "")
+    print_result(as_json, text, **{what: count, "left": left})

@@ -7,19 +7,19 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.ui.console import json_option, out, plainly, print_json
-from worker.cli.ui.tables import say
+from worker.cli.ui.console import handle_errors, json_option, out, print_json
+from worker.cli.ui.tables import print_text
 from worker.doctor import settings as of_settings
 from worker.doctor.examination import examine
 from worker.doctor.finding import Finding, Level
-from worker.formatting import counted
+from worker.formatting import pluralize
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "bold red"}
 
 
 @click.command("doctor")
 @json_option
-@plainly
+@handle_errors
 def doctor(as_json: bool) -> None:
     """Checks all that a worker needs, and says what to mend.
 
@@ -39,8 +39,8 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"well": not count[Level.WRONG], "findings": [finding._asdict() for finding in findings]})
     else:
-        say(out)
-        say(out, _end(count))
+        print_text(out)
+        print_text(out, _end(count))
     is_setting_wrong = any(one.level is Level.WRONG and one.check == of_settings.CHECK for one in findings)
     sys.exit(2 if is_setting_wrong else 1 if count[Level.WRONG] else 0)
 
@@ -59,7 +59,7 @@ def _row(finding: Finding) -> Table:
 
 
 def _end(count: Counter[Level]) -> str:
-    warnings = counted(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
+    warnings = pluralize(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
     if not count[Level.WRONG]:
         return f"Nothing is wrong, {warnings}."
     return f"{count[Level.WRONG]} wrong, {warnings}. Mend that and run it again: what stands behind it was not checked."

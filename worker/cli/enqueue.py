@@ -14,18 +14,18 @@ import click
 
 from worker.cli.ui.console import (
     Failed,
-    WrongUse,
+    UsageError,
+    handle_errors,
     json_option,
     out,
-    plainly,
     print_json,
+    print_note,
+    print_wrapped,
     progress,
     reason_option,
-    remark,
-    write,
 )
 from worker.cli.ui.optional_audit import recording
-from worker.formatting import counted
+from worker.formatting import pluralize
 from worker.messaging.bulk_publish import Enqueued, Progress, Rejected, publish
 from worker.messaging.job_file import BadLine, Checked, Source, check
 from worker.messaging.publisher import Publisher
@@ -42,7 +42,7 @@ from worker.settings import BrokerSettings, read
 )
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | None, as_json: bool) -> None:
     """Publishes jobs from FILE ("-" for standard input), JSON Lines or CSV. All are checked first.
 
@@ -69,7 +69,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
     if rejected is None and path is not None:
         rejected = path.with_name(path.name + ".rejected")
     if rejected is not None and path is not None and rejected.exists() and rejected.samefile(path):
-        raise WrongUse("--rejected names FILE itself; name another file")
+        raise UsageError("--rejected names FILE itself; name another file")
     bad: list[dict[str, Any]] = []
     with _opened(path) as opened:
         source = Source(opened, is_csv=form == "csv" or (form is None and file.lower().endswith(".csv")))
@@ -91,11 +91,11 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
         )
     else:
         where = f"; the bad lines are in {rejected}" if number_of_bad and rejected is not None else ""
-        write(out, f"{result.published:,} published, {number_of_bad + len(result.refused):,} not{where}")
+        print_wrapped(out, f"{result.published:,} published, {number_of_bad + len(result.refused):,} not{where}")
     if result.refused:
         again = "" if kept is None else "; run the same command again to go on from there"
         raise Failed(
-            f"the broker did not take {counted(len(result.refused), 'job')} from line {result.refused[0]} on: is the "
+            f"the broker did not take {pluralize(len(result.refused), 'job')} from line {result.refused[0]} on: is the "
             f"jobs queue full, or not declared ('confirm-offer broker declare')?{again}"
         )
     if number_of_bad:
@@ -123,7 +123,7 @@ def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) 
         if bad is not None:
             bad.append({"line": line.number, "code": line.code, "detail": line.detail})
         else:
-            remark(f"line {line.number}: {line.code}: {line.detail}")
+            print_note(f"line {line.number}: {line.code}: {line.detail}")
 
     with progress() as bar:
         task = bar.add_task("checking (bytes)", total=source.size)
@@ -161,7 +161,7 @@ def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
     try:
         kept.try_it()
     except OSError as error:
-        remark(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
+        print_note(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
         return None
     return kept
 
@@ -172,7 +172,7 @@ def _where_to_begin(kept: Progress | None, checked: Checked) -> tuple[int, int]:
         return 0, 0
     begin = kept.begin()
     if begin is None:
-        remark(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
+        print_note(f"{kept.path} is of another content or broker: this begins with the first line, which is harmless")
     elif begin[0]:
-        remark(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
+        print_note(f"goes on after line {begin[0]}: the broker has {begin[1]:,} of {checked.good:,} jobs from before")
     return begin or (0, 0)

@@ -10,8 +10,8 @@ from models.states import State
 from tasks import email_index
 from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
-from worker.cli.ui.console import ask, complain, json_option, plainly, print_json, remark
-from worker.formatting import counted
+from worker.cli.ui.console import ask, handle_errors, json_option, print_error, print_json, print_note
+from worker.formatting import pluralize
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
@@ -22,7 +22,7 @@ from worker.storage.encryption import Encryption
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--reason", help="Why, for the record: write no personal data.")
 @json_option
-@plainly
+@handle_errors
 def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
     """Blanks the personal data of all confirmations that a person's e-mail stands in.
 
@@ -45,7 +45,7 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
     ended = [row for row in found if row.has_ended]
     if ended:
         under_way = f" ({len(found) - len(ended):,} more can't be yet)" if len(ended) < len(found) else ""
-        ask(f"Blank the personal data of {counted(len(ended), 'confirmation')}{under_way}, for good?", yes)
+        ask(f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}, for good?", yes)
     erased = {row.id for row in ended if _erase(engine, encryption, email, row)}
     left = [row for row in found if row.id not in erased]
     with engine.begin() as connection:
@@ -63,7 +63,7 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         of_left = [{name: row._mapping[name] for name in names} for row in left]
         print_json({"erased": len(erased), "left": of_left, "unsearched": unsearched})
     elif found:
-        click.echo(f"{counted(len(erased), 'confirmation')} erased")
+        click.echo(f"{pluralize(len(erased), 'confirmation')} erased")
     else:
         click.echo("nobody was found by this e-mail")
     _tell_left(left, unsearched)
@@ -83,11 +83,11 @@ def _why(row: Row[Any]) -> str:
 
 def _tell_left(left: list[Row[Any]], unsearched: int) -> None:
     for row in left:
-        remark(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})")
+        print_note(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})")
     if left:
-        complain("not all were erased; run it again when those that are left have ended")
+        print_error("not all were erased; run it again when those that are left have ended")
     if unsearched:
-        complain(
-            f"{counted(unsearched, 'confirmation')} of an earlier version could not be searched; "
+        print_error(
+            f"{pluralize(unsearched, 'confirmation')} of an earlier version could not be searched; "
             "run 'confirm-offer rekey', then this again"
         )

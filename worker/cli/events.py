@@ -13,9 +13,18 @@ from models.event import EventType
 from models.exact_json import moment
 from tasks.operations.audit import Tally
 from tasks.operations.event_replay import Which, clock, count, pages
-from worker.cli.ui.console import Failed, ask, complain, json_option, plainly, progress, reason_option, tell
+from worker.cli.ui.console import (
+    Failed,
+    ask,
+    handle_errors,
+    json_option,
+    print_error,
+    print_result,
+    progress,
+    reason_option,
+)
 from worker.cli.ui.time_param import MOMENT
-from worker.formatting import counted, local
+from worker.formatting import local_time, pluralize
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.storage import database
@@ -43,7 +52,7 @@ def events() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def replay(
     since: datetime,
     until: datetime | None,
@@ -69,9 +78,9 @@ def replay(
         which = Which(since, min(until or at, at), EventType(event_type) if event_type else None, offer)
         total = count(connection, which)
     if not total:
-        return tell(as_json, "no such events", replayed=0, left=0)
-    span = f"{local(which.since)} to {local(which.until)}"
-    ask(f"{counted(total, 'event')}, {span}.\nPublish again, to all consumers?", yes)
+        return print_result(as_json, "no such events", replayed=0, left=0)
+    span = f"{local_time(which.since)} to {local_time(which.until)}"
+    ask(f"{pluralize(total, 'event')}, {span}.\nPublish again, to all consumers?", yes)
     facts: dict[str, Any] = {
         "since": moment(which.since),
         "until": moment(which.until),
@@ -91,16 +100,16 @@ def replay(
                 if taken < len(batch):
                     break
         except KeyboardInterrupt:
-            raise Failed(f"interrupted: {replayed:,} of {counted(total, 'event')} replayed") from None
+            raise Failed(f"interrupted: {replayed:,} of {pluralize(total, 'event')} replayed") from None
     left = total - replayed
-    tell(
+    print_result(
         as_json,
-        f"{counted(replayed, 'event')} replayed" + (f", {left:,} not" if left else ""),
+        f"{pluralize(replayed, 'event')} replayed" + (f", {left:,} not" if left else ""),
         replayed=replayed,
         left=left,
     )
     if left:
-        complain("the broker did not take all; replaying them again is harmless")
+        print_error("the broker did not take all; replaying them again is harmless")
         sys.exit(1)
     return None
 

@@ -8,12 +8,12 @@ from sqlalchemy import Connection
 from models.states import State
 from tasks.operations import failures
 from tasks.operations.failures import Selection, Waiting
-from worker.cli.ui.console import json_option, out, plainly, print_csv, print_json
+from worker.cli.ui.console import handle_errors, json_option, out, print_csv, print_json
 from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.paused import standing, tell_paused
-from worker.cli.ui.tables import add, command, listing, say
+from worker.cli.ui.tables import add_row, new_table, print_commands, print_text
 from worker.formatting import in_utc as in_utc
-from worker.formatting import local, short
+from worker.formatting import local_time, short_time
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -30,7 +30,7 @@ ROW_COLUMNS = (
 @click.option("--list", "as_list", is_flag=True, help="Each confirmation in place of groups, the first failed first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
-@plainly
+@handle_errors
 def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
     """Shows what has failed, by cause.
 
@@ -50,13 +50,13 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
         print_csv(ROW_COLUMNS if as_list else GROUP_COLUMNS, map(_flat, in_utc(found)))
     else:
         if not found:
-            say(out, "Nothing has failed" + (" that these filters match." if any(chosen.values()) else "."))
+            print_text(out, "Nothing has failed" + (" that these filters match." if any(chosen.values()) else "."))
         elif as_list:
             _print_rows(found)
         else:
             print_groups(found)
-            say(out, "\nTo try some again:")
-            command(out, "confirm-offer reprocess --code CODE")
+            print_text(out, "\nTo try some again:")
+            print_commands(out, "confirm-offer reprocess --code CODE")
         _tell_review(review, selection)
         _tell_waiting(waiting)
         tell_paused(out, stand)
@@ -75,12 +75,12 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = listing("failed", "partner", "offer", "code")
+    table = new_table("failed", "partner", "offer", "code")
     for row in rows[:SHOWN]:
-        add(table, short(row["updated_at"]), row["partner_id"], row["offer_id"], _code_and_state(row))
+        add_row(table, short_time(row["updated_at"]), row["partner_id"], row["offer_id"], _code_and_state(row))
     out.print(table)
     if len(rows) > SHOWN:
-        say(out, f"and {len(rows) - SHOWN:,} more; --csv or --json prints all", style="dim")
+        print_text(out, f"and {len(rows) - SHOWN:,} more; --csv or --json prints all", style="dim")
 
 
 def _code_and_state(row: dict[str, Any]) -> str:
@@ -90,12 +90,12 @@ def _code_and_state(row: dict[str, Any]) -> str:
 def _tell_review(count: int, selection: Selection) -> None:
     if not count:
         return
-    say(out)
+    print_text(out)
     if selection.include_needs_review:
-        say(out, f"{count:,} of them {'waits' if count == 1 else 'wait'} for a review.")
+        print_text(out, f"{count:,} of them {'waits' if count == 1 else 'wait'} for a review.")
     else:
-        say(out, f"{count:,} more {'waits' if count == 1 else 'wait'} for a review (needs_review). To see them:")
-        command(out, "confirm-offer failed --list --include-needs-review")
+        print_text(out, f"{count:,} more {'waits' if count == 1 else 'wait'} for a review (needs_review). To see them:")
+        print_commands(out, "confirm-offer failed --list --include-needs-review")
 
 
 def _tell_waiting(waiting: list[Waiting]) -> None:
@@ -104,5 +104,8 @@ def _tell_waiting(waiting: list[Waiting]) -> None:
         return
     count, since = sum(one.count for one in waiting), min(one.since for one in waiting)
     kinds = ", ".join(f"{one.count:,} {f'after {one.code}' if one.code else 'not tried yet'}" for one in waiting)
-    say(out)
-    say(out, f"{count:,} {'waits' if count == 1 else 'wait'} to be tried, the oldest since {local(since)}: {kinds}.")
+    print_text(out)
+    print_text(
+        out,
+        f"{count:,} {'waits' if count == 1 else 'wait'} to be tried, the oldest since {local_time(since)}: {kinds}.",
+    )

@@ -7,10 +7,10 @@ from models.job import is_path_id
 from models.tables import Confirmation
 from tasks.operations import pauses
 from tasks.operations.audit import who
-from tasks.operations.pauses import whom
-from worker.cli.ui.console import json_option, out, plainly, print_json, reason_option
+from tasks.operations.pauses import paused_scope
+from worker.cli.ui.console import handle_errors, json_option, out, print_json, reason_option
 from worker.cli.ui.paused import standing, tell_paused
-from worker.cli.ui.tables import say
+from worker.cli.ui.tables import print_text
 from worker.formatting import in_utc as in_utc
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
@@ -36,7 +36,7 @@ def _not_empty(_: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--partner", callback=_partner, help="Only this partner's calls; all without it.")
 @click.option("--reason", required=True, callback=_not_empty, help="Why, for whoever looks next.")
 @json_option
-@plainly
+@handle_errors
 def pause(partner: str, reason: str, as_json: bool) -> None:
     """Stops calls to XONE, until "resume".
 
@@ -53,12 +53,12 @@ def pause(partner: str, reason: str, as_json: bool) -> None:
         print_json({"changed": is_new, "paused": in_utc(stand)})
         return
     if is_new:
-        say(out, f"Calls to XONE are paused for {whom(partner)}.")
+        print_text(out, f"Calls to XONE are paused for {paused_scope(partner)}.")
     else:
-        say(out, f"Calls to XONE were paused for {whom(partner)} already; the first reason stays.")
+        print_text(out, f"Calls to XONE were paused for {paused_scope(partner)} already; the first reason stays.")
     if not is_known:
-        say(out, f"No job of {whom(partner)} has come yet: is the id right?", style="yellow")
-    say(out, "Workers heed it within seconds. Jobs wait; nothing is lost, and no attempt is used up.")
+        print_text(out, f"No job of {paused_scope(partner)} has come yet: is the id right?", style="yellow")
+    print_text(out, "Workers heed it within seconds. Jobs wait; nothing is lost, and no attempt is used up.")
     tell_paused(out, stand)
 
 
@@ -66,7 +66,7 @@ def pause(partner: str, reason: str, as_json: bool) -> None:
 @click.option("--partner", callback=_partner, help="End this partner's pause; without it, the pause for all.")
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def resume(partner: str, reason: str | None, as_json: bool) -> None:
     """Ends a pause of calls to XONE.
 
@@ -81,9 +81,9 @@ def resume(partner: str, reason: str | None, as_json: bool) -> None:
         print_json({"changed": bool(ended), "paused": in_utc(stand)})
         return
     if ended:
-        say(out, f"The pause for {whom(partner)} has ended. What has waited goes to XONE bit by bit.")
+        print_text(out, f"The pause for {paused_scope(partner)} has ended. What has waited goes to XONE bit by bit.")
     else:
-        say(out, f"There was no pause for {whom(partner)}; nothing was changed.")
+        print_text(out, f"There was no pause for {paused_scope(partner)}; nothing was changed.")
     tell_paused(out, stand)
 
 

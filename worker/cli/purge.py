@@ -13,16 +13,16 @@ from tasks.privacy import purge as purging
 from worker.cli.ui.console import (
     Failed,
     ask,
-    complain,
+    handle_errors,
     json_option,
-    plainly,
+    print_error,
+    print_result,
     progress,
     reason_option,
-    tell,
 )
 from worker.cli.ui.pacing import with_pauses
 from worker.cli.ui.time_param import MOMENT
-from worker.formatting import counted, local
+from worker.formatting import local_time, pluralize
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -33,7 +33,7 @@ from worker.storage import database
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:
     """Blanks the personal data of confirmations that ended long ago: confirmed, pending or failed.
 
@@ -47,11 +47,11 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
     engine = database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
         total = purging.count(connection, before)
-    since = f"that ended before {local(before)}"
+    since = f"that ended before {local_time(before)}"
     if dry_run or not total:
-        text = f"{counted(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
-        return tell(as_json, text + "; nothing was changed", purged=0, left=total)
-    ask(f"Blank the personal data of {counted(total, 'confirmation')} {since}, for good?", yes)
+        text = f"{pluralize(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
+        return print_result(as_json, text + "; nothing was changed", purged=0, left=total)
+    ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}, for good?", yes)
     purged = 0
     with Tally(engine, "purge", reason, before=moment(before)) as tally, progress() as bar:
         task = bar.add_task("blanking", total=total)
@@ -61,12 +61,12 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
                 tally.add(number)
                 bar.advance(task, number)
         except KeyboardInterrupt:
-            raise Failed(f"interrupted: {purged:,} of {counted(total, 'confirmation')} purged") from None
+            raise Failed(f"interrupted: {purged:,} of {pluralize(total, 'confirmation')} purged") from None
     with engine.connect() as connection:
         left = purging.count(connection, before)
-    tell(as_json, f"{counted(purged, 'confirmation')} purged", purged=purged, left=left)
+    print_result(as_json, f"{pluralize(purged, 'confirmation')} purged", purged=purged, left=left)
     if left:
-        complain(f"{left:,} were in use and are left; run it again")
+        print_error(f"{left:,} were in use and are left; run it again")
         sys.exit(1)
     return None
 

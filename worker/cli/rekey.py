@@ -10,18 +10,18 @@ from tasks.privacy import rekey as rekeying
 from tasks.privacy.rekey import Rekeyed
 from worker.cli.ui.console import (
     Failed,
-    complain,
+    handle_errors,
     json_option,
     out,
-    plainly,
+    print_error,
+    print_note,
+    print_result,
+    print_wrapped,
     progress,
     reason_option,
-    remark,
-    tell,
-    write,
 )
 from worker.cli.ui.pacing import with_pauses
-from worker.formatting import counted
+from worker.formatting import pluralize
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
@@ -32,7 +32,7 @@ NAMED = 20  # confirmations that are named to a person
 @click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
 @reason_option
 @json_option
-@plainly
+@handle_errors
 def rekey(reason: str | None, as_json: bool) -> None:
     """Encrypts all that is stored with the first key of DATA_KEYS again, while workers go on.
 
@@ -56,10 +56,10 @@ def rekey(reason: str | None, as_json: bool) -> None:
                 tally.add(step.resealed)
                 bar.advance(task, step.confirmations)
         except KeyboardInterrupt:
-            raise Failed(f"interrupted: {counted(done.resealed, 'value')} done; run it again to go on") from None
-    tell(
+            raise Failed(f"interrupted: {pluralize(done.resealed, 'value')} done; run it again to go on") from None
+    print_result(
         as_json,
-        f"{done.resealed:,} of {counted(done.values, 'value')} in {counted(done.confirmations, 'confirmation')} "
+        f"{done.resealed:,} of {pluralize(done.values, 'value')} in {pluralize(done.confirmations, 'confirmation')} "
         "encrypted again with the first key of DATA_KEYS"
         + (f";\n{done.indexed:,} can now be found by e-mail under it" if done.indexed else ""),
         confirmations=done.confirmations,
@@ -72,15 +72,17 @@ def rekey(reason: str | None, as_json: bool) -> None:
         _tell_unreadable(done.unreadable)
         sys.exit(1)
     if not as_json:
-        write(out, "The other keys can be retired, once no worker runs any more whose first key is another one.")
+        print_wrapped(
+            out, "The other keys can be retired, once no worker runs any more whose first key is another one."
+        )
 
 
 def _tell_unreadable(unreadable: list[Any]) -> None:
     for confirmation_id, place in unreadable[:NAMED]:
-        remark(f"no key opens: {place} of confirmation {confirmation_id}")
+        print_note(f"no key opens: {place} of confirmation {confirmation_id}")
     if len(unreadable) > NAMED:
-        remark(f"and {len(unreadable) - NAMED:,} more; --json names all")
-    complain(
-        f"{counted(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
+        print_note(f"and {len(unreadable) - NAMED:,} more; --json names all")
+    print_error(
+        f"{pluralize(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
         f"{'it was' if len(unreadable) == 1 else 'they were'}; add the key that was in use, then run it again"
     )

@@ -11,13 +11,13 @@ from tasks.operations import batches, failures
 from tasks.operations.audit import who
 from tasks.operations.failures import LeftOut, Matched, Selection
 from worker.cli.ui.batch_progress import follow
-from worker.cli.ui.console import ask, err, json_option, out, plainly, print_json, reason_option, remark
+from worker.cli.ui.console import ask, err, handle_errors, json_option, out, print_json, print_note, reason_option
 from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.offers_file import read_offers
 from worker.cli.ui.paused import standing, tell_paused
-from worker.cli.ui.tables import command, say
-from worker.formatting import counted, local
+from worker.cli.ui.tables import print_commands, print_text
 from worker.formatting import in_utc as in_utc
+from worker.formatting import local_time, pluralize
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -31,7 +31,7 @@ from worker.storage import database
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Confirmations a second, at most.")
 @click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
 @json_option
-@plainly
+@handle_errors
 def reprocess(
     offers: BinaryIO | None,
     dry_run: bool,
@@ -67,18 +67,18 @@ def reprocess(
     if dry_run or not matched.rows:
         _tell_plan(matched, as_json, purged)
         if not as_json and dry_run and matched.rows:
-            say(out, "\nA dry run: nothing was changed.")
+            print_text(out, "\nA dry run: nothing was changed.")
         return
     if not as_json:
         _tell_plan(matched, as_json, purged)
         tell_paused(out, [one for one in stand if _concerns(one, matched)])
-        say(out)
-    ask(f"Try {counted(len(matched.rows), 'confirmation')} again{_at(rate)}?", yes)
+        print_text(out)
+    ask(f"Try {pluralize(len(matched.rows), 'confirmation')} again{_at(rate)}?", yes)
     batch_id = _make_batch(engine, matched, selection, reason, rate)
     if not as_json:
-        say(out, f"Batch {batch_id} runs{_at(rate)}: {counted(len(matched.rows), 'confirmation')}.")
+        print_text(out, f"Batch {batch_id} runs{_at(rate)}: {pluralize(len(matched.rows), 'confirmation')}.")
         if not is_followed:
-            command(out, f"confirm-offer batch show {batch_id} --follow")
+            print_commands(out, f"confirm-offer batch show {batch_id} --follow")
     well = follow(engine, batch_id, err if as_json else out) if is_followed else True
     if as_json:
         with engine.connect() as connection:
@@ -100,7 +100,7 @@ def _tell_plan(matched: Matched, as_json: bool, purged: int) -> None:
     elif groups:
         print_groups(groups)
     else:
-        say(out, "Nothing matches; nothing was changed.")
+        print_text(out, "Nothing matches; nothing was changed.")
 
 
 def _tell_left_out(left_out: list[LeftOut], purged: int) -> None:
@@ -108,11 +108,11 @@ def _tell_left_out(left_out: list[LeftOut], purged: int) -> None:
         name = f"{partner} {offer}" if partner else offer
         hint = " (--include-needs-review takes it)" if state is State.NEEDS_REVIEW else ""
         if purged_at is not None:
-            hint = f", and its personal data was purged on {local(purged_at)}"
-        remark(f"left out: {name}: {state or 'unknown'}{hint}")
+            hint = f", and its personal data was purged on {local_time(purged_at)}"
+        print_note(f"left out: {name}: {state or 'unknown'}{hint}")
     if purged:
         data = "its personal data was" if purged == 1 else "their personal data was"
-        remark(f"left out: {counted(purged, 'confirmation')}: {data} purged, so there is nothing to send")
+        print_note(f"left out: {pluralize(purged, 'confirmation')}: {data} purged, so there is nothing to send")
 
 
 def _concerns(pause: dict[str, Any], matched: Matched) -> bool:

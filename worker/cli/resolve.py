@@ -6,7 +6,7 @@ import click
 
 from tasks.operations.audit import who
 from tasks.operations.resolve import check_why, read_booking, resolve_booked, resolve_failed
-from worker.cli.ui.console import Failed, json_option, plainly, tell
+from worker.cli.ui.console import Failed, handle_errors, json_option, print_result
 from worker.errors import ResolveError
 from worker.settings import DatabaseSettings, EncryptionSettings, EventSettings, StatusSettings, read
 from worker.storage import database
@@ -38,7 +38,7 @@ def _why(_context: click.Context, _option: click.Parameter, text: str | None) ->
 )
 @click.option("--reason", help="For the audit only, such as where you looked.")
 @json_option
-@plainly
+@handle_errors
 def resolve(
     offer_id: str, partner: str, file: BinaryIO | None, why: str | None, reason: str | None, as_json: bool
 ) -> None:
@@ -76,7 +76,7 @@ def resolve(
     ]
     if set_aside:
         lines.append(f"kept, but fit no column: {', '.join(set_aside)}")
-    tell(
+    print_result(
         as_json,
         "\n".join(lines),
         partner_id=partner,

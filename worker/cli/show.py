@@ -11,8 +11,8 @@ from tasks.operations.audit import audit, who
 from tasks.privacy import reveal
 from worker import formatting
 from worker.cli.ui import confirmation_screen as view
-from worker.cli.ui.console import Failed, json_option, out, plainly, print_json
-from worker.cli.ui.tables import command, say
+from worker.cli.ui.console import Failed, handle_errors, json_option, out, print_json
+from worker.cli.ui.tables import print_commands, print_text
 from worker.errors import DecryptionError, SettingsError
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
@@ -24,7 +24,7 @@ from worker.storage.encryption import Encryption
 @click.option("--partner", help="Where several partners have an offer or order of this name.")
 @click.option("--reveal", "in_clear", is_flag=True, help="Personal data in clear; needs DATA_KEYS, and is audited.")
 @json_option
-@plainly
+@handle_errors
 def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None:
     """Shows a confirmation: state, why, when next, attempts, booking, policies, events.
 
@@ -48,9 +48,9 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
         out.print(view.revealed_screen(revealed))
     if found.told["state"] == State.NEEDS_REVIEW:
         resolve = f"confirm-offer resolve {found.told['offer_id']} --partner {found.told['partner_id']}"
-        say(out)
-        say(out, "Look in XONE whether a booking exists, then do one of")
-        command(out, f"{resolve} --booking FILE", f"{resolve} --failed WHY")
+        print_text(out)
+        print_text(out, "Look in XONE whether a booking exists, then do one of")
+        print_commands(out, f"{resolve} --booking FILE", f"{resolve} --failed WHY")
 
 
 def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> lookup.Found:

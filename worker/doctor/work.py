@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
-from tasks.operations.pauses import whom
+from tasks.operations.pauses import paused_scope
 from worker.doctor.finding import Finding, ok, warning, wrong
 from worker.errors import DecryptionError
-from worker.formatting import counted, lasting
+from worker.formatting import duration, pluralize
 from worker.settings import EncryptionSettings
 from worker.storage.database import now, now_plus, seconds_since
 from worker.storage.encryption import Encryption
@@ -31,7 +31,9 @@ def look(connection: Connection, encryption: EncryptionSettings | None) -> Itera
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
     if paused:
         commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
-        yield warning("calls", f"paused by a person for {_some([whom(one) for one in paused])}", _some(commands))
+        yield warning(
+            "calls", f"paused by a person for {_some([paused_scope(one) for one in paused])}", _some(commands)
+        )
     yield _due(connection, paused)
     yield _events(connection)
     if reviews := _count(connection, in_literally(State.NEEDS_REVIEW)):
@@ -42,7 +44,7 @@ def look(connection: Connection, encryption: EncryptionSettings | None) -> Itera
     batches = list(connection.execute(select(Batch.id).where(Batch.state == BatchState.PAUSED)).scalars())
     if batches:
         commands = [f"confirm-offer batch resume {batch}" for batch in batches]
-        yield warning("batches", f"{counted(len(batches), 'batch is', 'batches are')} paused", _some(commands))
+        yield warning("batches", f"{pluralize(len(batches), 'batch is', 'batches are')} paused", _some(commands))
 
 
 def _clock(connection: Connection) -> Finding:
@@ -54,7 +56,7 @@ def _clock(connection: Connection) -> Finding:
         which = "behind" if theirs > ours else "ahead of"
         return warning(
             "clock",
-            f"this machine is {lasting(abs(theirs - ours))} {which} the database",
+            f"this machine is {duration(abs(theirs - ours))} {which} the database",
             "let both keep time by NTP (timedatectl)",
         )
     return ok("clock", f"within {SKEW:g} s of the database's")
@@ -93,7 +95,7 @@ def _due(connection: Connection, paused: list[str]) -> Finding:
     oldest = connection.execute(select(func.max(seconds_since(Confirmation.due_at))).where(is_late)).scalar_one()
     return warning(
         "due",
-        f"{_about(late)} should have been tried before, the oldest {lasting(oldest)} ago",
+        f"{_about(late)} should have been tried before, the oldest {duration(oldest)} ago",
         "confirm-offer failed names what they wait for; confirm-offer health, where workers run, whether they are well",
     )
 
@@ -109,7 +111,7 @@ def _events(connection: Connection) -> Finding:
     what = "event waits" if late == 1 else "events wait"
     return warning(
         "outbox",
-        f"{_about(late)} {what} to be published, the oldest for {lasting(oldest)}",
+        f"{_about(late)} {what} to be published, the oldest for {duration(oldest)}",
         "mend the broker if it is wrong; else run a worker with the part relay, and see its log",
     )
 

@@ -13,10 +13,10 @@ from sqlalchemy import Engine
 
 from models.states import BatchState
 from tasks.operations import batches
-from tasks.operations.pauses import whom
+from tasks.operations.pauses import paused_scope
 from worker.cli.ui.paused import standing
-from worker.cli.ui.tables import command, say
-from worker.formatting import lasting
+from worker.cli.ui.tables import print_commands, print_text
+from worker.formatting import duration
 from worker.storage import database
 from worker.storage.pause_cache import ALL
 
@@ -55,13 +55,15 @@ def follow(engine: Engine, batch_id: int, console: Console) -> bool:
     try:
         batch = _on_terminal(engine, batch_id, console) if console.is_terminal else _in_lines(engine, batch_id, console)
     except KeyboardInterrupt:
-        say(console, f"\nBatch {batch_id} goes on. To look again, and to stop it:")
-        command(console, f"confirm-offer batch show {batch_id} --follow", f"confirm-offer batch cancel {batch_id}")
+        print_text(console, f"\nBatch {batch_id} goes on. To look again, and to stop it:")
+        print_commands(
+            console, f"confirm-offer batch show {batch_id} --follow", f"confirm-offer batch cancel {batch_id}"
+        )
         return False
-    say(console, f"Batch {batch_id} is {batch['state']}: {outcome(batch)}.")
+    print_text(console, f"Batch {batch_id} is {batch['state']}: {outcome(batch)}.")
     if batch["failed"] or batch["state"] != BatchState.DONE:
-        say(console, "To see which, and why:")
-        command(console, f"confirm-offer batch show {batch_id}")
+        print_text(console, "To see which, and why:")
+        print_commands(console, f"confirm-offer batch show {batch_id}")
     return batch["state"] == BatchState.DONE and not batch["failed"]
 
 
@@ -93,7 +95,7 @@ def look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], str
         return batch, f"It is paused: confirm-offer batch resume {batch_id}"
     holds = [one for one in stand if one["partner_id"] is None or pace.is_still(now)]  # else it may go on without them
     if holds:
-        paused = ", ".join(whom(one["partner_id"] or ALL) for one in holds)
+        paused = ", ".join(paused_scope(one["partner_id"] or ALL) for one in holds)
         return batch, f"Calls to XONE are paused for {paused}: {holds[0]['reason']}"
     if pace.is_still(now):
         return batch, "Nothing has ended for a while. What is under way may wait for a retry; or does no worker run?"
@@ -146,9 +148,9 @@ def _in_lines(engine: Engine, batch_id: int, console: Console) -> dict[str, Any]
     while not _is_over(batch):
         if time.monotonic() - told_at > LINE_EVERY:
             told_at = time.monotonic()
-            say(console, _line(batch, pace))
+            print_text(console, _line(batch, pace))
             if why and why != told:
-                say(console, why)
+                print_text(console, why)
             told = why
         time.sleep(LOOK_EVERY)
         batch, why = _patiently_look(engine, batch_id, pace, batch)
@@ -175,4 +177,4 @@ def _left(batch: dict[str, Any], pace: Pace) -> str:
     left = batch["waiting"] + batch["running"]
     if not left:
         return "done"
-    return f"{lasting(left / pace.rate)} left" if pace.rate else "-:-- left"
+    return f"{duration(left / pace.rate)} left" if pace.rate else "-:-- left"

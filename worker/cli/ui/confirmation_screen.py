@@ -13,7 +13,7 @@ from sqlalchemy import Row
 from models.states import BatchState, State
 from tasks.operations.lookup import Found
 from tasks.privacy.reveal import in_short
-from worker.formatting import encodable, local
+from worker.formatting import encodable, local_time
 
 STYLE_OF = {
     State.CONFIRMED: "green",
@@ -52,7 +52,7 @@ def _head(found: Found, people: dict[str, Any] | None) -> Group:
     for name, text in _how_it_goes_on(found):
         facts.add_row(name, plain(text))
     if told.get("purged_at"):
-        facts.add_row("personal data", plain(f"purged on {local(told['purged_at'])}"))
+        facts.add_row("personal data", plain(f"purged on {local_time(told['purged_at'])}"))
     elif people is not None:
         holder = people["policyholder"]["sent"] or people["policyholder"]["returned"]
         facts.add_row("policyholder", plain(in_short(holder)) if holder else "-")
@@ -69,10 +69,10 @@ def _how_it_goes_on(found: Found) -> list[tuple[str, str]]:
     elif told["next_attempt_at"]:
         lines.append(("next attempt", when(told["next_attempt_at"], found.now)))
     elif told["state"] == State.CONFIRMING and found.due_at:
-        lines.append(("next attempt", f"under way; taken over after {local(found.due_at)} if its worker is gone"))
+        lines.append(("next attempt", f"under way; taken over after {local_time(found.due_at)} if its worker is gone"))
     for pause in found.pauses:
         whose = f"calls for {pause.partner_id}" if pause.partner_id else "all calls"
-        lines.append(("paused", f"{whose}, since {local(pause.created_at)}, by {pause.by}: {pause.reason}"))
+        lines.append(("paused", f"{whose}, since {local_time(pause.created_at)}, by {pause.by}: {pause.reason}"))
     lines += [("batch", _batch(batch)) for batch in found.batches]
     return lines
 
@@ -88,7 +88,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> Table:
     for attempt in attempts:
         answer = attempt["code"] or attempt["http_status"] or "-"
         outcome = attempt["outcome"] or "under way"
-        row = (attempt["number"], local(attempt["started_at"]), took(attempt["duration_ms"]), outcome, answer)
+        row = (attempt["number"], local_time(attempt["started_at"]), took(attempt["duration_ms"]), outcome, answer)
         table.add_row(*map(plain, row))
     return table
 
@@ -99,7 +99,7 @@ def _booking(booking: dict[str, Any]) -> Group:
     facts.add_row("status", plain(booking["status"] or "-"))
     facts.add_row("price", plain(f"{_or_dash(booking['price'])} {booking['currency'] or ''}".strip()))
     facts.add_row("reference", plain(booking["provider_reference"] or "-"))
-    facts.add_row("created", local(booking["created_at"]))
+    facts.add_row("created", local_time(booking["created_at"]))
     return Group(Text("booking", style="bold"), facts)
 
 
@@ -118,8 +118,8 @@ def _policies(policies: list[dict[str, Any]]) -> Table:
 def _events(events: list[dict[str, Any]]) -> Table:
     table = _table("events", "#", "type", "written", "published", right=("#",))
     for event in events:
-        published = local(event["published_at"]) if event["published_at"] else "not yet"
-        table.add_row(plain(event["sequence"]), plain(event["type"]), local(event["time"]), published)
+        published = local_time(event["published_at"]) if event["published_at"] else "not yet"
+        table.add_row(plain(event["sequence"]), plain(event["type"]), local_time(event["time"]), published)
     return table
 
 
@@ -192,8 +192,8 @@ def when(value: datetime, since: datetime) -> str:
     unit, length = next((pair for pair in (("h", 3600), ("min", 60)) if abs(seconds) >= 2 * pair[1]), ("s", 1))
     lasts = f"{round(abs(seconds) / length)} {unit}"
     if seconds <= -OVERDUE:
-        return f"{local(value)}, {lasts} ago: the workers are behind, or none runs"
-    return f"{local(value)}, due: a worker takes it next" if seconds <= 0 else f"{local(value)}, in {lasts}"
+        return f"{local_time(value)}, {lasts} ago: the workers are behind, or none runs"
+    return f"{local_time(value)}, due: a worker takes it next" if seconds <= 0 else f"{local_time(value)}, in {lasts}"
 
 
 def took(milliseconds: int | None) -> str:

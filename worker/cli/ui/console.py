@@ -28,36 +28,36 @@ reason_option = click.option("--reason", help="Why, for the record.")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(console: Console, text: str) -> None:
+def print_wrapped(console: Console, text: str) -> None:
     """Lines wrapped at words on a terminal; whole elsewhere, for who searches them."""
     console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
-def remark(text: str) -> None:
+def print_note(text: str) -> None:
     """What is no result, on standard error."""
-    write(err, text)
+    print_wrapped(err, text)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """What went wrong, and what to do."""
-    remark(f"confirm-offer: {text}")
+    print_note(f"confirm-offer: {text}")
 
 
 class Failed(click.ClickException):
     """Not done: exit code 1."""
 
     def show(self, file: Any = None) -> None:
-        complain(self.message)
+        print_error(self.message)
 
 
-class WrongUse(Failed):
+class UsageError(Failed):
     """It was not said what to do: exit code 2."""
 
     exit_code = 2
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
+def user_error() -> Iterator[None]:
     """Turns what a command can run into to one line that says what to do, and exit code 1."""
     try:
         yield
@@ -69,7 +69,7 @@ def told_plainly() -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise Failed(f"{error.filename}: {error.strerror}") from None
         if isinstance(error, OSError) and error.errno in _FULL:
-            complain(f"what it writes to is full: {error.strerror}")
+            print_error(f"what it writes to is full: {error.strerror}")
             out.on_broken_pipe()  # drops what waits to be written, and ends with exit code 1
         if broker.lacks_queues(error):
             raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
@@ -95,10 +95,10 @@ def told_plainly() -> Iterator[None]:
         raise Failed(f"a defect of this program, please report it: {describe(error)}{places}") from None
 
 
-def plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with told_plainly():
+        with user_error():
             return command(*args, **kwargs)
 
     return run
@@ -144,15 +144,15 @@ def ask(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise WrongUse("there is no terminal to ask on, so nothing was changed; add --yes")
+        raise UsageError("there is no terminal to ask on, so nothing was changed; add --yes")
     width = err.width - len(" [y/N]: ")
     if not click.confirm("\n".join(textwrap.fill(line, width) for line in question.splitlines()), err=True):
         raise Failed("nothing was changed")
 
 
-def tell(as_json: bool, text: str, **content: Any) -> None:
+def print_result(as_json: bool, text: str, **content: Any) -> None:
     """The result of a command: a text for a person, or its facts as JSON."""
     if as_json:
         print_json(content)
     else:
-        write(out, text)
+        print_wrapped(out, text)

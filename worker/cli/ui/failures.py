@@ -7,10 +7,10 @@ import click
 from rich.text import Text
 
 from worker.cli.ui.console import out
-from worker.cli.ui.tables import add, listing, say
+from worker.cli.ui.tables import add_row, new_table, print_text
 from worker.cli.ui.time_param import MOMENT
-from worker.formatting import counted, local
 from worker.formatting import in_utc as in_utc
+from worker.formatting import local_time, pluralize
 
 
 def filters(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,12 +30,12 @@ def filters(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_groups(groups: list[dict[str, Any]]) -> None:
     total = sum(group["count"] for group in groups)
-    say(out, f"{counted(total, 'confirmation')}, {counted(len(groups), 'cause')}", style="bold")
-    table = listing("count", "code", "cause", numbers=["count"])
+    print_text(out, f"{pluralize(total, 'confirmation')}, {pluralize(len(groups), 'cause')}", style="bold")
+    table = new_table("count", "code", "cause", numbers=["count"])
     for number, group in enumerate(groups):
         if number:
-            add(table)
-        add(table, group["count"], _code(group), _facts(group))
+            add_row(table)
+        add_row(table, group["count"], _code(group), _facts(group))
     out.print(table)
 
 
@@ -49,7 +49,7 @@ def _facts(group: dict[str, Any]) -> Text:
     named = ", ".join(partners[:4]) + (f" and {len(partners) - 4:,} more" if len(partners) > 4 else "")
     return Text(
         f"{group['detail'] or '-'}\n"
-        f"{local(group['first_seen'])} to {local(group['last_seen'])}\n"
+        f"{local_time(group['first_seen'])} to {local_time(group['last_seen'])}\n"
         f"{'partner' if len(partners) == 1 else 'partners'} {named}\n"
         f"e.g. {sample['offer_id']}" + (f" of {sample['partner_id']}" if len(partners) > 1 else "")
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from models.job import is_path_id
-from worker.cli.ui.console import WrongUse
+from worker.cli.ui.console import UsageError
 
 Offer = tuple[str | None, str]  # partner (None: any) and offer id
 
@@ -20,7 +20,7 @@ def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
     try:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise WrongUse("the file of offers is no UTF-8") from None
+        raise UsageError("the file of offers is no UTF-8") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
         return ()
@@ -36,7 +36,7 @@ def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
 
 def _checked(number: int, partner: Any, offer: Any) -> Offer:
     if not is_path_id(offer) or not (is_path_id(partner) or not partner):
-        raise WrongUse(f"line {number} of the file of offers names no offer")
+        raise UsageError(f"line {number} of the file of offers names no offer")
     return partner or None, offer
 
 
@@ -47,7 +47,7 @@ def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise WrongUse(f"line {number} of the file of offers is no JSON object")
+            raise UsageError(f"line {number} of the file of offers is no JSON object")
         yield number, content.get("partner_id"), content.get("offer_id")
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.operations.audit import Tally
-from worker.cli.ui.console import complain
+from worker.cli.ui.console import print_error
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -18,16 +18,16 @@ def recording(
     settings = read(DatabaseSettings)
     tally: Tally | None = None
 
-    def guarded(write: Callable[[], Any]) -> Any:
+    def guarded(print_wrapped: Callable[[], Any]) -> Any:
         nonlocal tally
         try:
-            return write()
+            return print_wrapped()
         except Exception as error:
             if not (database.is_away(error) or database.lacks_tables(error)):
                 raise
             tally = None
             why = "has not its tables" if database.lacks_tables(error) else "can't be reached"
-            complain(f"no audit row is written, for the database {why}")
+            print_error(f"no audit row is written, for the database {why}")
             return None
 
     def count(number: int) -> None:

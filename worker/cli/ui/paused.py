@@ -7,10 +7,10 @@ from rich.console import Console
 from sqlalchemy import Connection
 
 from tasks.operations import pauses
-from tasks.operations.pauses import whom
-from worker.cli.ui.tables import command, say
+from tasks.operations.pauses import paused_scope
+from worker.cli.ui.tables import print_commands, print_text
 from worker.formatting import in_utc as in_utc
-from worker.formatting import local
+from worker.formatting import local_time
 from worker.storage.pause_cache import ALL
 
 
@@ -26,14 +26,18 @@ def tell_paused(console: Console, stand: list[dict[str, Any]]) -> None:
     """What is paused, since when, why, and how to end it. Nothing where nothing is."""
     if not stand:
         return
-    say(console)
-    say(console, "Paused now:", style="bold yellow")
+    print_text(console)
+    print_text(console, "Paused now:", style="bold yellow")
     for one in stand:
         partner = one["partner_id"]
         made: datetime = one["created_at"]
-        say(console, f"{whom(partner or ALL)}, since {local(made)}, by {one['by']}: {one['reason']}", indent=2)
-    say(console, "To end it:")
-    command(
+        print_text(
+            console,
+            f"{paused_scope(partner or ALL)}, since {local_time(made)}, by {one['by']}: {one['reason']}",
+            indent=2,
+        )
+    print_text(console, "To end it:")
+    print_commands(
         console,
         *("confirm-offer resume" + (f" --partner {one['partner_id']}" * bool(one["partner_id"])) for one in stand),
     )

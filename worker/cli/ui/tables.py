@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-def listing(*columns: str, numbers: Sequence[str] = ()) -> Table:
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """A table without lines. numbers: the columns to be aligned on the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
@@ -19,7 +19,7 @@ def listing(*columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
-def add(table: Table, *cells: Any, style: str = "") -> None:
+def add_row(table: Table, *cells: Any, style: str = "") -> None:
     """A row; None shows as ``-``, numbers with thousands set apart."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(cell)) for cell in cells), style=style)
 
@@ -30,12 +30,12 @@ def _shown(cell: Any) -> str:
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def say(console: Console, text: str = "", style: str = "", indent: int = 0) -> None:
+def print_text(console: Console, text: str = "", style: str = "", indent: int = 0) -> None:
     """A sentence or more, wrapped at words; without text an empty line."""
     console.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False) if text else "")
 
 
-def command(console: Console, *lines: str) -> None:
+def print_commands(console: Console, *lines: str) -> None:
     """Command lines to be copied: each stays whole, however narrow the terminal."""
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
