@@ -55,9 +55,9 @@ CHANGES = {
     "models/tables.py": {'    __tablename__ = "confirmations"\n': COLUMN},
     "worker/services/scheduler.py": {
         "from models.tables import Confirmation\n": "from models.tables import Confirmation, Turn\n",
-        "            paused = sorted(self._process.pauses.partners(connection))\n": (
+        "            paused = sorted(self._runtime.pauses.partners(connection))\n": (
             "            connection.execute(Turn.__table__.insert(), {'note': 'next'})\n"
-            "            paused = sorted(self._process.pauses.partners(connection))\n"
+            "            paused = sorted(self._runtime.pauses.partners(connection))\n"
         ),
     },
 }

@@ -106,7 +106,7 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
         attempts = connection.execute(select(Confirmation.attempts)).scalar_one()
     assert waits > 200
     assert attempts == 1
-    assert "SealError" in sentry.sent[0].decode()
+    assert "DecryptionError" in sentry.sent[0].decode()
 
 
 def test_neither_repr_nor_str_shows_a_person(runtime: Runtime) -> None:

@@ -262,7 +262,7 @@ def name_of(value: Any) -> str | None:
         lookup, answer = (answer.lookup.name, answer.error) if isinstance(answer, BookingNotFound) else ("", answer)
         what = answer.code if isinstance(answer, XoneError) else answer.booking.status
         past = f"{value.history.attempts_used}-{value.history.code}-{value.history.age:.0f}"
-        return f"{what}-{lookup}-{past}-{'resend' if value.policy.resend_after_unknown else 'review'}"
+        return f"{what}-{lookup}-{past}-{'resend' if value.retry_policy.resend_after_unknown else 'review'}"
     return None
 
 

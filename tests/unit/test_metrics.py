@@ -87,8 +87,8 @@ def test_facts_are_counted(instruments: Instruments) -> None:
         'attempts_total{code="none",outcome="booked"}': 1,
         'attempts_total{code="timeout",outcome="unknown"}': 2,
         'token_refreshes_total{result="failed"}': 1,
-        'gate_openings_total{code="credentials"}': 1,
-        "gate_open": 1,
+        'circuit_breaker_openings_total{code="credentials"}': 1,
+        "circuit_breaker_open": 1,
         "slowdowns_total": 1,
         'dead_letters_total{code="poison"}': 1,
         'events_published_total{type="booking.confirmed"}': 1,
@@ -101,7 +101,7 @@ def test_facts_are_counted(instruments: Instruments) -> None:
         "group_size_sum": 7,
     }
     metrics.circuit_breaker_closed()
-    assert "gate_open" not in shown(instruments)
+    assert "circuit_breaker_open" not in shown(instruments)
 
 
 def test_a_call_is_in_flight_until_it_ends_and_its_time_is_told(instruments: Instruments) -> None:
@@ -147,10 +147,13 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
         metrics.circuit_breaker_opened("connect")
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # ended, and not yet gone
-    assert shown(instruments)["gate_open"] == 1
+    assert shown(instruments)["circuit_breaker_open"] == 1
     os.waitpid(child, 0)
 
-    assert shown(instruments) == {'dead_letters_total{code="poison"}': 2, 'gate_openings_total{code="connect"}': 1}
+    assert shown(instruments) == {
+        'dead_letters_total{code="poison"}': 2,
+        'circuit_breaker_openings_total{code="connect"}': 1,
+    }
     metrics.end()
     assert list(tmp_path.iterdir()) == []
 

@@ -68,7 +68,7 @@ def caught(do: Any) -> Exception:
         (KeyError(MARK), "KeyError"),
         (UnicodeDecodeError("utf-8", MARK.encode(), 0, 1, MARK), "UnicodeDecodeError"),
         (ExceptionGroup(MARK, [ValueError(MARK)]), "ExceptionGroup"),
-        (DecryptionError("body opens with no key"), "SealError: body opens with no key"),
+        (DecryptionError("body opens with no key"), "DecryptionError: body opens with no key"),
         (Unknown("timeout", "no whole answer", answer=MARK.encode()), "Unknown: timeout: no whole answer"),
     ],
 )
@@ -115,7 +115,7 @@ def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
     report(caught(fail_of_ours))
 
     [event] = sentry.events()
-    assert event["exception"]["values"][-1]["value"] == "SealError: body opens with no key of DATA_KEYS"
+    assert event["exception"]["values"][-1]["value"] == "DecryptionError: body opens with no key of DATA_KEYS"
 
 
 def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> None:
@@ -378,7 +378,7 @@ def test_the_text_of_an_exception_is_not_logged(output: io.StringIO) -> None:
     assert all(lines.count(word) == 3 for word in ("one", "two", "three", "four", "five"))
     assert "ValueError" in lines
     assert "RuntimeError" in lines
-    assert "SealError: told openly" in lines
+    assert "DecryptionError: told openly" in lines
 
 
 def test_a_defect_is_logged_with_type_place_and_facts(output: io.StringIO) -> None:
@@ -387,7 +387,7 @@ def test_a_defect_is_logged_with_type_place_and_facts(output: io.StringIO) -> No
 
     lines = output.getvalue()
     assert MARK not in lines
-    for part in ("defect", "ValueError", "test_report.py", "fail", "c-1", "SealError: body opens with no key"):
+    for part in ("defect", "ValueError", "test_report.py", "fail", "c-1", "DecryptionError: body opens with no key"):
         assert part in lines
 
 
