@@ -71,7 +71,7 @@ def make_app(runtime: Runtime) -> Celery:
 
 @signals.worker_shutdown.connect
 def _flush(sender: Any, **_: Any) -> None:
-    if (services := getattr(sender, "duties", None)) is not None:
+    if (services := getattr(sender, "background_services", None)) is not None:
         services.end()
     current().close()
     log.info("worker_stopped")

@@ -84,12 +84,12 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
         # Besides, an idle loop sleeps through SIGTERM otherwise.
-        hub.call_repeatedly(LOOK_UP, self.controller.services.health.consumer_well)
+        hub.call_repeatedly(LOOK_UP, self.controller.background_services.health.consumer_well)
 
     def perform_pending_operations(self) -> None:
         """With gevent there is no event loop to call us; this comes each time round."""
         super().perform_pending_operations()
-        self.controller.services.health.consumer_well()
+        self.controller.background_services.health.consumer_well()
 
     def ensure_connected(self, conn: Any) -> Any:
         """As Celery does it. Each round of waiting for the broker is noted: who waits does not hang."""
@@ -97,7 +97,7 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
 
         def noting(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
             def come_round() -> None:
-                self.controller.services.health.consumer_tries()
+                self.controller.background_services.health.consumer_tries()
                 callback()
 
             return ensure(errback, max_retries, callback=come_round)

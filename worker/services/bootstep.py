@@ -50,7 +50,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             and is_supported()
         )
         self._one_core = CpuAffinity(self._runtime.dice, read_core_ticks) if stays else None
-        parent.services = self  # for the consumer, and for _flush
+        parent.background_services = self  # for the consumer, and for _flush
 
     def _start_metrics(self, parent: Any) -> MetricsServer | None:
         """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
