@@ -317,7 +317,7 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
 
 
 @pytest.mark.parametrize(
-    ("history", "policy", "looks_first", "sends"),
+    ("history", "retry_policy", "looks_first", "sends"),
     [
         (FIRST, RESEND, False, True),
         (FIRST, NO_RESEND, False, True),
@@ -337,7 +337,7 @@ def test_what_comes_before_sending(history: History, retry_policy: RetryPolicy, 
 
 
 @pytest.mark.parametrize(
-    ("error", "history", "policy", "looks"),
+    ("error", "history", "retry_policy", "looks"),
     [
         (already_booked(), FIRST, RESEND, True),
         (already_booked(), LAST, NO_RESEND, True),
