@@ -52,10 +52,12 @@ bench: setup servers  ## renew docs/performance.md: what it costs, beside what o
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lint: setup audit  ## style and types, and whether a dependency has a known hole
+lint: setup audit  ## style, types, layers, declared dependencies, and known vulnerabilities in them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/deptry models tasks worker migrations
 
 AUDIT := $(BIN)/pip-audit --requirement requirements-extras.lock --require-hashes --disable-pip --timeout 10
 

@@ -1,149 +1,100 @@
-"""The layers: the outer modules of worker → tasks → the leaf modules of worker → models. No cycles."""
+"""What no linter holds. The layers, and the one home of each library, stand in pyproject.toml: ``make lint``."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-LEAVES = {
-    "worker.settings",
-    "worker.storage.database",
-    "worker.storage.encryption",
-    "worker.errors",
-    "worker.xone.client",
-    "worker.xone.refusal_text",
-    "worker.xone.transport",
-    "worker.xone.oauth_token",
-    "worker.messaging.topology",
-    "worker.xone.circuit_breaker",
-    "worker.xone.read_back",
-    "worker.storage.rate_limiter",
-    "worker.storage.pause_cache",
-    "worker.outages",
-    "worker.observability.sentry",
-    "worker.runtime",
-    "worker.storage.group_commit",
-    "worker.observability.tracing",
-    "worker.observability.log_context",
-    "worker.observability.metrics",
-    "worker.gevent_support",
-}
-# The demo sets what settings then reads, metrics sets where prometheus-client keeps its files, and gevent's part comes
-# before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.settings", "worker.demo", "worker.observability.metrics", "worker.gevent_support"}
+PACKAGES = ("models", "tasks", "worker")
+# All others ask worker.settings. The demo sets what settings then reads, metrics sets where prometheus-client keeps its
+# files, and gevent's part comes before pydantic can be imported.
+READ_THE_ENVIRONMENT = {"worker.demo", "worker.observability.metrics", "worker.gevent_support"}
 
 
-def name_of(path: Path) -> str:
+def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-SOURCES = {
-    name_of(path): ast.parse(path.read_text("utf-8"))
-    for package in ("models", "tasks", "worker")
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+def sources(*packages: str) -> dict[str, ast.Module]:
+    paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    return {module_of(path): ast.parse(path.read_text("utf-8")) for path in paths if "node_modules" not in path.parts}
 
 
-def imports_in(nodes: Iterator[ast.AST]) -> set[str]:
-    """Modules of ours that are imported: ``from worker import broker`` imports worker.broker."""
-    names: set[str] = set()
-    for node in nodes:
+SOURCES = sources(*PACKAGES)
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Modules and definitions that are imported anywhere in a module, by their full names."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            module = node.module or ""
-            names |= {
-                f"{module}.{alias.name}" if f"{module}.{alias.name}" in SOURCES else module for alias in node.names
-            }
-    return {name for name in names if name in SOURCES}
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
 
 
-def at_module_level(node: ast.AST) -> Iterator[ast.AST]:
-    """All that runs when the module is imported."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from at_module_level(child)
+def environment_names(tree: ast.Module) -> set[str]:
+    """How a module reaches the environment, if it does."""
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {name.removeprefix("os.") for name in imported(tree) if name.startswith("os.")}
+    return names & {"environ", "environb", "getenv", "getenvb"}
 
 
-ALL_IMPORTS = {name: imports_in(ast.walk(tree)) for name, tree in SOURCES.items()}
-IMPORTED_AT_ONCE = {name: imports_in(at_module_level(tree)) for name, tree in SOURCES.items()}
+def test_each_module_has_a_layer() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    named = {name for layer in layers for name in re.split(r" [:|] ", layer)}
+    children = {module_of(path) for package in ("tasks", "worker") for path in (ROOT / package).iterdir() if
+                path.suffix == ".py" or (path / "__init__.py").exists()}  # fmt: skip
+
+    assert children - {"tasks", "worker"} == {name for name in named if "." in name}
 
 
-def layer_of(module: str) -> int:
-    """0 models, 1 leaves of worker, 2 tasks, 3 the rest of worker."""
-    package = module.split(".")[0]
-    if package == "worker":
-        return 1 if module in LEAVES | {"worker"} else 3
-    return {"models": 0, "tasks": 2}[package]
+def test_the_listing_of_the_architecture_is_the_tree() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    (listing,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    listed, folder = set(), ""
+    for line in listing.splitlines():
+        if match := re.match(r"([\w/]+)/( |$)", line):
+            folder = match[1].replace("/", ".")
+        elif match := re.match(r"  (\w+)", line):
+            listed.add(f"{folder}.{match[1]}")
+
+    packages = {name for name in SOURCES if any(other.startswith(f"{name}.") for other in SOURCES)}
+    assert listed == SOURCES.keys() - packages
 
 
-def test_the_leaves_exist() -> None:
-    assert SOURCES.keys() >= LEAVES
+def test_package_files_are_empty() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
+
+    assert len(files) > 10
+    assert [str(path.relative_to(ROOT)) for path in files if path.read_text()] == []
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_imports_go_downwards(module: str) -> None:
-    upwards = {imported for imported in ALL_IMPORTS[module] if layer_of(imported) > layer_of(module)}
-
-    assert upwards == set()
+def test_imports_are_absolute() -> None:
+    assert [name for name, tree in SOURCES.items() if any(each.startswith(".") for each in imported(tree))] == []
 
 
-def test_there_are_imports_to_check() -> None:
-    """The tests here would pass if imports were not found."""
-    assert "models.booking" in ALL_IMPORTS["worker.xone.client"]
-    assert "worker.messaging.topology" in ALL_IMPORTS["tasks.celery_tasks"]
-    assert "worker.celery" in ALL_IMPORTS["worker.cli.app"] - IMPORTED_AT_ONCE["worker.cli.app"]
+def test_only_settings_read_the_environment() -> None:
+    assert {name for name, tree in SOURCES.items() if environment_names(tree)} == READ_THE_ENVIRONMENT
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    try:
-        order = list(TopologicalSorter(IMPORTED_AT_ONCE).static_order())
-    except CycleError as error:
-        pytest.fail(" → ".join(error.args[1]))
-
-    assert order.index("models.booking") < order.index("worker.xone.client") < order.index("tasks.confirm")
-
-
-@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("models")])
-def test_models_import_nothing_of_tasks_and_worker(module: str) -> None:
-    assert {name.split(".")[0] for name in ALL_IMPORTS[module]} <= {"models"}
-
-
-@pytest.mark.parametrize("module", SOURCES)
-def test_only_settings_read_the_environment(module: str) -> None:
-    reads = {
-        node.attr
-        for node in ast.walk(SOURCES[module])
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "getenvb")
-    }
-    reads |= {
-        alias.name
-        for node in ast.walk(SOURCES[module])
-        if isinstance(node, ast.ImportFrom) and node.module == "os"
-        for alias in node.names
-        if alias.name in ("environ", "environb", "getenv", "getenvb")
+def test_the_program_imports_nothing_of_the_tests() -> None:
+    of_tests = {
+        name: [each for each in imported(tree) if each.split(".")[0] in ("tests", "pytest", "hypothesis")]
+        for name, tree in SOURCES.items()
     }
 
-    assert reads == set() or module in READ_THE_ENVIRONMENT
+    assert {name: found for name, found in of_tests.items() if found} == {}
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("worker.sandbox")])
-def test_nothing_of_the_program_imports_the_tests(module: str) -> None:
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(SOURCES[module])
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
+def test_no_test_module_imports_another() -> None:
+    """What several need lies in tests/support."""
+    tests = sources("tests")
+    found = {
+        name: [each for each in imported(tree) if re.match(r"tests\.\w+\.test_", each)] for name, tree in tests.items()
     }
 
-    assert not imported & {"tests", "pytest", "hypothesis"}
+    assert "tests.unit.test_architecture" in found
+    assert {name: others for name, others in found.items() if others} == {}
