@@ -17,8 +17,8 @@ from sqlalchemy import select, update
 
 from models.tables import Confirmation, OutboxEvent
 from tasks import celery_tasks
-from tests.inbox import Inbox
-from tests.system import job, until
+from tests.support.inbox import Inbox
+from tests.support.system import job, until
 from worker.messaging import broker, topology
 from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher
@@ -354,8 +354,7 @@ def test_a_collector_that_takes_no_spans_is_told_of_once(
 
 
 def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
-    modules = "tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler"
-    script = f"import sys, {modules}; print('opentelemetry' in sys.modules)"
+    script = "import sys, tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == "False"
