@@ -354,7 +354,8 @@ def test_a_collector_that_takes_no_spans_is_told_of_once(
 
 
 def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
-    script = "import sys, tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler; print('opentelemetry' in sys.modules)"
+    modules = "tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler"
+    script = f"import sys, {modules}; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == "False"
