@@ -13,6 +13,9 @@ MAX_INSURED = 100
 MAX_DEPTH = 32
 
 
+DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
+
+
 class JobRejected(Exception):
     """A message that can't be accepted. ``detail`` says what is wrong and where, never with a value of the job.
 
