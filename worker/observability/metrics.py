@@ -138,10 +138,10 @@ def begin(shared_folder: Path | None = None) -> Instruments:
     if shared_folder is not None:
         for path in (shared_folder.parent, shared_folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in shared_folder.glob("worker-*"):
-            pid = left.name.removeprefix("worker-")
+        for abandoned in shared_folder.glob("worker-*"):
+            pid = abandoned.name.removeprefix("worker-")
             if pid.isdecimal() and not is_alive(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(abandoned, ignore_errors=True)
         folder = shared_folder / f"worker-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)

@@ -41,8 +41,8 @@ class Scheduler(Service):
         self._runtime = runtime
         self._publisher = Publisher(runtime.broker_settings.url)
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
-        self._max_of_batches = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
-        self._of_batches = float(self._max_of_batches)  # allowed in flight now; adapts to the load
+        self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
+        self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
@@ -58,11 +58,11 @@ class Scheduler(Service):
                 return False
             free = (1 if circuit_breaker.is_half_open else self._max_in_flight) - _dispatched(connection)
             due = _take_due(connection, _TAKE_LIVE, free, paused)
-            of_batches = batches.under_way(connection)
-            room = self._room() - of_batches.at_work
+            batch_items = batches.under_way(connection)
+            room = self._room() - batch_items.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
             to_feed = [] if circuit_breaker.is_half_open else batches.running(connection)
-        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - of_batches.open), paused)
+        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - batch_items.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])
             log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
@@ -73,9 +73,9 @@ class Scheduler(Service):
 
         Additive increase, multiplicative decrease, as TCP's congestion control.
         """
-        wanted = self._of_batches * 0.9 if self.lag > MAX_LAG else self._of_batches + 0.05
-        self._of_batches = min(max(wanted, 1.0), self._max_of_batches)
-        return int(self._of_batches)
+        wanted = self._allowed_batch_items * 0.9 if self.lag > MAX_LAG else self._allowed_batch_items + 0.05
+        self._allowed_batch_items = min(max(wanted, 1.0), self._max_batch_items)
+        return int(self._allowed_batch_items)
 
     def _send(self, dispatched: list[UUID]) -> set[UUID]:
         """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due."""
