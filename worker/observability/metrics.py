@@ -57,14 +57,14 @@ class Instruments:
 
         self.jobs = counter("jobs", "Confirmations that ended, by the state they ended in", "outcome")
         self.attempts = counter("attempts", "Attempts that ended", "outcome", "code")
-        self.dead_letters = counter("dead_letters", "Jobs put with the dead letters by workers", "code")
-        self.token_refreshes = counter("token_refreshes", "Tokens asked for", "result")
+        self.dead_letters = counter("dead_letters", "Jobs that workers turned into dead letters", "code")
+        self.token_refreshes = counter("token_refreshes", "Requests for a token", "result")
         self.circuit_breaker_openings = counter(
             "circuit_breaker_openings", "Times that calls to XONE were stopped, by the error", "code"
         )
         self.slowdowns = counter("slowdowns", "Answers of XONE that throttled the calls for a while (429)")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
-        self.events_refused = counter("events_refused", "Publishings of an event that the broker refused")
+        self.events_refused = counter("events_refused", "Events that the broker refused, counted at each try")
         self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
         self.circuit_breaker_open = gauge(
             "circuit_breaker_open", "Processes whose calls to XONE are stopped by their circuit breaker"
@@ -80,7 +80,7 @@ class Instruments:
             registry=registry,
         )
         self.group_size = Histogram(
-            "confirm_offer_group_size", "What was stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
+            "confirm_offer_group_size", "Items stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
         )
         self._begin_at_zero()
 

@@ -29,12 +29,12 @@ MAX_AGE = 30.0  # seconds: an older reading is not served
 
 GAUGES = {
     "confirmations": (f"Confirmations that are open or wait for a review (at most {MAX_ROWS})", ["state"]),
-    "oldest_confirmation_seconds": ("For how long the oldest of them has been so", ["state"]),
-    "overdue_seconds": ("How late the Scheduler is with what has been due for longest", []),
+    "oldest_confirmation_seconds": ("How long the oldest of them has been open, or has waited for a review", ["state"]),
+    "overdue_seconds": ("How long ago the most overdue confirmation was due", []),
     "outbox_events": (f"Events that are not published yet (at most {MAX_ROWS})", []),
     "outbox_lag_seconds": ("How long the oldest of them has waited", []),
     "batch_items": (f"Items of batches that have not ended (the oldest {MAX_BATCHES})", ["batch", "progress"]),
-    "pauses": ("Pauses that a person has set: for all partners, for single ones", ["scope"]),
+    "pauses": ("Pauses that a person has set, for all partners or for single ones", ["scope"]),
 }
 # By gauge, then by the values of its labels. None: there is no row to measure.
 Backlog = dict[str, dict[tuple[str, ...], float | None]]
@@ -78,7 +78,7 @@ class _NoRows(NamedTuple):
     overdue: float | None = None
 
 
-def _as_text(state: State | BatchState) -> object:
+def _as_literal(state: State | BatchState) -> object:
     """A state as a literal: PostgreSQL uses a partial index only if it sees the value when it plans the query."""
     return literal(state.value, literal_execute=True)
 
@@ -99,7 +99,7 @@ _OPEN = select(
 ).group_by(_due_first.c.state)
 _IN_REVIEW = select(
     func.count().label("number"), seconds_since(func.min(Confirmation.updated_at)).label("oldest")
-).where(Confirmation.state == _as_text(State.NEEDS_REVIEW))
+).where(Confirmation.state == _as_literal(State.NEEDS_REVIEW))
 _oldest_events = (
     select(OutboxEvent.created_at)
     .where(OutboxEvent.published_at.is_(None))
@@ -112,7 +112,7 @@ _UNPUBLISHED = select(
 ).select_from(_oldest_events)
 _OPEN_BATCHES = (
     select(Batch.id, Batch.total)
-    .where(Batch.state.in_([_as_text(BatchState.RUNNING), _as_text(BatchState.PAUSED)]))
+    .where(Batch.state.in_([_as_literal(BatchState.RUNNING), _as_literal(BatchState.PAUSED)]))
     .order_by(Batch.id)
     .limit(MAX_BATCHES)
 )
@@ -142,7 +142,7 @@ class BacklogCollector(Collector):
         reading = self._latest()
         failed = self._failed or not self._is_younger(reading, MIN_AGE + TIMEOUT)
         yield GaugeMetricFamily(
-            "confirm_offer_database_scrape_failed", "1 where the database could not be read now", value=int(failed)
+            "confirm_offer_database_scrape_failed", "1 if the database could not be read now", value=int(failed)
         )
         if reading is None:
             return

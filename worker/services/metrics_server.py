@@ -39,7 +39,7 @@ class HealthCollector(Collector):
         build.add_metric([version("confirm-offer")], 1)
         yield build
         successes = GaugeMetricFamily(
-            "confirm_offer_last_well_timestamp_seconds", "When a part of this worker was last well", labels=["part"]
+            "confirm_offer_last_well_timestamp_seconds", "When a part of this worker last succeeded", labels=["part"]
         )
         for part, at in self._last_successes().items():
             successes.add_metric([part], at)
