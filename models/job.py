@@ -17,10 +17,7 @@ DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-jo
 
 
 class JobRejected(Exception):
-    """A message that can't be accepted. ``detail`` says what is wrong and where, never with a value of the job.
-
-    code: ``invalid-json``, ``invalid-job``, ``too-large``, ``conflicting-job`` or ``poison``.
-    """
+    """A message that can't be accepted. code: of DEAD_LETTER_CODES; detail: what is wrong and where, with no value."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
