@@ -13,11 +13,11 @@ MAX_INSURED = 100
 MAX_DEPTH = 32
 
 
-class JobRejected(Exception):
-    """A message that can't be accepted. ``detail`` says what is wrong and where, never with a value of the job.
+DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
 
-    code: ``invalid-json``, ``invalid-job``, ``too-large``, ``conflicting-job`` or ``poison``.
-    """
+
+class JobRejected(Exception):
+    """A message that can't be accepted. code: of DEAD_LETTER_CODES; detail: what is wrong and where, with no value."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
