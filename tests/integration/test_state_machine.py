@@ -48,7 +48,7 @@ from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended, CircuitBreaker
 
-EXAMPLES = {"postgresql": 40, "sqlite": 80}  # a step on PostgreSQL takes more than twice as long
+EXAMPLES = {"postgresql": 20, "sqlite": 60}  # a step on PostgreSQL takes more than twice as long
 SETTINGS = settings(
     stateful_step_count=30,
     deadline=None,
