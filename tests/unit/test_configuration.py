@@ -1,4 +1,4 @@
-"""The three places that list the settings say what worker/settings.py says: name and default of each, no other."""
+"""The two places that list the settings say what worker/settings.py says: name and default of each, no other."""
 
 import re
 
@@ -10,7 +10,6 @@ from worker.published.settings_page import default_of, page
 from worker.settings import NAMES, SECTIONS
 
 DEFAULTS = {name: default_of(field) for section in SECTIONS for name, field in section.model_fields.items()}
-README = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]+) \|", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
 EXAMPLE = re.findall(r"^(# )?([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text("utf-8"), re.MULTILINE)
 OURS = {name for name in DEFAULTS if not name.startswith("OTEL_")}  # OpenTelemetry has its own documents
 FOR_COMPOSE = {"RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"}
@@ -41,16 +40,6 @@ def test_a_secret_shows_no_value_in_the_page() -> None:
 
 def _is_secret(field: object) -> bool:
     return SecretStr.__name__ in str(field)
-
-
-def test_the_readme_names_each_setting_with_its_default() -> None:
-    told = {}
-    for names, default in README:
-        listed = names.replace("`", "").split(", ")
-        values = default.replace("`", "").strip().split(", ")
-        told |= dict(zip(listed, values * len(listed) if len(values) == 1 else values, strict=False))
-
-    assert told == {name: default.strip("`") for name, default in DEFAULTS.items() if name in told.keys() | OURS}
 
 
 def test_the_example_names_each_setting_with_its_default() -> None:

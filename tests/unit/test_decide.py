@@ -90,7 +90,7 @@ class Expected(NamedTuple):
     delay: tuple[float, float] | None = None  # seconds, with a dice of 0 and of nearly 1
     uses_attempt: bool = True
     marked_unknown: bool = False
-    in_vain: bool = False
+    not_listed: bool = False
 
 
 SOON, LATER, LONG = (2, 4), (2, 32), (2, 300)  # after no attempt, after three, after eleven
@@ -100,10 +100,12 @@ def retried(outcome: Outcome, delay: tuple[float, float], **others: Any) -> Expe
     return Expected(RETRYING, outcome, delay, **others)
 
 
-def unknown_still(outcome: Outcome, delay: tuple[float, float] | None = None, **others: Any) -> Expected:
+def still_unknown(outcome: Outcome, delay: tuple[float, float] | None = None, **others: Any) -> Expected:
     """Retried with the mark of an unknown answer; without a delay, left to a person with it."""
     return Expected(RETRYING if delay else REVIEW, outcome, delay, marked_unknown=True, **others)
 
+
+unseen = BookingNotFound  # a short name for the table
 
 # One representative of each class of answer, after each kind of past that makes a difference. The properties at the
 # end of this file say that nothing else makes one. Which status belongs to which class is held by test_xone.py.
@@ -121,59 +123,59 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("refused at last", REFUSED_422, LAST, Expected(FAILED, REFUSED)),
     ("refused when too old", REFUSED_422, OLD, Expected(FAILED, REFUSED)),
     ("redirect", REDIRECT, FIRST, Expected(FAILED, REFUSED)),
-    ("refused after unknown", REFUSED_422, AFTER_UNKNOWN, unknown_still(REFUSED, LATER)),
-    ("refused after unknown, not listed", BookingNotFound(NOT_LISTED, REFUSED_422), AFTER_UNKNOWN, unknown_still(REFUSED)),
-    ("refused after unknown, no list", BookingNotFound(IMPOSSIBLE, REFUSED_422), AFTER_UNKNOWN, unknown_still(REFUSED)),
-    ("refused after unknown, list away", BookingNotFound(AWAY, REFUSED_422), AFTER_UNKNOWN, unknown_still(REFUSED, LATER)),
-    ("refused after unknown, away at last", BookingNotFound(AWAY, REFUSED_422), LAST_AFTER_UNKNOWN, unknown_still(REFUSED)),
-    ("refused after unknown, away, too old", BookingNotFound(AWAY, REFUSED_422), OLD_AFTER_UNKNOWN, unknown_still(REFUSED)),
+    ("refused after unknown", REFUSED_422, AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
+    ("refused after unknown, not listed", unseen(NOT_LISTED, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, no list", unseen(IMPOSSIBLE, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, list away", unseen(AWAY, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
+    ("refused after unknown, away at last", unseen(AWAY, REFUSED_422), LAST_AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, away, too old", unseen(AWAY, REFUSED_422), OLD_AFTER_UNKNOWN, still_unknown(REFUSED)),
     # Unknown: tried again, and left to a person where that leads to nothing.
-    ("unknown", TIMEOUT, FIRST, unknown_still(UNKNOWN, SOON)),
-    ("500", unknown(500), FIRST, unknown_still(UNKNOWN, SOON)),
-    ("unknown again", TIMEOUT, AFTER_UNKNOWN, unknown_still(UNKNOWN, LATER)),
-    ("unknown, not listed", BookingNotFound(NOT_LISTED, TIMEOUT), FIRST, unknown_still(UNKNOWN, SOON, in_vain=True)),
-    ("unknown again, not listed", BookingNotFound(NOT_LISTED, TIMEOUT), AFTER_UNKNOWN, unknown_still(UNKNOWN, LATER, in_vain=True)),
-    ("unknown, list away", BookingNotFound(AWAY, TIMEOUT), AFTER_UNKNOWN, unknown_still(UNKNOWN, LATER)),
-    ("unknown, no list", BookingNotFound(IMPOSSIBLE, TIMEOUT), FIRST, unknown_still(UNKNOWN)),
-    ("unknown at last, not listed", BookingNotFound(NOT_LISTED, TIMEOUT), LAST, unknown_still(UNKNOWN)),
-    ("unknown at last, list away", BookingNotFound(AWAY, TIMEOUT), LAST_AFTER_UNKNOWN, unknown_still(UNKNOWN)),
-    ("unknown when too old, not listed", BookingNotFound(NOT_LISTED, TIMEOUT), OLD, unknown_still(UNKNOWN)),
-    ("unknown when too old, list away", BookingNotFound(AWAY, TIMEOUT), OLD_AFTER_UNKNOWN, unknown_still(UNKNOWN)),
+    ("unknown", TIMEOUT, FIRST, still_unknown(UNKNOWN, SOON)),
+    ("500", unknown(500), FIRST, still_unknown(UNKNOWN, SOON)),
+    ("unknown again", TIMEOUT, AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
+    ("unknown, not listed", unseen(NOT_LISTED, TIMEOUT), FIRST, still_unknown(UNKNOWN, SOON, not_listed=True)),
+    ("again not listed", unseen(NOT_LISTED, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
+    ("unknown, list away", unseen(AWAY, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
+    ("unknown, no list", unseen(IMPOSSIBLE, TIMEOUT), FIRST, still_unknown(UNKNOWN)),
+    ("unknown at last, not listed", unseen(NOT_LISTED, TIMEOUT), LAST, still_unknown(UNKNOWN)),
+    ("unknown at last, list away", unseen(AWAY, TIMEOUT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    ("unknown when too old, not listed", unseen(NOT_LISTED, TIMEOUT), OLD, still_unknown(UNKNOWN)),
+    ("unknown when too old, list away", unseen(AWAY, TIMEOUT), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     # The last look is still to be made, when calls go on.
-    ("unknown at last, calls held", BookingNotFound(SUSPENDED, TIMEOUT), LAST, unknown_still(UNKNOWN, LONG, uses_attempt=False)),
-    ("unknown when too old, calls held", BookingNotFound(SUSPENDED, TIMEOUT), OLD, unknown_still(UNKNOWN, LATER, uses_attempt=False)),
+    ("at last, calls suspended", unseen(SUSPENDED, TIMEOUT), LAST, still_unknown(UNKNOWN, LONG, uses_attempt=False)),
+    ("too old, calls suspended", unseen(SUSPENDED, TIMEOUT), OLD, still_unknown(UNKNOWN, LATER, uses_attempt=False)),
     # Not booked: tried again; an earlier unknown answer stays unknown.
     ("not sent", NOT_SENT, FIRST, retried(NOT_BOOKED, SOON)),
-    ("not sent after unknown", NOT_SENT, AFTER_UNKNOWN, unknown_still(NOT_BOOKED, LATER)),
+    ("not sent after unknown", NOT_SENT, AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LATER)),
     ("not sent at last", NOT_SENT, LAST, Expected(FAILED, NOT_BOOKED)),
     ("not sent when too old", NOT_SENT, OLD, Expected(FAILED, NOT_BOOKED)),
-    ("not sent at last after unknown", BookingNotFound(NOT_LISTED, NOT_SENT), LAST_AFTER_UNKNOWN, unknown_still(UNKNOWN)),
+    ("not sent at last after unknown", unseen(NOT_LISTED, NOT_SENT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     ("503", busy(503, 1.0), FIRST, retried(NOT_BOOKED, SOON)),
     ("503 at last", busy(503), LAST, Expected(FAILED, NOT_BOOKED)),
     # Pressure and wrong credentials use up no attempt, and end only with the age.
     ("429", busy(429, 1.0), FIRST, retried(NOT_BOOKED, SOON, uses_attempt=False)),
-    ("429 after unknown", busy(429, 1.0), AFTER_UNKNOWN, unknown_still(NOT_BOOKED, LATER, uses_attempt=False)),
+    ("429 after unknown", busy(429, 1.0), AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LATER, uses_attempt=False)),
     ("429 at last", busy(429, 1.0), LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
-    ("429 at last after unknown", busy(429, 1.0), LAST_AFTER_UNKNOWN, unknown_still(NOT_BOOKED, LONG, uses_attempt=False)),
+    ("429 at the very last", busy(429, 1.0), LAST_AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LONG, uses_attempt=False)),
     ("429 when too old", busy(429, 1.0), OLD, Expected(FAILED, NOT_BOOKED)),
-    ("429 when too old after unknown", BookingNotFound(NOT_LISTED, busy(429)), OLD_AFTER_UNKNOWN, unknown_still(UNKNOWN)),
+    ("429 when too old after unknown", unseen(NOT_LISTED, busy(429)), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     ("423 at last", busy(423), LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
     ("credentials at last", BAD_CREDENTIALS, LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
     ("credentials when too old", BAD_CREDENTIALS, OLD, Expected(FAILED, NOT_BOOKED)),
     # Workers die on it: for a person.
-    ("poison", POISON, FIRST, unknown_still(UNKNOWN)),
-    ("poison at last", POISON, LAST, unknown_still(UNKNOWN)),
+    ("poison", POISON, FIRST, still_unknown(UNKNOWN)),
+    ("poison at last", POISON, LAST, still_unknown(UNKNOWN)),
     # A booking exists, says XONE, and does not show it.
     ("exists", EXISTS, FIRST, retried(UNKNOWN, SOON)),
-    ("exists, not listed", BookingNotFound(NOT_LISTED, EXISTS), FIRST, retried(UNKNOWN, SOON, in_vain=True)),
-    ("exists, again not listed", BookingNotFound(NOT_LISTED, EXISTS), AFTER_BOOKED, retried(UNKNOWN, LATER, in_vain=True)),
-    ("exists, not listed 8 times", BookingNotFound(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKS, Expected(REVIEW, UNKNOWN)),
-    ("exists, list away after 7 looks", BookingNotFound(AWAY, EXISTS), AFTER_SEVEN_LOOKS, retried(UNKNOWN, LATER)),
-    ("exists, list away", BookingNotFound(AWAY, EXISTS), FIRST, retried(UNKNOWN, SOON)),
-    ("exists, list away at last", BookingNotFound(AWAY, EXISTS), LAST, Expected(REVIEW, UNKNOWN)),
-    ("exists when too old, not listed", BookingNotFound(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
-    ("exists, no list", BookingNotFound(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
-    ("exists after unknown", BookingNotFound(NOT_LISTED, EXISTS), AFTER_UNKNOWN, unknown_still(UNKNOWN, LATER, in_vain=True)),
+    ("exists, not listed", unseen(NOT_LISTED, EXISTS), FIRST, retried(UNKNOWN, SOON, not_listed=True)),
+    ("exists, again not listed", unseen(NOT_LISTED, EXISTS), AFTER_BOOKED, retried(UNKNOWN, LATER, not_listed=True)),
+    ("exists, not listed 8 times", unseen(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKS, Expected(REVIEW, UNKNOWN)),
+    ("exists, list away after 7 looks", unseen(AWAY, EXISTS), AFTER_SEVEN_LOOKS, retried(UNKNOWN, LATER)),
+    ("exists, list away", unseen(AWAY, EXISTS), FIRST, retried(UNKNOWN, SOON)),
+    ("exists, list away at last", unseen(AWAY, EXISTS), LAST, Expected(REVIEW, UNKNOWN)),
+    ("exists when too old, not listed", unseen(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
+    ("exists, no list", unseen(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
+    ("exists after unknown", unseen(NOT_LISTED, EXISTS), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
 ]  # fmt: skip
 
 
@@ -187,7 +189,7 @@ def test_what_becomes_of_each_answer(answer: AttemptResult, history: History, ex
             expected.outcome,
             expected.uses_attempt,
         )
-        assert (decision.answer_unknown, decision.not_listed) == (expected.marked_unknown, expected.in_vain)
+        assert (decision.answer_unknown, decision.not_listed) == (expected.marked_unknown, expected.not_listed)
     if expected.delay is None:
         assert (lowest.delay, highest.delay) == (None, None)
     else:
