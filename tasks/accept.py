@@ -16,7 +16,7 @@ from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts
-from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
+from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
 
@@ -64,10 +64,12 @@ def accept_new_batch(
     connection.execute(insert, [{**_identity(new), **_content(new), **leased} for new in in_order])
     stored = set(open_attempts(connection, [new.id for new in jobs], token))
     leases = {}
+    batch = StatementBatch(connection)
     for new in jobs:
         if new.id in stored:
-            email_index.note(connection, new.id, new.email_hashes[1:])
+            email_index.add(batch, new.id, new.email_hashes[1:])
             leases[new.id] = _first_lease(new, token, leased_at)
+    batch.flush()
     return leases
 
 
@@ -109,7 +111,9 @@ def accept(
         _forget_content(connection, row.id)
         content["sealed_body"] = encryption.encrypt(row.id, "body", new.body)
         row = connection.execute(_REPLACE, {"this": row.id, "takes_lease": int(takes_lease), **content}).one()
-    email_index.note(connection, row.id, new.email_hashes[1:])
+    batch = StatementBatch(connection)
+    email_index.add(batch, row.id, new.email_hashes[1:])
+    batch.flush()
     if not takes_lease:
         return None
     open_attempts(connection, [row.id], token)

@@ -84,10 +84,10 @@ def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
-class Writes:
-    """Statements that are kept until ``flush``, which executes each of them once for all its rows.
+class StatementBatch:
+    """Collects writes and executes each statement once for all its rows.
 
-    Takes the place of a Connection where no result is wanted. Statements go in the order in which they first came.
+    For writes whose result nobody needs. ``flush`` executes the statements in the order in which each first came.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -95,10 +95,12 @@ class Writes:
         self._connection = connection
         self._rows: dict[Any, list[dict[str, Any]]] = {}
 
-    def execute(self, statement: Any, rows: dict[str, Any] | list[dict[str, Any]]) -> None:
-        self._rows.setdefault(statement, []).extend([rows] if isinstance(rows, dict) else rows)
+    def add(self, statement: Any, *rows: dict[str, Any]) -> None:
+        """Adds rows: the parameters of one execution each. The same statement object is executed once for all."""
+        self._rows.setdefault(statement, []).extend(rows)
 
     def flush(self) -> None:
+        """Executes what was added since the last flush."""
         pending, self._rows = self._rows, {}
         for statement, rows in pending.items():
             self._connection.execute(statement, rows)
