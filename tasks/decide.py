@@ -1,12 +1,11 @@
-"""What now, after this answer: one pure function, (answer, history, policy, dice) → Decision.
+"""What follows an answer: one pure function, (answer, history, policy, dice) → Decision.
 
-Backoff: the n-th attempt that was used up is followed by a pause between the base and base · 2ⁿ seconds, at most the
-longest, with full jitter:
+The n-th attempt that is used up is followed by a delay with exponential backoff and full jitter (worker/backoff.py):
 
-    delay(n) = base + dice · (min(longest, base · 2ⁿ) - base)          dice in [0, 1)
+    delay(n) = base + dice · (min(maximum, base · 2ⁿ) - base)          dice in [0, 1)
 
-With base 2 and longest 300 the pauses are up to 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300 seconds; a dice of
-0.5 gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
+With base 2 and maximum 300 the delays are up to 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300 seconds; a dice of 0.5
+gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
 """
 
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from enum import Enum
 from models.booking import Booking
 from models.states import Outcome, State
 from tasks.lease import STOPPED, History
+from worker.backoff import exponential, full_jitter
 from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import BookingReceived
@@ -200,8 +200,8 @@ def _is_used_up(error: XoneError, history: History, retry_policy: RetryPolicy) -
 
 
 def _delay(error: XoneError, history: History, retry_policy: RetryPolicy, dice: float) -> float:
-    doublings = min(history.attempts_used + 1, 32)
-    longest = min(retry_policy.max_delay, retry_policy.base_delay * 2.0**doublings)
-    backoff = retry_policy.base_delay + dice * (longest - retry_policy.base_delay)
-    asked_for = error.retry_after + dice * retry_policy.base_delay if error.retry_after is not None else 0.0
+    """Seconds until the next attempt: backoff, or what XONE asked for with jitter of up to the base delay."""
+    base = retry_policy.base_delay
+    backoff = full_jitter(base, exponential(base, history.attempts_used + 1, retry_policy.max_delay), dice)
+    asked_for = error.retry_after + full_jitter(0.0, base, dice) if error.retry_after is not None else 0.0
     return max(backoff, asked_for)
