@@ -51,5 +51,5 @@ def ensure_lease(lease: Lease, runtime: Runtime) -> None:
 
 def seconds_until_calls(runtime: Runtime) -> float:
     """Seconds until this process may call XONE; 0 if it may now. Jittered by up to a second, to spread the calls."""
-    wait = runtime.xone.circuit_breaker.wait()
+    wait = runtime.xone.calls.wait()
     return wait + runtime.dice() if wait > 0 else 0.0

@@ -172,7 +172,7 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise CallsSuspended(runtime.xone.circuit_breaker.wait() or error.retry_after or 1.0) from None
+        raise CallsSuspended(runtime.xone.calls.wait() or error.retry_after or 1.0) from None
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 

@@ -28,7 +28,7 @@ from worker.xone.answers import (
     retry_after,
     transport_failure,
 )
-from worker.xone.circuit_breaker import CircuitBreaker
+from worker.xone.call_control import CallControl
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
 from worker.xone.read_back import ReadBack
 from worker.xone.transport import AnswerTooLarge, Transport
@@ -43,7 +43,7 @@ class Xone:
         self._settings = settings
         self._http = Transport(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
         self.tokens = TokenCache(self._request_token)
-        self.circuit_breaker = CircuitBreaker()
+        self.calls = CallControl()
         self._read_back = ReadBack()
         base = urlsplit(settings.XONE_BASE_URL)
         self._server: dict[str, str | int] = {
@@ -70,7 +70,7 @@ class Xone:
         template = self._settings.XONE_CONFIRM_PATH
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
-        with self.circuit_breaker.guard():
+        with self.calls.guard():
             answer = self._authorized("confirm", "POST", template, self._url(path), headers, body, before_call)
             return read_confirm_answer(answer, offer_id)
 
@@ -88,7 +88,7 @@ class Xone:
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
-            with self.circuit_breaker.guard(proves=False):
+            with self.calls.guard(proves=False):
                 yield from self._bookings(partner_id, before_call)
 
         listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
