@@ -25,7 +25,7 @@ from benchmarks.rig import Rig, quantile
 from benchmarks.seed import seed
 from benchmarks.throughput import Case, Drained, backlog, drain, one_by_one, spike
 from tasks.privacy import purge
-from tests.system import PROJECT
+from tests.support.system import PROJECT
 from worker.runtime import Runtime
 from worker.services.outbox_relay import OutboxRelay
 from worker.services.scheduler import Scheduler

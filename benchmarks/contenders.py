@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.rig import Rig
-from tests.system import PROJECT, WorkerProcess, job, until
+from tests.support.system import PROJECT, WorkerProcess, job, until
 from worker.messaging import topology
 from worker.messaging.publisher import Message, Publisher
 

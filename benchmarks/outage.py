@@ -28,7 +28,7 @@ from benchmarks.rig import Checkout, Consumer, Rig, quantile
 from models.job import read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
-from tests.system import PROJECT, job, until
+from tests.support.system import PROJECT, job, until
 from worker.storage.database import now
 from worker.storage.encryption import Encryption
 

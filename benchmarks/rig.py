@@ -17,8 +17,8 @@ from cryptography.fernet import Fernet
 from kombu import Queue
 from sqlalchemy import Engine
 
-from tests.servers import PostgreSQL, RabbitMQ
-from tests.system import PROJECT, WorkerProcess, job
+from tests.support.servers import PostgreSQL, RabbitMQ
+from tests.support.system import PROJECT, WorkerProcess, job
 from worker.messaging import broker, topology
 from worker.storage import database, migrator
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from benchmarks.contenders import Contender, publish
 from benchmarks.rig import Consumer, Rig, cpu_of, memory_of
-from tests.system import WorkerProcess, until
+from tests.support.system import WorkerProcess, until
 from worker.messaging.publisher import Publisher
 
 FROM, TO = 0.2, 0.9  # of the jobs of a backlog: what is measured, without the start and the end

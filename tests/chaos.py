@@ -32,8 +32,8 @@ from sqlalchemy import Engine, Row, func, select, update
 
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent
-from tests.servers import PostgreSQL, RabbitMQ, free_port
-from tests.system import WorkerProcess, job
+from tests.support.servers import PostgreSQL, RabbitMQ, free_port
+from tests.support.system import WorkerProcess, job
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
 from worker.sandbox.server import Sandbox

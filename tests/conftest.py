@@ -1,26 +1,23 @@
 """Private, throw-away servers; a database and a virtual host for each test; XONE's stand-in; the system to test."""
 
 import itertools
-import json
 import logging
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sentry_sdk
 import structlog
 from cryptography.fernet import Fernet
-from sentry_sdk.envelope import Envelope
-from sentry_sdk.transport import Transport
 from sqlalchemy import Engine
 
-from tests.certificates import Authority
-from tests.servers import PostgreSQL, RabbitMQ, require
-from tests.system import System, WorkerProcess
+from tests.support.certificates import Authority
+from tests.support.sentry import Capturing
+from tests.support.servers import PostgreSQL, RabbitMQ, require
+from tests.support.system import System, WorkerProcess
 from worker.messaging import broker, topology
 from worker.observability import log_context, logs
 from worker.observability.sentry import configure_sentry
@@ -144,18 +141,6 @@ def runtime(database_url: str, environment: dict[str, str], monkeypatch: pytest.
     made = Runtime(dice=lambda: 0.0)
     yield made
     made.close()
-
-
-class Capturing(Transport):
-    def __init__(self, options: dict[str, Any] | None = None) -> None:
-        super().__init__(options)
-        self.sent: list[bytes] = []
-
-    def capture_envelope(self, envelope: Envelope) -> None:
-        self.sent.append(envelope.serialize())
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(sent.split(b"\n")[2]) for sent in self.sent]
 
 
 @pytest.fixture

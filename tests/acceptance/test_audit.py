@@ -13,10 +13,10 @@ from sqlalchemy import select, update
 
 from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
-from tests.acceptance.test_letters import letter, put
-from tests.acceptance.test_operations import fail
-from tests.system import job
-from tests.unit.test_command_help import ALL
+from tests.support.command_tree import COMMANDS
+from tests.support.queues import letter, put
+from tests.support.stored import fail
+from tests.support.system import job
 from worker.cli.app import cli
 from worker.storage import database
 from worker.storage.database import now
@@ -41,7 +41,7 @@ def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) ->
     def run(*command: str) -> None:
         done = CliRunner().invoke(cli, command, env=settings)
         assert done.exit_code == 0, done.output
-        run_so_far.add(next(path for n in (2, 1) if (path := command[:n]) in ALL))
+        run_so_far.add(next(path for n in (2, 1) if (path := command[:n]) in COMMANDS))
 
     run("db", "upgrade")
     fail(url, keys, ["a", "b"])
@@ -68,7 +68,7 @@ def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) ->
     run("purge", "--older-than", "0s", "--yes", "--reason", WHY)
     run("erase", "--email", "ada@example.com", "--yes", "--reason", WHY)
 
-    assert ALL.keys() - CHANGE_NOTHING - groups() == run_so_far
+    assert COMMANDS.keys() - CHANGE_NOTHING - groups() == run_so_far
     with engine.connect() as connection:
         rows = connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)).all()
     engine.dispose()
@@ -96,4 +96,4 @@ def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) ->
 
 
 def groups() -> set[tuple[str, ...]]:
-    return {path for path, command in ALL.items() if isinstance(command, click.Group)}
+    return {path for path, command in COMMANDS.items() if isinstance(command, click.Group)}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import chaos
-from tests.servers import PostgreSQL, RabbitMQ, require
+from tests.support.servers import PostgreSQL, RabbitMQ, require
 
 pytestmark = pytest.mark.slow
 

@@ -10,23 +10,10 @@ from pathlib import Path
 import pytest
 
 from models.states import State
-from tests.system import PROJECT, System, job, until
+from tests.support.commands import run
+from tests.support.system import PROJECT, System, job, until
 from worker.messaging import topology
 from worker.sandbox.server import Sandbox
-
-
-def run(*arguments: str, stdin: str | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments],
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COLUMNS": "80", **settings},
-        cwd=PROJECT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
 
 REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "hush-hush", "DATA_KEYS": "A" * 43 + "="}
 

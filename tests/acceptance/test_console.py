@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 from cryptography.fernet import Fernet
 
-from tests.acceptance.test_operations import environment_of, fail
-from tests.system import PROJECT, terminal
+from tests.support.commands import environment_of
+from tests.support.stored import fail
+from tests.support.system import PROJECT, terminal
 from worker.cli.app import cli
 
 MARK = "Quxomat"

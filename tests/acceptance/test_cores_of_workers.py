@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.system import System, cores_of, job, until
+from tests.support.system import System, cores_of, job, until
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 

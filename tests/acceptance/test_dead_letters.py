@@ -15,8 +15,9 @@ from amqp.basic_message import Message
 
 from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
-from tests.messages import problems_of_dead_letter
-from tests.system import System, job, until
+from tests.support.messages import problems_of_dead_letter
+from tests.support.queues import as_bytes
+from tests.support.system import System, job, until
 from worker.messaging import topology
 
 MARK = "Lovelace"
@@ -34,10 +35,6 @@ BAD = {
 
 def deliver(channel: Any) -> Any:
     return channel.basic_get(topology.JOBS)
-
-
-def as_bytes(body: str | bytes) -> bytes:
-    return body.encode() if isinstance(body, str) else body
 
 
 def letters(system: System, number: int) -> list[Any]:

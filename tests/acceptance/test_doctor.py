@@ -23,10 +23,10 @@ from sqlalchemy import func, select, update
 
 from models.states import State
 from models.tables import AuditEntry, Base, Batch, Confirmation, OutboxEvent
-from tests.acceptance.test_commands import run
-from tests.certificates import Authority
-from tests.servers import PostgreSQL, RabbitMQ, free_port
-from tests.system import PROJECT, System, job, until
+from tests.support.certificates import Authority
+from tests.support.commands import run
+from tests.support.servers import PostgreSQL, RabbitMQ, free_port
+from tests.support.system import PROJECT, System, job, until
 from worker.cli.app import cli
 from worker.doctor import finding
 from worker.messaging import broker, topology
@@ -318,7 +318,7 @@ def test_a_database_whose_certificate_is_refused(
     postgresql.set_tls(authority.issue("127.0.0.1"))
     try:
         url = f"{settings['DATABASE_URL']}?sslmode=verify-full&sslrootcert="
-        other = PROJECT / "tests" / "certificates.py"  # no authority of this certificate
+        other = Path(__file__)  # no authority of this certificate
         report = examined(settings, DATABASE_URL=url.replace("127.0.0.1", "localhost") + str(authority.file))
         assert "certificate is refused" in report.bad()["database"]
         assert "docs/tls.md" in report.bad()["database"]

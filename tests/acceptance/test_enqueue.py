@@ -16,10 +16,9 @@ from sqlalchemy import select
 
 from models.job import read_job
 from models.tables import AuditEntry
-from tests.acceptance.test_commands import run
-from tests.acceptance.test_dead_letters import as_bytes
-from tests.acceptance.test_letters import drain, length
-from tests.system import PROJECT, job, until
+from tests.support.commands import run
+from tests.support.queues import as_bytes, drain, length
+from tests.support.system import PROJECT, job, until
 from worker.errors import EnqueueError
 from worker.messaging import broker, topology
 from worker.messaging.bulk_publish import BATCH, Progress

@@ -12,8 +12,8 @@ from uuid_utils.compat import uuid7
 from models.event import EventType, cloud_event
 from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
-from tests.acceptance.test_commands import run
-from tests.system import System
+from tests.support.commands import run
+from tests.support.system import System
 from worker.messaging.publisher import Publisher
 from worker.services.outbox_relay import message_of
 

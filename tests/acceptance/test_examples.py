@@ -19,10 +19,9 @@ import pytest
 from amqp.exceptions import NotFound
 from kombu import Producer
 
-from tests.acceptance.test_tls import over_tls
-from tests.certificates import Authority
-from tests.servers import RabbitMQ, lacking
-from tests.system import PROJECT, System, until
+from tests.support.certificates import Authority
+from tests.support.servers import RabbitMQ, lacking, over_tls
+from tests.support.system import PROJECT, System, until
 from worker.messaging import broker, topology
 from worker.published.json_schema import JOB_EXAMPLE
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import PostgreSQL, lacking, postgresql_program
-from tests.system import PROJECT, until
+from tests.support.servers import PostgreSQL, lacking, postgresql_program
+from tests.support.system import PROJECT, until
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.acceptance.test_commands import run
-from tests.servers import PostgreSQL, RabbitMQ, free_port, require
-from tests.system import PROJECT, System, job, until
+from tests.support.commands import run
+from tests.support.servers import PostgreSQL, RabbitMQ, free_port, require
+from tests.support.system import PROJECT, System, job, until
 from worker.cli.health import health
 from worker.messaging import broker, topology
 from worker.sandbox.server import Sandbox

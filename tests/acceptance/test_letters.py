@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from kombu import Connection
 from sqlalchemy import select
 
 from models.tables import AuditEntry
-from tests.acceptance.test_commands import run
-from tests.acceptance.test_dead_letters import as_bytes
-from tests.system import PROJECT, System, job, until
-from worker.messaging import broker, topology
+from tests.support.commands import run
+from tests.support.queues import as_bytes, drain, length, letter, put
+from tests.support.system import PROJECT, System, job, until
+from worker.messaging import topology
 from worker.messaging.dead_letter_queue import DeadLetterQueue
 from worker.messaging.masking import for_editor, masked
-from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import DEAD_LETTERS, JOBS
 
 pytestmark = pytest.mark.slow
@@ -31,38 +28,6 @@ PERSON = ("Ada", "Lovelace", "ada@example.com")
 
 def body(offer_id: str, **changes: Any) -> bytes:
     return json.dumps(job(offer_id, **changes), ensure_ascii=False).encode()
-
-
-def letter(key: int, content: bytes, code: str = "invalid-job", **properties: Any) -> Message:
-    headers = {
-        "x-dead-letter-code": code,
-        "x-dead-letter-detail": "policyholder.email: must be an e-mail address",
-        "x-dead-letter-at": datetime(2026, 1, 31, 12, 0, key % 60, tzinfo=UTC).isoformat(timespec="seconds"),
-        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    }
-    return Message(key, content, "", DEAD_LETTERS, properties=properties, headers=headers)
-
-
-def put(url: str, letters: Iterable[Message]) -> None:
-    letters = list(letters)
-    with Publisher(url) as publisher:
-        assert len(publisher.publish(letters)) == len(letters)
-
-
-def drain(url: str, queue: str) -> list[Any]:
-    """All messages of a queue, in their order."""
-    with broker.connect(url) as connection:
-        channel = connection.channel()
-        messages = []
-        while message := channel.basic_get(queue, no_ack=True):
-            messages.append(message)
-        channel.close()
-    return messages
-
-
-def length(url: str, queue: str) -> int:
-    with broker.connect(url) as connection:
-        return int(connection.channel().queue_declare(queue, passive=True).message_count)
 
 
 def settings(system: System) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from models.states import State
 from models.tables import Booking, Confirmation
-from tests.system import PROJECT, System, job, until
+from tests.support.system import PROJECT, System, job, until
 from worker.messaging import topology
 from worker.storage import migrator
 

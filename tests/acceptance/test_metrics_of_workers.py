@@ -15,9 +15,9 @@ from urllib.request import urlopen
 import pytest
 
 from models.states import State
-from tests.acceptance.test_commands import run
-from tests.servers import Prometheus, RabbitMQ, free_port, require
-from tests.system import PROJECT, System, WorkerProcess, job, until
+from tests.support.commands import run
+from tests.support.servers import Prometheus, RabbitMQ, free_port, require
+from tests.support.system import PROJECT, System, WorkerProcess, job, until
 from worker.messaging.topology import DEAD_LETTERS
 
 DEPLOY = PROJECT / "deploy"

@@ -2,30 +2,28 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, select, update
 
 from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.operations.batches import overview
-from tests.system import PROJECT, System, job, terminal, until
+from tests.support.commands import environment_of, on_a_terminal
+from tests.support.stored import fail
+from tests.support.system import PROJECT, System, job, until
 from worker.cli.app import cli
 from worker.cli.ui.batch_progress import Pace, look
 from worker.storage import database
-from worker.storage.database import now, now_plus
-from worker.storage.encryption import Encryption
 
 pytestmark = pytest.mark.slow
 
@@ -48,21 +46,11 @@ def run(url: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProce
     )
 
 
-def environment_of(url: str) -> dict[str, str]:
-    home = os.environ.get("HOME", "/")
-    return {"PATH": os.environ["PATH"], "HOME": home, "COLUMNS": "80", "DATABASE_URL": url}
-
-
 def told(url: str, *arguments: str) -> Any:
     """What a command prints with --json."""
     done = run(url, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def on_a_terminal(url: str, *arguments: str, answer: str) -> tuple[int, str]:
-    """Runs a command on a terminal. Returns its exit code and what the terminal got."""
-    return terminal([sys.executable, "-m", "worker", *arguments], environment_of(url), PROJECT, answer)
 
 
 def quickly(url: str, *arguments: str) -> Result:
@@ -86,34 +74,6 @@ def audit_of(engine: Engine) -> list[tuple[str, str | None, int]]:
 
 def calls_of(system: System) -> Counter[str]:
     return Counter(call.offer_id for call in system.sandbox.calls)
-
-
-def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age: float = 0.0, **values: Any) -> None:
-    """Makes confirmations that failed ``age`` seconds ago."""
-    encryption, engine = Encryption(keys.split(",")), database.connect(url)
-    body = json.dumps({name: job("any")[name] for name in ("quotes", "policyholder")}).encode()
-    rows = []
-    for offer in offers:
-        id_ = uuid4()
-        rows.append(
-            {
-                "id": id_,
-                "partner_id": "P-100",
-                "offer_id": offer,
-                "echo": {},
-                "idempotency_key": uuid4(),
-                "sealed_body": encryption.encrypt(id_, "body", body),
-                "state": State.FAILED,
-                "attempts": 0,
-                "error_code": code,
-                "error_detail": f"it was {code}",
-                **values,
-            }
-        )
-    with engine.begin() as connection:
-        times = {"queued_at": now(), "created_at": now(), "updated_at": now_plus(-age)}
-        connection.execute(insert(Confirmation).values(**times), rows)
-    engine.dispose()
 
 
 def fail_many(system: System, number: int) -> list[str]:

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from models.states import State
 from models.tables import Attempt
-from tests.servers import PostgreSQL, RabbitMQ, require
-from tests.system import System, job, until
+from tests.support.servers import PostgreSQL, RabbitMQ, require
+from tests.support.system import System, job, until
 from worker.messaging import broker, topology
 from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator

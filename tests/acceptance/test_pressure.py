@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from models.states import State
 from models.tables import Attempt, Confirmation
-from tests.system import System, job, until
+from tests.support.system import System, job, until
 
 
 def attempts_used(system: System) -> int:

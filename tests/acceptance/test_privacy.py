@@ -10,9 +10,9 @@ from urllib.request import urlopen
 import pytest
 
 from models.states import State
-from tests.inbox import Inbox
-from tests.servers import postgresql_program
-from tests.system import System, WorkerProcess, job, until
+from tests.support.inbox import Inbox
+from tests.support.servers import postgresql_program
+from tests.support.system import System, WorkerProcess, job, until
 from worker.messaging import topology
 from worker.sandbox.faults import FAULTS
 

@@ -7,8 +7,8 @@ from amqp.exceptions import PreconditionFailed
 from kombu import Exchange, Queue
 
 from models.event import EventType
-from tests.messages import problems_of_dead_letter, problems_of_event
-from tests.system import System, job, until
+from tests.support.messages import problems_of_dead_letter, problems_of_event
+from tests.support.system import System, job, until
 from worker.messaging import topology
 from worker.published.asyncapi import document
 

@@ -15,9 +15,9 @@ from sqlalchemy import func, select, update
 from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
 from tasks.privacy.sealed_columns import SEALED
-from tests.acceptance.test_commands import run
-from tests.acceptance.test_operations import fail, on_a_terminal
-from tests.system import PROJECT, System, job, until
+from tests.support.commands import on_a_terminal, run
+from tests.support.stored import fail
+from tests.support.system import PROJECT, System, job, until
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.storage.encryption import Encryption

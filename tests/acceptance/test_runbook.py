@@ -14,8 +14,8 @@ import pytest
 from dotenv import dotenv_values
 
 from models.states import State
-from tests.servers import PostgreSQL, RabbitMQ
-from tests.system import PROJECT, System, job, terminal, until
+from tests.support.servers import PostgreSQL, RabbitMQ
+from tests.support.system import PROJECT, System, job, terminal, until
 from worker.messaging.topology import DEAD_LETTERS, unrouted_queue
 from worker.sandbox.answers import to_json
 

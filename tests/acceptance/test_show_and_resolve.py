@@ -17,8 +17,8 @@ from tasks import confirm
 from tasks.accept import Delivery
 from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection
-from tests.acceptance.test_commands import run
-from tests.system import System, job, until
+from tests.support.commands import run
+from tests.support.system import System, job, until
 from worker.cli.app import cli
 from worker.cli.ui import console
 from worker.runtime import Runtime

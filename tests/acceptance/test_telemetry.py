@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.inbox import Inbox
-from tests.system import System, WorkerProcess, job, until
+from tests.support.inbox import Inbox
+from tests.support.system import System, WorkerProcess, job, until
 from worker.messaging import topology
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -7,10 +7,10 @@ import pytest
 from kombu import Connection
 
 from models.states import State
-from tests.acceptance.test_commands import run
-from tests.certificates import Authority
-from tests.servers import PostgreSQL, RabbitMQ
-from tests.system import System, job, until
+from tests.support.certificates import Authority
+from tests.support.commands import run
+from tests.support.servers import PostgreSQL, RabbitMQ, over_tls
+from tests.support.system import System, job, until
 from worker.messaging import topology
 from worker.messaging.publisher import Message, Publisher
 
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("other-authority"))
-
-
-def over_tls(rabbitmq: RabbitMQ, url: str, host: str = "127.0.0.1", trust: Authority | None = None) -> str:
-    """A URL of the private broker by way of TLS."""
-    options = f"?ssl_ca_certs={trust.file}" if trust else ""
-    return f"amqps://guest:guest@{host}:{rabbitmq.tls_port}{urlsplit(url).path}{options}"
 
 
 # --- RabbitMQ ---

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from models.states import State
 from models.tables import Booking
-from tests.system import PROJECT, System, WorkerProcess, job, until
+from tests.support.system import PROJECT, System, WorkerProcess, job, until
 from worker.messaging.topology import DEAD_LETTERS
 from worker.storage import migrator
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 import pytest
 
-from tests.deployment import dockerfile
-from tests.deployment.tools import MARGIN, SETTINGS, default_xone_timeout, need_module, parse, read_sections, run
-from tests.system import PROJECT
-from tests.unit.test_settings import REQUIRED
+from tests.support import dockerfile
+from tests.support.deployment import MARGIN, SETTINGS, default_xone_timeout, need_module, parse, read_sections, run
+from tests.support.settings import REQUIRED
+from tests.support.system import PROJECT
 
 COMPOSE = PROJECT / "docker-compose.yml"
 PASSWORDS = {"RABBITMQ_PASSWORD": "of-rabbitmq", "POSTGRES_PASSWORD": "of-postgresql"}

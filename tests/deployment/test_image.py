@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from tests.deployment import containers
-from tests.deployment.containers import Container, Image
-from tests.deployment.tools import need, run
-from tests.servers import PostgreSQL, RabbitMQ, free_port, postgresql_program
-from tests.system import PROJECT, until
+from tests.support import containers
+from tests.support.containers import Container, Image
+from tests.support.deployment import need, run
+from tests.support.servers import PostgreSQL, RabbitMQ, free_port, postgresql_program
+from tests.support.system import PROJECT, until
 
 pytestmark = pytest.mark.slow
 

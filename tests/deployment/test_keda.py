@@ -11,8 +11,8 @@ from urllib.request import Request, urlopen
 import pytest
 from kombu import Connection, Producer
 
-from tests.servers import RabbitMQ, require
-from tests.system import PROJECT, until
+from tests.support.servers import RabbitMQ, require
+from tests.support.system import PROJECT, until
 from worker.messaging import topology
 
 pytestmark = pytest.mark.slow

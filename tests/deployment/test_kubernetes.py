@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.deployment.tools import MARGIN, SETTINGS, need_module, parse, read_sections, run
-from tests.system import PROJECT
-from tests.unit.test_settings import REQUIRED
+from tests.support.deployment import MARGIN, SETTINGS, need_module, parse, read_sections, run
+from tests.support.settings import REQUIRED
+from tests.support.system import PROJECT
 from worker.messaging import topology
 from worker.storage import database
 

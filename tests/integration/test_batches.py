@@ -16,7 +16,7 @@ from models.tables import AuditEntry, Batch, BatchItem, Confirmation
 from tasks import confirm
 from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection, match
-from tests.system import job
+from tests.support.system import job
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
 from worker.services.scheduler import FEEDING, Scheduler

@@ -10,8 +10,8 @@ import pytest
 from kombu import Connection, Queue
 from sqlalchemy.exc import OperationalError
 
-from tests.servers import RabbitMQ
-from tests.system import PROJECT, until
+from tests.support.servers import RabbitMQ
+from tests.support.system import PROJECT, until
 from worker.errors import BrokerError
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Row, select, update
+from sqlalchemy import update
 
 from models import booking as xone_booking
 from models.job import JobRejected, read_job
@@ -18,36 +18,13 @@ from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
 from tasks.record import RecordedAttempt, record
-from tests.system import job, until
+from tests.support.confirming import accepted, body_of, only, rows, run
+from tests.support.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
-
-
-def body_of(offer_id: str, **changes: Any) -> bytes:
-    return json.dumps(job(offer_id, **changes)).encode()
-
-
-def accepted(runtime: Runtime, offer_id: str = "offer-1", **changes: Any) -> Lease:
-    lease = confirm.accept_job(body_of(offer_id, **changes), Delivery(), runtime)
-    assert lease is not None
-    return lease
-
-
-def run(runtime: Runtime, offer_id: str = "offer-1", **changes: Any) -> None:
-    confirm.attempt(accepted(runtime, offer_id, **changes), runtime)
-
-
-def rows(runtime: Runtime, table: Any) -> list[Row[Any]]:
-    with runtime.engine.connect() as connection:
-        return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
-
-
-def only(runtime: Runtime, table: Any) -> Row[Any]:
-    (row,) = rows(runtime, table)
-    return row
 
 
 def make_due(runtime: Runtime, **changes: Any) -> None:

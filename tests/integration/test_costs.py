@@ -18,7 +18,7 @@ from tasks.accept import Delivery, NewJob
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease
 from tasks.record import RecordedAttempt
-from tests.system import job
+from tests.support.system import job
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.outbox_relay import OutboxRelay

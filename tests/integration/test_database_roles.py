@@ -10,9 +10,9 @@ import pytest
 from psycopg.errors import InsufficientPrivilege
 
 from models.states import State
-from tests.acceptance.test_commands import run
-from tests.servers import PostgreSQL
-from tests.system import PROJECT, System, job, until
+from tests.support.commands import run
+from tests.support.servers import PostgreSQL
+from tests.support.system import PROJECT, System, job, until
 from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 

@@ -15,8 +15,8 @@ from models.job import JobRejected, read_job
 from models.tables import Confirmation
 from tasks import celery_tasks, confirm
 from tasks.accept import Delivery
-from tests.conftest import Capturing
-from tests.system import job
+from tests.support.sentry import Capturing
+from tests.support.system import job
 from worker import errors
 from worker.messaging import broker, topology
 from worker.observability import logs

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Engine, event, insert, text
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
-from tests.servers import free_port
-from tests.system import until
+from tests.support.servers import free_port
+from tests.support.stored import of_batch
+from tests.support.system import until
 from worker.services import backlog_metrics
 from worker.services.backlog_metrics import BacklogCollector, read_backlog
 from worker.storage import database
@@ -46,12 +47,6 @@ def of_event(confirmation: Any, published: bool) -> dict[str, Any]:
         "created_at": then,
         "published_at": then if published else None,
     }
-
-
-def of_batch(state: BatchState, total: int) -> dict[str, Any]:
-    then = datetime.now(UTC)
-    common = {"by": "me", "include_needs_review": False, "fed_until": then, "created_at": then}
-    return {"state": state, "total": total, **common}
 
 
 def samples(families: Iterator[Metric]) -> dict[str, float]:

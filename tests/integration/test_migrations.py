@@ -11,8 +11,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect
 
 from models.tables import Base
-from tests.servers import PostgreSQL
-from tests.system import PROJECT
+from tests.support.servers import PostgreSQL
+from tests.support.system import PROJECT
 from worker.storage import database, migrator
 
 

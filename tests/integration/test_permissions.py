@@ -14,9 +14,9 @@ from sqlalchemy import select
 
 from models.states import State
 from models.tables import Confirmation
-from tests.acceptance.test_commands import run
-from tests.servers import RabbitMQ
-from tests.system import PROJECT, System, job, until
+from tests.support.commands import run
+from tests.support.servers import RabbitMQ
+from tests.support.system import PROJECT, System, job, until
 from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
 from worker.sandbox.server import Sandbox

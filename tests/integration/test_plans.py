@@ -15,7 +15,7 @@ from tasks import confirm
 from tasks.accept import Delivery
 from tasks.operations import batches, event_replay, failures, lookup
 from tasks.privacy import purge
-from tests.system import job
+from tests.support.system import job
 from worker.doctor import work
 from worker.runtime import Runtime
 from worker.services.outbox_relay import OutboxRelay

@@ -18,7 +18,7 @@ from tasks.lease import Lease
 from tasks.operations import batches
 from tasks.operations.failures import Selection
 from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
-from tests.system import job
+from tests.support.system import job
 from worker.errors import ResolveError
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox

@@ -33,9 +33,9 @@ from tasks.privacy import purge, rekey
 from tasks.privacy.rekey import Rekeyed
 from tasks.privacy.sealed_columns import SEALED
 from tasks.record import RecordedAttempt, record
-from tests.integration.test_confirmation import accepted, body_of, only, rows, run
-from tests.integration.test_failures import fill, plan_of
-from tests.system import until
+from tests.support.confirming import accepted, body_of, only, rows, run
+from tests.support.query_plans import fill, plan_of
+from tests.support.system import until
 from worker.errors import DecryptionError, Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox

@@ -12,7 +12,7 @@ import amqp
 import psycopg
 import pytest
 
-from tests.servers import PostgreSQL, RabbitMQ, free_port, require
+from tests.support.servers import PostgreSQL, RabbitMQ, free_port, require
 
 STANDARD_PORTS = (4369, 5432, 5672, 15672, 25672)
 QUORUM = {"x-queue-type": "quorum"}
@@ -132,7 +132,7 @@ def test_servers_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
     script = """if True:
         import sys
         from pathlib import Path
-        from tests.servers import PostgreSQL, RabbitMQ
+        from tests.support.servers import PostgreSQL, RabbitMQ
 
         servers = PostgreSQL(Path(sys.argv[1], "postgresql")), RabbitMQ(Path(sys.argv[1], "rabbitmq"))
         for server in servers:

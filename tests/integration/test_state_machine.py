@@ -40,7 +40,7 @@ from tasks.accept import Delivery, NewJob, accept
 from tasks.decide import AttemptResult, RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, release
 from tasks.record import EVENT_OF, RecordedAttempt, record
-from tests.system import job
+from tests.support.system import job
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.runtime import Runtime
 from worker.settings import RetrySettings, XoneSettings

@@ -17,8 +17,8 @@ from sqlalchemy import select, update
 
 from models.tables import Confirmation, OutboxEvent
 from tasks import celery_tasks
-from tests.inbox import Inbox
-from tests.system import job, until
+from tests.support.inbox import Inbox
+from tests.support.system import job, until
 from worker.messaging import broker, topology
 from worker.messaging.consumer import celery_headers
 from worker.messaging.publisher import Message, Publisher

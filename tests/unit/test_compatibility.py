@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from models.event import EventType
-from tests.compatibility import refusals
-from tests.system import PROJECT
+from tests.support.compatibility import refusals
+from tests.support.system import PROJECT
 from worker.published.asyncapi import document
 from worker.published.json_schema import envelope_schema, event_schema, job_schema
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from pydantic import SecretStr
 
-from tests.system import PROJECT
+from tests.support.system import PROJECT
 from worker.published.settings_page import default_of, page
 from worker.settings import NAMES, SECTIONS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import PROJECT
+from tests.support.system import PROJECT
 
 FOLDERS = ("docs", "examples", "tests", "deploy", "benchmarks")
 PAGES = sorted(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import requests
 
-from tests.certificates import Authority, Certificate
+from tests.support.certificates import Authority, Certificate
 from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, TlsError, Transport
 
 TIMEOUT = 0.3

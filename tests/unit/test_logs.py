@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.conftest import Capturing
+from tests.support.sentry import Capturing
 from worker.observability import log_context, logs
 from worker.settings import LogSettings
 

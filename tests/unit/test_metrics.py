@@ -13,8 +13,8 @@ from sqlalchemy import insert
 from models.event import EventType
 from models.states import BatchState, Outcome, State
 from models.tables import Batch
-from tests.integration.test_facts import of_batch
-from tests.system import PROJECT
+from tests.support.stored import of_batch
+from tests.support.system import PROJECT
 from worker.observability import metrics
 from worker.observability.metrics import Instruments
 from worker.services.metrics_server import WorkerMetrics

@@ -18,7 +18,7 @@ from alembic.operations import BatchOperations, MigrateOperation, Operations, op
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy.types import NullType
 
-from tests.system import PROJECT
+from tests.support.system import PROJECT
 from worker.storage import migrator
 
 CHANGES_TABLES = re.compile(r"\b(alter|create|drop|rename|truncate|lock|grant|revoke)\b", re.IGNORECASE)

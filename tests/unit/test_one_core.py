@@ -6,7 +6,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.system import cores_of
+from tests.support.system import cores_of
 from worker.services.cpu_affinity import CpuAffinity, Ticks, better_core, read_core_ticks
 
 CORES = os.sched_getaffinity(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.system import until
+from tests.support.system import until
 from worker.errors import Unknown
 from worker.xone import read_back
 from worker.xone.circuit_breaker import CallsSuspended

@@ -12,7 +12,7 @@ import pytest
 import sentry_sdk
 import structlog
 
-from tests.conftest import Capturing
+from tests.support.sentry import Capturing
 from worker.errors import BadCredentials, ConfirmOfferError, DecryptionError, Unknown, describe, where
 from worker.observability import log_context, logs
 from worker.observability.sentry import CheckIns, allowed_only, configure_sentry, report, transaction

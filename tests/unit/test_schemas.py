@@ -18,10 +18,10 @@ from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
 from models.booking import Booking
 from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, error_data
 from models.job import JobRejected, read_job
-from tests.messages import problems_of_event
-from tests.servers import lacking
-from tests.system import PROJECT
-from tests.unit.test_job import ACCEPTED, ANY_JSON, FULL, MINIMAL, NOT_A_JOB, PASSED_ON, changed, to_bytes
+from tests.support.jobs import ACCEPTED, ANY_JSON, FULL, MINIMAL, NOT_A_JOB, PASSED_ON, changed, to_bytes
+from tests.support.messages import problems_of_event
+from tests.support.servers import lacking
+from tests.support.system import PROJECT
 from worker.cli.app import cli
 from worker.published.asyncapi import document
 from worker.published.json_schema import (

@@ -8,8 +8,11 @@ import pytest
 from pydantic import SecretStr
 
 from tasks.decide import RetryPolicy
+from tests.support.settings import KEY, OTHER_KEY, REQUIRED
 from worker.errors import SettingsError
 from worker.settings import (
+    NAMES,
+    SECTIONS,
     BrokerSettings,
     DatabaseSettings,
     EncryptionSettings,
@@ -25,22 +28,6 @@ from worker.settings import (
     read,
 )
 
-SECTIONS: list[type[Section]] = [
-    BrokerSettings,
-    DatabaseSettings,
-    EncryptionSettings,
-    XoneSettings,
-    RetrySettings,
-    EventSettings,
-    RetentionSettings,
-    LogSettings,
-    SentrySettings,
-    TracingSettings,
-    WorkerSettings,
-]
-NAMES = [name for section in SECTIONS for name in section.model_fields]
-KEY, OTHER_KEY = "A" * 43 + "=", "B" * 42 + "A="  # the same in each process that collects the tests
-REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "secret", "DATA_KEYS": KEY}
 MARK = "Geheimnis"  # stands for a value: no message may repeat it
 
 

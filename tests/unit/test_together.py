@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from tests.system import until
+from tests.support.system import until
 from worker.errors import ShuttingDown
 from worker.storage.group_commit import MAX_GROUP, GroupCommit
 

@@ -20,13 +20,13 @@ from kombu import Connection, Producer, Queue
 from sqlalchemy import Engine, func, select, update
 
 from models.tables import Confirmation
-from tests.messages import problems_of_event
+from tests.support.messages import problems_of_event
 from worker.messaging import topology
 from worker.sandbox.server import Sandbox
 from worker.storage import database
 from worker.storage.database import now_plus
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.05) -> Any:

@@ -11,10 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.system import PROJECT
-from tests.unit.test_settings import SECTIONS
+from tests.support.system import PROJECT
 from worker.cli.app import cli
-from worker.settings import Section
+from worker.settings import SECTIONS, Section
 
 MARGIN = 60.0  # seconds beyond XONE_TIMEOUT that a worker may take to end: recording, publishing, closing
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from tests.deployment import dockerfile
-from tests.deployment.dockerfile import Ignore, Instruction
-from tests.system import until
+from tests.support import dockerfile
+from tests.support.dockerfile import Ignore, Instruction
+from tests.support.system import until
 
 BASE_PATH = "/opt/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OF_THE_HOST = [

@@ -12,7 +12,7 @@ from models.event import EventType
 from worker.published.asyncapi import dead_letter_headers
 from worker.published.json_schema import envelope_schema
 
-_CLOUD_EVENT = Draft7Validator(json.loads((Path(__file__).parent / "schemas" / "cloudevents.json").read_text()))
+_CLOUD_EVENT = Draft7Validator(json.loads((Path(__file__).parents[1] / "schemas" / "cloudevents.json").read_text()))
 _DEAD_LETTER = Draft202012Validator(
     {**dead_letter_headers(), "additionalProperties": False}, format_checker=FormatChecker()
 )

@@ -28,7 +28,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.certificates import Certificate
+from tests.support.certificates import Authority, Certificate
 
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -458,6 +458,12 @@ class Prometheus(_Server):
         with urlopen(self.url + path, timeout=5) as answer:
             body: bytes = answer.read()
         return body
+
+
+def over_tls(rabbitmq: RabbitMQ, url: str, host: str = "127.0.0.1", trust: Authority | None = None) -> str:
+    """A URL of the private broker by way of TLS."""
+    options = f"?ssl_ca_certs={trust.file}" if trust else ""
+    return f"amqps://guest:guest@{host}:{rabbitmq.tls_port}{urlsplit(url).path}{options}"
 
 
 def _is_free(port: int) -> bool:

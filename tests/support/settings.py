@@ -1,0 +1,4 @@
+"""What the settings ask for at least."""
+
+KEY, OTHER_KEY = "A" * 43 + "=", "B" * 42 + "A="  # the same in each process that collects the tests
+REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "secret", "DATA_KEYS": KEY}
