@@ -23,16 +23,24 @@ def _decimal(text: str) -> Decimal | str:
 
 
 def write_exact(content: Any) -> str:
-    """JSON in which a Decimal is a decimal string and a time is ISO 8601."""
-    return json.dumps(content, default=_exact, separators=(",", ":"))
+    """Compact JSON in ASCII in which a Decimal is a decimal string and a time is RFC 3339. Raises TypeError."""
+    return _ENCODER.encode(content)
 
 
 def _exact(value: Any) -> str:
     if isinstance(value, Decimal):
-        return format(value, "f")
+        return decimal_text(value)
     if isinstance(value, datetime):
         return moment(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_ENCODER = json.JSONEncoder(default=_exact, separators=(",", ":"))  # once: to make one costs 2 µs
+
+
+def decimal_text(value: Decimal) -> str:
+    """A decimal with all its digits and without exponent: ``Decimal("1E+2")`` gives ``100``."""
+    return format(value, "f")
 
 
 def moment(value: datetime) -> str:
