@@ -29,6 +29,11 @@ class EventType(StrEnum):
     CONFIRMATION_NEEDS_REVIEW = "confirmation.needs_review"
 
 
+# Beside http-<status>. More may come.
+ERROR_CODES = (
+    "connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked",
+    "credentials", "poison", "resolved",
+)  # fmt: skip
 BOOKING_EVENTS = (EventType.BOOKING_CONFIRMED, EventType.BOOKING_PENDING)
 
 
@@ -101,8 +106,8 @@ class ErrorPart(Part):
     code: Annotated[
         str,
         _field(
-            "http-<status> where an HTTP status decided; else connect, timeout, connection-lost, bad-answer,"
-            " wrong-offer, too-large, redirect, already-booked, credentials, poison or resolved. More may come.",
+            f"http-<status> where an HTTP status decided; else {', '.join(ERROR_CODES[:-1])} or {ERROR_CODES[-1]}."
+            " More may come.",
             pattern=f"^[a-z0-9-]+{END}",
         ),
     ]

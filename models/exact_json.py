@@ -7,9 +7,9 @@ from typing import Any
 
 
 def read_exact(text: str | bytes) -> Any:
-    """JSON with its decimals as they were written: 19.90 stays ``Decimal("19.90")``. Raises ValueError.
+    """Reads JSON and keeps decimals as they were written: 19.90 gives ``Decimal("19.90")``. Raises ValueError.
 
-    What is no amount of anything (NaN, 1e999999999) stays as the text that it is: it has no JSON form to be stored.
+    NaN, Infinity and decimals with an exponent of 1,000 or more stay texts: they have no JSON form to be stored in.
     """
     return json.loads(text, parse_float=_decimal, parse_constant=str)
 

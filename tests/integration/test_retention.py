@@ -43,7 +43,7 @@ from worker.services.retention import Retention
 from worker.settings import EncryptionSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Encryption
-from worker.storage.pause_cache import ALL, Pauses
+from worker.storage.pause_cache import ALL, PauseCache
 from worker.xone.answers import BookingReceived
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"
@@ -128,7 +128,7 @@ def failed_late(runtime: Runtime, lease: Lease) -> None:
 def stop_calls(runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "a test", "tester@here")
-    runtime.pauses = Pauses()  # it looks again
+    runtime.pauses = PauseCache()  # it looks again
 
 
 # --- finding a person ---

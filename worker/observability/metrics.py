@@ -17,17 +17,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from models.event import EventType
-from models.states import Outcome, State
+from models.event import ERROR_CODES, EventType
+from models.states import ENDED, Outcome, State
 
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
 CALLS = ("confirm", "bookings", "token")
 NO_ERROR = "none"
-CODES = frozenset(
-    {"connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked"}
-    | {"credentials", "poison"}
-    | {f"http-{status.value}" for status in HTTPStatus}
-)
+CODES = frozenset({*ERROR_CODES, *(f"http-{status.value}" for status in HTTPStatus)})
 OTHER = "other"  # a status that nobody has registered
 DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
 

@@ -1,13 +1,14 @@
 """The AsyncAPI document: all channels by which the outside and this program speak, in one text for tools."""
 
-from typing import Any
-
-from kombu import Exchange, Queue
+from typing import TYPE_CHECKING, Any
 
 from models.event import CONTENT_TYPE, EventType
-from worker.messaging.dead_letter_queue import DEAD_LETTER_CODES
+from models.job import DEAD_LETTER_CODES
 from worker.messaging.topology import JOBS, booking_events, confirm_offer, dead_letters_queue, unrouted_queue
 from worker.published.json_schema import JOB_EXAMPLE, VERSION, envelope_schema, event_example, job_schema
+
+if TYPE_CHECKING:
+    from kombu import Exchange, Queue
 
 BINDING = {"bindingVersion": "0.3.0"}
 MESSAGE = {"amqp": {"contentEncoding": "utf-8", **BINDING}}
@@ -99,12 +100,12 @@ def document() -> dict[str, Any]:
 _SENT = {"deliveryMode": 2, "mandatory": True, **BINDING}
 
 
-def _exchange(exchange: Exchange) -> dict[str, Any]:
+def _exchange(exchange: "Exchange") -> dict[str, Any]:
     kind = {"name": exchange.name, "type": exchange.type, "durable": exchange.durable, "autoDelete": False}
     return {"is": "routingKey", "exchange": kind, **BINDING}
 
 
-def _queue(queue: Queue) -> dict[str, Any]:
+def _queue(queue: "Queue") -> dict[str, Any]:
     kind = {"name": queue.name, "durable": queue.durable, "exclusive": False, "autoDelete": False}
     return {"is": "queue", "queue": kind, **BINDING}
 

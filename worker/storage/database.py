@@ -1,10 +1,24 @@
 """The database: engine, clock, and all that PostgreSQL and SQLite do not share."""
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, ExceptionContext, Float, Select, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    Float,
+    Select,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -82,6 +96,17 @@ DIALECTS: dict[str, Any] = {"postgresql": postgresql, "sqlite": sqlite}
 def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
     """An INSERT that does nothing where a row with the same ``unique`` columns stands. dialect: of DIALECTS."""
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
+
+
+def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
+    """A condition that a column has one of these values, with the values as literals in the statement.
+
+    Only then can PostgreSQL, which plans for any parameters, and SQLite prove that a partial index holds all such rows.
+    """
+    is_one_of: ColumnElement[bool] = column.in_(
+        bindparam("values", values, unique=True, expanding=True, literal_execute=True)
+    )
+    return is_one_of
 
 
 class StatementBatch:
