@@ -53,7 +53,7 @@ def record(
 
     with_links: whether events carry customers' links.
     """
-    locked_ids = {"these": [attempt.lease.id for attempt in attempts]}
+    locked_ids = {"ids": [attempt.lease.id for attempt in attempts]}
     rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, locked_ids)}
     batch = StatementBatch(connection)
     states = []
@@ -61,7 +61,7 @@ def record(
         confirmation_id = attempt.lease.id
         if confirmation_id not in rows:  # another attempt of this confirmation was recorded just before
             batch.flush()
-            rows[confirmation_id] = connection.execute(_LOCK_FOR_DECISION, {"these": [confirmation_id]}).one()
+            rows[confirmation_id] = connection.execute(_LOCK_FOR_DECISION, {"ids": [confirmation_id]}).one()
         states.append(_record(connection, batch, encryption, rows.pop(confirmation_id), attempt, with_links))
     batch.flush()
     return states
@@ -80,7 +80,7 @@ def _record(
     _close_attempt(batch, encryption, attempt, owns_lease, is_purged=row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
-            stored = connection.execute(_STORED_BOOKING, {"this": lease.id}).scalar_one()
+            stored = connection.execute(_STORED_BOOKING, {"row_id": lease.id}).scalar_one()
             if stored != decision.booking.id:
                 log.error(  # the thread that commits for the others has another context: all ids stand here
                     "second_booking",
@@ -124,7 +124,7 @@ def apply_decision(batch: StatementBatch, row: Row[Any], decision: Decision, att
 
 def end_item(batch: StatementBatch, batch_id: int, confirmation_id: UUID, state: State) -> None:
     """Ends the batch item of a confirmation that has ended in ``state``."""
-    batch.add(_END_ITEM, {"batch": batch_id, "this": confirmation_id, "state": state})
+    batch.add(_END_ITEM, {"batch": batch_id, "row_id": confirmation_id, "state": state})
 
 
 def _close_attempt(
@@ -140,7 +140,7 @@ def _close_attempt(
     batch.add(
         _CLOSE_ATTEMPT,
         {
-            "this": lease.id,
+            "row_id": lease.id,
             "at": lease.number,
             "outcome": decision.outcome,
             "duration_ms": round(attempt.duration * 1000),
@@ -158,7 +158,7 @@ def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> N
     batch.add(
         _END if decision.state in EVENT_OF else _RETRY,
         {
-            "this": confirmation_id,
+            "row_id": confirmation_id,
             "state": decision.state,
             **({"delay": decision.delay} if decision.delay is not None else {}),
             "used": int(decision.uses_attempt),
@@ -269,14 +269,14 @@ _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.column
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
-_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("these"))).order_by(Confirmation.id)
-_STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("this"))
+_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("ids"))).order_by(Confirmation.id)
+_STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("row_id"))
 _CLOSE_ATTEMPT = update(Attempt.__table__).where(
-    _attempts.confirmation_id == bindparam("this"), _attempts.number == bindparam("at")
+    _attempts.confirmation_id == bindparam("row_id"), _attempts.number == bindparam("at")
 )
 _MOVE = (
     update(Confirmation.__table__)
-    .where(_confirmations.id == bindparam("this"))
+    .where(_confirmations.id == bindparam("row_id"))
     .values(
         lease_token=None,
         dispatched_until=None,
@@ -296,7 +296,8 @@ _INSERT_EVENT = insert(OutboxEvent.__table__).values(created_at=now())
 _END_ITEM = (
     update(BatchItem.__table__)
     .where(
-        BatchItem.__table__.c.batch_id == bindparam("batch"), BatchItem.__table__.c.confirmation_id == bindparam("this")
+        BatchItem.__table__.c.batch_id == bindparam("batch"),
+        BatchItem.__table__.c.confirmation_id == bindparam("row_id"),
     )
     .values(ended_at=now(), outcome=bindparam("state"))
 )

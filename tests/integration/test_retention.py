@@ -296,7 +296,7 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: 
     assert [step.confirmations for step in done] == [1, 1]
     stored = next(row for row in rows(runtime, Confirmation) if row.id == lease.id).sealed_body
     assert new_vault.is_current(stored)
-    assert json.loads(new_vault.open(lease.id, "body", stored)) == changed
+    assert json.loads(new_vault.decrypt(lease.id, "body", stored)) == changed
 
 
 # --- purge ---

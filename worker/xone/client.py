@@ -1,7 +1,8 @@
-"""XONE: token, confirm and read-back, and the one place that turns an answer into a booking or an error.
+"""The client of XONE: token, confirm, and the list of bookings.
 
-Facts about XONE: its Confirm Offer page (path, body, response, bearer token by client credentials), and observation of
-its older API where that page is silent (token path and body, idempotency key, list of bookings, 409 and 422).
+What is known of XONE, and from where: its Confirm Offer page documents path, body and response, and a bearer token by
+client credentials. Observation of its older API shows the path and body for tokens, the idempotency key, the list of
+bookings, and the meaning of 409 and 422.
 """
 
 import json
@@ -37,7 +38,7 @@ MAX_PAGES = 50  # of the list of bookings
 
 
 class Xone:
-    """A client for one process; threads share it."""
+    """The client of one process. Threads share it."""
 
     def __init__(self, settings: XoneSettings, connections: int = 64) -> None:
         self._settings = settings
@@ -63,9 +64,10 @@ class Xone:
         idempotency_key: UUID,
         before_call: Callable[[], None] = lambda: None,
     ) -> BookingReceived:
-        """Confirms an offer and returns its booking. Raises XoneError, and Held where no call may be made now.
+        """Confirms an offer and returns its booking. Raises XoneError, and CallsSuspended if no call may be made now.
 
-        before_call: called before anything is sent; what it raises stops the call.
+        body: JSON. idempotency_key: the same for the same body, so that XONE books once. before_call: called before
+        anything is sent; what it raises ends the call.
         """
         template = self._settings.XONE_CONFIRM_PATH
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
@@ -82,9 +84,10 @@ class Xone:
         before_call: Callable[[], None] = lambda: None,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> Booking | None:
-        """The booking of an offer from the partner's list of bookings, or None. Raises XoneError and Held.
+        """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
-        before_call: as in confirm, before each page. while_waiting: called every second while another thread reads.
+        quote_ids: of the offer, for a list that does not name offers. before_call: as in confirm, before each page.
+        while_waiting: called every second while another thread reads the list.
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
@@ -133,7 +136,7 @@ class Xone:
         body: bytes | None,
         before_call: Callable[[], None],
     ) -> HttpAnswer:
-        """The answer to a call with the bearer token; on a 401 once more with a new one."""
+        """The answer to a call with the bearer token. After a 401, calls once more with a new token."""
         answer = None
         for _ in range(2):
             token = self.tokens.get()
