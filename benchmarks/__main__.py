@@ -1,6 +1,7 @@
-"""confirm-offer beside its afternoon versions: rate, CPU, latency, memory. ``make bench`` renews docs/performance.md.
+"""Measures confirm-offer beside its afternoon versions: rate, CPU, latency, memory.
 
-Takes 45 minutes with ``--jobs 1000``, and longer without. All runs in turn, each program several times.
+``make bench`` renews docs/performance.md. It takes 45 minutes with ``--jobs 1000``, and longer with the default. The
+programs take turns in several rounds.
 """
 
 import os
@@ -43,33 +44,37 @@ CASES = (
     Case(0.05, 64, 3),
 )
 EASE = Case(0.05, 64)
-RATE = 20.0  # jobs a second at ease
+RATE = 20.0  # jobs per second at ease
 Rounds = dict[tuple[Case, Contender], list[Drained]]
 
 
 def rounds_of(rig: Rig, cases: tuple[Case, ...], contenders: tuple[Contender, ...], rounds: int, jobs: int) -> Rounds:
-    found: Rounds = {}
+    """Each contender drains a backlog of at least ``jobs`` jobs in each case, once a round."""
+    measured: Rounds = {}
     for number in range(rounds):
         for case in cases:
             for contender in contenders:
-                enough = max(jobs, 6 * case.in_flight * case.processes)  # so that those in flight at the start are few
+                enough = max(
+                    jobs, 6 * case.in_flight * case.processes
+                )  # so that jobs in flight at the start hardly count
                 drained = drain(rig, contender, case, enough, f"{number}-{time.time_ns()}")
-                found.setdefault((case, contender), []).append(drained)
+                measured.setdefault((case, contender), []).append(drained)
                 click.echo(f"{case}: {contender.name} {drained.rate:.0f}/s {drained.cpu:.2f} ms", err=True)
-    return found
+    return measured
 
 
-def side_by_side(found: Rounds) -> Iterator[str]:
+def side_by_side(measured: Rounds) -> Iterator[str]:
+    """Lines of a table. Ratios are those of the same round."""
     yield "| XONE, calls, processes | program | a second | CPU ms | PostgreSQL ms | MiB | rate ×[^×] | CPU ÷[^×] |"
     yield "|---|---|---|---|---|---|---|---|"
-    for (case, contender), drained in found.items():
-        pairs = list(zip(drained, found[case, AFTERNOON], strict=True))
-        rate = [it.rate / theirs.rate for it, theirs in pairs]
-        cpu = [theirs.cpu / it.cpu for it, theirs in pairs]
+    for (case, contender), drained in measured.items():
+        pairs = list(zip(drained, measured[case, AFTERNOON], strict=True))
+        rate = [ours.rate / afternoon.rate for ours, afternoon in pairs]
+        cpu = [afternoon.cpu / ours.cpu for ours, afternoon in pairs]
         yield (
-            f"| {case} | {contender.name} | {spread([it.rate for it in drained])}"
-            f" | {spread([it.cpu for it in drained])} | {median([it.database for it in drained]):.2f}"
-            f" | {median([it.memory for it in drained]):.0f}"
+            f"| {case} | {contender.name} | {spread([each.rate for each in drained])}"
+            f" | {spread([each.cpu for each in drained])} | {median([each.database for each in drained]):.2f}"
+            f" | {median([each.memory for each in drained]):.0f}"
             + (" | | |" if contender is AFTERNOON else f" | {spread(rate)} | {spread(cpu)} |")
         )
     yield ""
@@ -77,26 +82,28 @@ def side_by_side(found: Rounds) -> Iterator[str]:
 
 
 def spread(values: list[float]) -> str:
-    """The middle, and in brackets the least and the most."""
+    """The median, with minimum and maximum in brackets."""
     digits = 0 if median(values) >= 50 else 2
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def at_ease(rig: Rig, contenders: tuple[Contender, ...], rounds: int, seconds: float) -> Iterator[str]:
-    found: dict[Contender, list[list[float]]] = {contender: [] for contender in contenders}
+    """Lines of a table: time from publish to event, less XONE's, of jobs that come one by one."""
+    measured: dict[Contender, list[list[float]]] = {contender: [] for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
             took = one_by_one(rig, contender, EASE, RATE, seconds, f"ease-{time.time_ns()}")
-            found[contender].append([quantile(took, share) * 1000 for share in (0.5, 0.95, 0.99, 1.0)])
-            click.echo(f"at ease: {contender.name} p50 {found[contender][-1][0]:.1f} ms", err=True)
+            measured[contender].append([quantile(took, share) * 1000 for share in (0.5, 0.95, 0.99, 1.0)])
+            click.echo(f"at ease: {contender.name} p50 {measured[contender][-1][0]:.1f} ms", err=True)
     yield "| program | p50 ms | p95 ms | p99 ms | longest ms |"
     yield "|---|---|---|---|---|"
-    for contender, figures in found.items():
+    for contender, figures in measured.items():
         columns = (spread(list(column)) for column in zip(*figures, strict=True))
         yield f"| {contender.name} | {' | '.join(columns)} |"
 
 
 def long_backlog(rig: Rig, jobs: int) -> Iterator[str]:
+    """Lines of a table: rate and memory over each tenth of a long backlog."""
     case = Case(0.05, 256, 2)
     yield f"{jobs:,} jobs that wait, by tenths, {case}:\n"
     yield "| tenth | a second | MiB of one |"
@@ -106,6 +113,7 @@ def long_backlog(rig: Rig, jobs: int) -> Iterator[str]:
 
 
 def sudden(rig: Rig, jobs: int, rate: float) -> Iterator[str]:
+    """A line on jobs that come all at once. rate: confirmations per second of a drained backlog."""
     published, ended = spike(rig, OURS, Case(0.05, 256), jobs)
     yield (
         f"{jobs:,} jobs at once: published in {published:.1f} s, the last event after {ended:.1f} s; at the rate above"
@@ -114,7 +122,7 @@ def sudden(rig: Rig, jobs: int, rate: float) -> Iterator[str]:
 
 
 def growth(rows: int, rounds: int, jobs: int) -> Iterator[str]:
-    """Two rigs, one with full tables. The rounds measure one after the other, and change who comes first."""
+    """Lines of a table that compares a rig with full tables to one with empty tables. Rounds alternate the order."""
     with rig_in_a_folder() as empty, rig_in_a_folder() as full:
         began = time.monotonic()
         seed(full.engine, rows)
@@ -124,55 +132,56 @@ def growth(rows: int, rounds: int, jobs: int) -> Iterator[str]:
         os.sync()
         yield f"{rows:,} confirmations with all that hangs on them, made in {time.monotonic() - began:.0f} s:\n"
         rigs = [empty, full]
-        found: dict[Rig, list[dict[str, float]]] = {empty: [], full: []}
+        measured: dict[Rig, list[dict[str, float]]] = {empty: [], full: []}
         for _ in range(rounds):
             for rig in rigs:
-                found[rig].append(grown(rig, jobs))
+                measured[rig].append(measure_grown(rig, jobs))
             rigs.reverse()
     yield "| | empty tables | full tables | full ÷ empty |"
     yield "|---|---|---|---|"
-    for name in found[empty][0]:
-        before, after = ([figures[name] for figures in found[rig]] for rig in (empty, full))
-        ratio = [it / without for without, it in zip(before, after, strict=True)]
+    for name in measured[empty][0]:
+        before, after = ([figures[name] for figures in measured[rig]] for rig in (empty, full))
+        ratio = [with_rows / without for without, with_rows in zip(before, after, strict=True)]
         yield f"| {name} | {spread(before)} | {spread(after)} | {spread(ratio)} |"
 
 
-def grown(rig: Rig, jobs: int) -> dict[str, float]:
+def measure_grown(rig: Rig, jobs: int) -> dict[str, float]:
+    """Figures of one rig by their labels in docs/performance.md."""
     drained = drain(rig, OURS, EASE, jobs, f"drain-{time.time_ns()}")
     took = one_by_one(rig, OURS, EASE, RATE, 40, f"ease-{time.time_ns()}")
-    found = {
+    figures = {
         "confirmations a second": drained.rate,
         "CPU ms": drained.cpu,
         "PostgreSQL ms": drained.database,
         "at ease p50 ms": quantile(took, 0.5) * 1000,
         "at ease p99 ms": quantile(took, 0.99) * 1000,
-        **turns(rig),
+        **times_of_services(rig),
         **{f"`{words}` s": seconds_of(lambda words=words: command(rig, words), 3) for words in COMMANDS},
     }
-    click.echo(", ".join(f"{name} {figure:.2f}" for name, figure in found.items()), err=True)
-    return found
+    click.echo(", ".join(f"{name} {figure:.2f}" for name, figure in figures.items()), err=True)
+    return figures
 
 
-def turns(rig: Rig) -> dict[str, float]:
-    """Milliseconds of turns that find nothing to do, and of a purge of the next 100."""
+def times_of_services(rig: Rig) -> dict[str, float]:
+    """Milliseconds of a run of Scheduler and Relay that finds nothing to do, and of a purge of 100 confirmations."""
     with patch.dict(os.environ, rig.environment):
         runtime = Runtime()
         scheduler, relay = Scheduler(runtime), OutboxRelay(runtime)
 
-        def purge_some() -> None:
+        def purge_step() -> None:
             with runtime.engine.begin() as connection:
                 purge.purge(connection, datetime.now(UTC) - timedelta(days=2))
 
-        does = {
+        functions = {
             "Scheduler's turn ms": scheduler.run_once,
             "Relay's turn ms": relay.run_once,
-            "purge of 100 ms": purge_some,
+            "purge of 100 ms": purge_step,
         }
-        found = {name: seconds_of(do, 20) * 1000 for name, do in does.items()}
+        times = {name: seconds_of(function, 20) * 1000 for name, function in functions.items()}
         scheduler.close()
         relay.close()
         runtime.close()
-    return found
+    return times
 
 
 COMMANDS = (
@@ -188,19 +197,19 @@ def command(rig: Rig, words: str) -> None:
     subprocess.run([sys.executable, "-m", "worker", *words.split()], env=environment, cwd=PROJECT, capture_output=True)
 
 
-def seconds_of(do: Callable[[], object], times: int) -> float:
-    """The middle of so many."""
+def seconds_of(function: Callable[[], object], times: int) -> float:
+    """The median duration of so many calls."""
 
     def took() -> float:
         began = time.monotonic()
-        do()
+        function()
         return time.monotonic() - began
 
     return median(took() for _ in range(times))
 
 
-def plot(found: Rounds) -> None:
-    """Rates and CPU of all cases as bars, with their spread."""
+def plot(measured: Rounds) -> None:
+    """Draws rates and CPU of all cases as bars, with minimum and maximum, to PLOT."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -211,22 +220,22 @@ def plot(found: Rounds) -> None:
     )
     figure, axes = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
     figures: tuple[tuple[str, Callable[[Drained], float]], ...] = (
-        ("confirmations a second", lambda it: it.rate),
-        ("worker CPU for one, ms", lambda it: it.cpu),
+        ("confirmations a second", lambda drained: drained.rate),
+        ("worker CPU for one, ms", lambda drained: drained.cpu),
     )
-    cases = list(dict.fromkeys(case for case, _ in found))
-    for axis, (title, of) in zip(axes, figures, strict=True):
+    cases = list(dict.fromkeys(case for case, _ in measured))
+    for axis, (title, value_of) in zip(axes, figures, strict=True):
         for number, contender in enumerate(ALL):
-            values = [[of(it) for it in found[case, contender]] for case in cases]
-            middles = [median(several) for several in values]
+            values = [[value_of(drained) for drained in measured[case, contender]] for case in cases]
+            medians = [median(several) for several in values]
             errors = [
-                [at - min(several) for at, several in zip(middles, values, strict=True)],
-                [max(several) - at for at, several in zip(middles, values, strict=True)],
+                [at - min(several) for at, several in zip(medians, values, strict=True)],
+                [max(several) - at for at, several in zip(medians, values, strict=True)],
             ]
             places = [at + (number - 1.5) * 0.21 for at in range(len(cases))]
             axis.bar(
                 places,
-                middles,
+                medians,
                 0.2,
                 yerr=errors,
                 label=contender.name,
@@ -245,6 +254,7 @@ def plot(found: Rounds) -> None:
 
 @contextmanager
 def rig_in_a_folder() -> Iterator[Rig]:
+    """A prepared rig in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="confirm-offer-bench-"))
     with Rig(folder) as rig:
         prepare(rig)
@@ -253,6 +263,7 @@ def rig_in_a_folder() -> Iterator[Rig]:
 
 
 def machine() -> str:
+    """Cores, memory and Python of this machine."""
     memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024**2
     model = next(
         (
@@ -273,12 +284,12 @@ def machine() -> str:
 @click.option("--write/--print", default=True, help="Renew docs/performance.md, or print what it would hold.")
 def main(rounds: int, jobs: int, waiting: int, rows: int, write: bool) -> None:
     with rig_in_a_folder() as rig:
-        measured = f"Measured on {datetime.now(UTC):%Y-%m-%d} with {machine()}"
-        found = rounds_of(rig, CASES, ALL, rounds, jobs)
-        rate = median([it.rate for it in found[Case(0.05, 256), OURS]])
+        heading = f"Measured on {datetime.now(UTC):%Y-%m-%d} with {machine()}"
+        measured = rounds_of(rig, CASES, ALL, rounds, jobs)
+        rate = median([drained.rate for drained in measured[Case(0.05, 256), OURS]])
         sections = [
-            f"{measured}; {rounds} rounds of {jobs} jobs or more; the middle (least to most).\n",
-            "### Side by side\n", *side_by_side(found), "\n![rate and CPU](performance.svg)\n",
+            f"{heading}; {rounds} rounds of {jobs} jobs or more; the middle (least to most).\n",
+            "### Side by side\n", *side_by_side(measured), "\n![rate and CPU](performance.svg)\n",
             f"### At ease: {RATE:.0f} jobs a second, publish to event less XONE's 50 ms\n",
             *at_ease(rig, ALL, rounds, 30),
             *(["\n### Backlog\n", *long_backlog(rig, waiting)] if waiting else []),
@@ -289,7 +300,7 @@ def main(rounds: int, jobs: int, waiting: int, rows: int, write: bool) -> None:
     if write:
         head, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(head + BEGIN + page + END + rest.partition(END)[2])
-        plot(found)
+        plot(measured)
     click.echo(page)
 
 

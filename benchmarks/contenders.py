@@ -1,4 +1,4 @@
-"""What is measured side by side: confirm-offer, and its afternoon versions on Celery and on dramatiq."""
+"""The programs that are compared: confirm-offer, and its afternoon versions on Celery and on dramatiq."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from tests.support.system import PROJECT, WorkerProcess, job, until
 from worker.messaging import topology
 from worker.messaging.publisher import Message, Publisher
 
-CHUNK = 1000  # messages that are published before the broker's confirms are waited for
+CHUNK = 1000  # messages published before waiting for the broker's confirms
 
-# What ours is shipped with.
-IN_THE_IMAGE = dict(re.findall(r"(GLIBC_TUNABLES)=(\S+)", (PROJECT / "Dockerfile").read_text()))
+# Environment of our image.
+IMAGE_ENVIRONMENT = dict(re.findall(r"(GLIBC_TUNABLES)=(\S+)", (PROJECT / "Dockerfile").read_text()))
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One program for the job: where its jobs go, in which form, and what runs it."""
+    """A program: the exchange and queue of its jobs, and the command of its worker."""
 
     name: str
     exchange: str
     queue: str
-    command: tuple[str, ...]  # arguments of Python; {in_flight} stands for the calls in flight, {node} for a name
+    command: tuple[str, ...]  # arguments of Python; {in_flight} and {node}, a unique name, are filled in
 
     def message(self, offer: str) -> Message:
-        """The job as a checkout publishes it to this program."""
+        """The message of a job in the form that this program expects."""
         content: Any = job(offer)
         headers: dict[str, Any] = {}
         if self is AFTERNOON:
@@ -51,12 +51,14 @@ class Contender:
         return Message(offer, json.dumps(content).encode(), self.exchange, self.queue, headers=headers)
 
     def start(self, rig: Rig, latency: float, in_flight: int) -> WorkerProcess:
-        """A worker process of it. latency: of XONE's answers, in seconds."""
+        """Starts a worker process. latency: seconds until XONE answers; in_flight: concurrent calls."""
         command = [part.format(in_flight=in_flight, node=uuid4().hex) for part in self.command]
-        own = (
-            {"DATABASE_URL": rig.database_url, **IN_THE_IMAGE} if self.exchange else {"DATABASE_URL": rig.afternoon_url}
+        settings = (
+            {"DATABASE_URL": rig.database_url, **IMAGE_ENVIRONMENT}
+            if self.exchange
+            else {"DATABASE_URL": rig.afternoon_url}
         )
-        return rig.start_worker(command, XONE_BASE_URL=rig.xone(latency), WORKER_CONCURRENCY=str(in_flight), **own)
+        return rig.start_worker(command, XONE_BASE_URL=rig.xone(latency), WORKER_CONCURRENCY=str(in_flight), **settings)
 
 
 OURS = Contender("confirm-offer", topology.confirm_offer.name, topology.JOBS, ("-m", "worker", "worker"))
@@ -76,7 +78,7 @@ ALL = (AFTERNOON, DRAMATIQ, OURS, GREEN)
 
 
 def prepare(rig: Rig) -> None:
-    """Tables and queues of the afternoon versions: their workers declare the queues."""
+    """Creates the tables of the afternoon versions, and starts their workers once to declare their queues."""
     code = "from benchmarks.afternoon.confirm import Base, engine; Base.metadata.create_all(engine)"
     environment = {**os.environ, **rig.environment, "DATABASE_URL": rig.afternoon_url, "WORKER_CONCURRENCY": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=PROJECT, check=True)
@@ -87,5 +89,6 @@ def prepare(rig: Rig) -> None:
 
 
 def publish(publisher: Publisher, contender: Contender, offers: Sequence[str]) -> None:
+    """Publishes a job for each offer id."""
     for at in range(0, len(offers), CHUNK):
         publisher.publish(contender.message(offer) for offer in offers[at : at + CHUNK])

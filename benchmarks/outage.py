@@ -1,10 +1,10 @@
-"""After an outage: 20,000 failed confirmations, one group of 15,000 tried again, while live jobs come in.
+"""After an outage: of 20,000 failed confirmations a group of 15,000 is reprocessed, while live jobs come in.
 
     python -m benchmarks.outage
 
-Live jobs are published at 20 a second, first alone, then while ``confirm-offer reprocess --rate … --follow`` runs.
-The batch is paused and resumed, and twice all workers are killed. Prints what came of it; exits with 1 where the
-batch did not end with each offer confirmed by one more call.
+Live jobs are published at 20 per second, first alone, then while ``confirm-offer reprocess --rate … --follow`` runs.
+The batch is paused and resumed, and all workers are killed twice. Prints the result; exits with 1 unless each offer of
+the batch was confirmed by exactly one more call.
 """
 
 import json
@@ -32,24 +32,24 @@ from tests.support.system import PROJECT, job, until
 from worker.storage.database import now
 from worker.storage.encryption import Encryption
 
-GROUPS = (  # of failed confirmations: share, code, status, detail
+GROUPS = (  # of failed confirmations: share of the total, code, HTTP status, detail
     (0.75, "http-503", 503, "XONE answered 503 Service Unavailable"),
     (0.20, "connect", None, "XONE can't be reached"),
     (0.05, "http-422", 422, "XONE answered 422 Unprocessable Entity: This offer has expired."),
 )
-LIVE = 20.0  # jobs a second
+LIVE_RATE = 20.0  # jobs per second
 CHUNK = 1000
 
 
 def seed(rig: Rig, total: int) -> list[str]:
-    """Failed confirmations of 50 partners in three groups. Returns the offers of the first."""
+    """Stores failed confirmations of 50 partners in three groups. Returns the offers of the first group."""
     encryption = Encryption([rig.environment["DATA_KEYS"]])
-    chosen: list[str] = []
+    first_group: list[str] = []
     for share, code, status, detail in GROUPS:
         offers = [f"{code}-{number}" for number in range(round(share * total))]
-        chosen = chosen or offers
+        first_group = first_group or offers
         for at in range(0, len(offers), CHUNK):
-            rows = [failed(encryption, offer, number) for number, offer in enumerate(offers[at : at + CHUNK])]
+            rows = [failed_row(encryption, offer, number) for number, offer in enumerate(offers[at : at + CHUNK])]
             error = {"error_code": code, "error_http_status": status, "error_detail": detail}
             with rig.engine.begin() as connection:
                 connection.execute(
@@ -67,10 +67,10 @@ def seed(rig: Rig, total: int) -> list[str]:
                         for row in rows
                     ],
                 )
-    return chosen
+    return first_group
 
 
-def failed(encryption: Encryption, offer: str, number: int) -> dict[str, Any]:
+def failed_row(encryption: Encryption, offer: str, number: int) -> dict[str, Any]:
     parsed = read_job(json.dumps(job(offer, partner_id=f"P-{number % 50}")).encode())
     row_id = uuid7()
     return {
@@ -88,7 +88,7 @@ def failed(encryption: Encryption, offer: str, number: int) -> dict[str, Any]:
 
 
 class Live:
-    """Live jobs, and how long each takes from publish to event."""
+    """Publishes live jobs, and measures the time of each from publish to event."""
 
     def __init__(self, rig: Rig, consumer: Consumer) -> None:
         self.checkout = Checkout(rig)
@@ -97,7 +97,7 @@ class Live:
     @contextmanager
     def coming_in(self, name: str) -> Iterator[None]:
         ended = Event()
-        thread = Thread(target=self.checkout.publish_steadily, args=(name, LIVE, lambda: not ended.is_set()))
+        thread = Thread(target=self.checkout.publish_steadily, args=(name, LIVE_RATE, lambda: not ended.is_set()))
         thread.start()
         try:
             yield
@@ -106,14 +106,17 @@ class Live:
             thread.join()
 
     def took(self, name: str, since: float = 0.0, before: float = float("inf")) -> list[float]:
-        """Seconds, of the jobs of that name published in the time given. Waits until all have their events."""
+        """Waits until all jobs of that name have events. Returns the seconds of those published in this period."""
         offers = [offer for offer in self.checkout.published if offer.startswith(f"{name}-")]
         until(lambda: all(offer in self.consumer.arrived for offer in offers), 120)
         published = self.checkout.published
-        return [self.consumer.arrived[it] - published[it] for it in offers if since <= published[it] < before]
+        return [
+            self.consumer.arrived[offer] - published[offer] for offer in offers if since <= published[offer] < before
+        ]
 
 
 def command(rig: Rig, *arguments: str) -> Any:
+    """Runs a command of confirm-offer with --json. Returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "worker", *arguments, "--json"],
         env={**rig.environment, "PATH": "/usr/bin:/bin"}, cwd=PROJECT, capture_output=True, text=True, check=True,
@@ -121,7 +124,7 @@ def command(rig: Rig, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def batch(rig: Rig) -> dict[str, Any]:
+def newest_batch(rig: Rig) -> dict[str, Any]:
     (newest,) = command(rig, "batches")["batches"]
     return dict(newest)
 
@@ -132,6 +135,7 @@ def in_ms(values: list[float]) -> str:
 
 
 def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool:
+    """Runs the scenario. Returns whether each offer of the batch was confirmed by exactly one more call."""
     chosen = seed(rig, total)
     click.echo(f"{total} failed confirmations in three groups; {workers} workers")
 
@@ -147,7 +151,7 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
     with rig.consumer() as consumer:
         live = Live(rig, consumer)
         with live.coming_in("warm"):
-            until(lambda: sum(it.startswith("warm-") for it in list(consumer.arrived)) >= 40, 60)
+            until(lambda: sum(offer.startswith("warm-") for offer in list(consumer.arrived)) >= 40, 60)
         with live.coming_in("alone"):
             time.sleep(seconds)
         alone = live.took("alone")
@@ -167,10 +171,10 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
             until(lambda: confirmed() >= len(chosen) // 3, 600)
             first_third = time.time()
             command(rig, "batch", "pause", "1")
-            until(lambda: batch(rig)["running"] == 0, 60)
-            stood, paused_at = confirmed(), time.time()
+            until(lambda: newest_batch(rig)["running"] == 0, 60)
+            confirmed_before, paused_at = confirmed(), time.time()
             until(lambda: time.time() - paused_at > 5, 10)
-            while_paused = confirmed() - stood
+            while_paused = confirmed() - confirmed_before
             kill()
             start()
             command(rig, "batch", "resume", "1")
@@ -185,7 +189,7 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
         reached = len(chosen) / 3 / (first_third - began)
     calls = rig.calls()
     again = Counter(calls.get(offer, 0) for offer in chosen)
-    newest = batch(rig)
+    newest = newest_batch(rig)
     click.echo(shown.read_text())
     click.echo(f"batch: {newest['confirmed']} of {newest['total']} confirmed, {newest['failed']} failed again; "
                f"{reached:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every benchmark runs on: private RabbitMQ and PostgreSQL, a cheap XONE, workers, a checkout, a consumer."""
+"""The test rig of all benchmarks: private RabbitMQ and PostgreSQL, a cheap XONE, workers, a checkout, a consumer."""
 
 import json
 import os
@@ -28,7 +28,7 @@ CLIENT = {"XONE_CLIENT_ID": "benchmark", "XONE_CLIENT_SECRET": "benchmark"}
 
 
 class Rig:
-    """One broker, one database with tables, one XONE. ``latency``: of its answers, in seconds."""
+    """A broker, a database with tables, and an XONE. latency: seconds until it answers a confirm."""
 
     def __init__(self, folder: Path, latency: float = 0.05) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Rig:
             "DATABASE_URL": self.database_url,
             "XONE_BASE_URL": self.xone(self.latency),
             "DATA_KEYS": Fernet.generate_key().decode(),
-            "PYTHONWARNINGS": "ignore",  # Celery's, of the superuser
+            "PYTHONWARNINGS": "ignore",  # Celery warns of running as root
             **CLIENT,
         }
         return self
@@ -72,7 +72,7 @@ class Rig:
         self.postgresql.stop()
 
     def xone(self, latency: float) -> str:
-        """The URL of an XONE that takes so many seconds for a confirm."""
+        """The URL of an XONE with this latency in seconds; starts it at first use."""
         if latency not in self._upstreams:
             command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(latency)]
             upstream = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
@@ -86,7 +86,7 @@ class Rig:
         return self.workers[-1]
 
     def connect(self) -> amqp.Connection:
-        """A connection with confirms: without them RabbitMQ may lose what was published just before the close."""
+        """A connection with confirms. Without them, RabbitMQ may lose what is published just before the close."""
         return amqp.Connection(f"127.0.0.1:{self.rabbitmq.port}", confirm_publish=True)
 
     def has_queue(self, name: str) -> bool:
@@ -98,9 +98,9 @@ class Rig:
             return True
 
     def calls(self) -> dict[str, int]:
-        """How often each offer was confirmed upstream."""
-        told: dict[str, int] = requests.get(f"{self.xone(self.latency)}/calls", timeout=30).json()
-        return told
+        """How many confirm calls XONE has received for each offer."""
+        calls: dict[str, int] = requests.get(f"{self.xone(self.latency)}/calls", timeout=30).json()
+        return calls
 
     @contextmanager
     def consumer(self) -> Iterator["Consumer"]:
@@ -112,7 +112,7 @@ class Rig:
 
 
 class Consumer:
-    """Takes all events; remembers when the first one of each offer came."""
+    """Consumes all events, and records when the first event of each offer arrived."""
 
     def __init__(self, rabbitmq: RabbitMQ) -> None:
         self.arrived: dict[str, float] = {}  # time.time() by offer id
@@ -143,7 +143,7 @@ class Consumer:
 
 
 class Checkout:
-    """Publishes jobs with confirms; remembers when each was published."""
+    """Publishes jobs with confirms, and records when each was published."""
 
     def __init__(self, rig: Rig) -> None:
         self.published: dict[str, float] = {}  # time.time() by offer id
@@ -159,10 +159,10 @@ class Checkout:
             self.published[offer] = time.time()
             self._channel.basic_publish(message, topology.confirm_offer.name, topology.JOBS)
 
-    def publish_steadily(self, name: str, rate: float, going_on: Callable[[], bool]) -> None:
-        """``rate`` jobs a second for as long as asked."""
+    def publish_steadily(self, name: str, rate: float, is_running: Callable[[], bool]) -> None:
+        """Publishes ``rate`` jobs per second while ``is_running()``."""
         started, number = time.monotonic(), 0
-        while going_on():
+        while is_running():
             self.publish([f"{name}-{number}"])
             number += 1
             time.sleep(max(started + number / rate - time.monotonic(), 0.0))
@@ -172,7 +172,7 @@ class Checkout:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started, as far as they run."""
+    """The ids of a running process and of all its descendants."""
     children = [
         int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
     ]
@@ -180,17 +180,18 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_of(pid: int) -> float:
-    """Seconds of CPU that a process and its children have used."""
+    """Seconds of CPU that a process and its descendants have used."""
     fields = [Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split() for member in family(pid)]
     return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICKS
 
 
 def memory_of(pid: int) -> float:
-    """MiB of memory that a process and its children hold."""
-    told = [Path(f"/proc/{member}/status").read_text().partition("VmRSS:")[2].split() for member in family(pid)]
-    return sum(int(words[0]) for words in told if words) / 1024  # one that has just ended holds none
+    """Resident memory, in MiB, of a process and its descendants."""
+    sizes = [Path(f"/proc/{member}/status").read_text().partition("VmRSS:")[2].split() for member in family(pid)]
+    return sum(int(words[0]) for words in sizes if words) / 1024  # a process that has just ended has none
 
 
 def quantile(values: list[float], share: float) -> float:
+    """share: 0.5 for the median."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]

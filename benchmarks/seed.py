@@ -1,9 +1,9 @@
-"""Fills the tables as a year of work leaves them: what has ended long ago, and all that hangs on it.
+"""Fills the tables as a year of work leaves them: confirmations that ended long ago, and their dependent rows.
 
     python -m benchmarks.seed --url postgresql+psycopg://localhost/confirm_offer --rows 2000000
 
-Of 1,000 confirmations 980 are confirmed, 5 pending, 14 failed for three causes and 1 needs review. The rows are made in
-the database, which is quicker than sending them there with COPY.
+Of 1,000 confirmations, 980 are confirmed, 5 pending, 14 failed for three causes, and 1 needs review. The database
+generates the rows, which is faster than COPY.
 """
 
 import time
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from worker.storage import database, migrator
 
-STEP = 100_000
+STEP = 100_000  # confirmations in one transaction
 PARTNERS = 50
 ID = "('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
 SEALED = "convert_to(repeat(md5(n::text), {}), 'UTF8')"
@@ -48,7 +48,7 @@ from generate_series(cast(:first as int), cast(:last as int)) n;
 
 
 def seed(engine: Engine, rows: int) -> None:
-    """Adds so many confirmations to tables that hold no seeded ones, and lets PostgreSQL learn what is in them."""
+    """Adds so many confirmations to tables without seeded ones, then analyzes the tables."""
     for first in range(1, rows + 1, STEP):
         with engine.begin() as connection:
             for statement in ROWS.split(";")[:-1]:
@@ -58,7 +58,7 @@ def seed(engine: Engine, rows: int) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--url", required=True, help="Of a PostgreSQL database, at best an empty one.")
+@click.option("--url", required=True, help="Of a PostgreSQL database, preferably an empty one.")
 @click.option("--rows", default=2_000_000, show_default=True, type=click.IntRange(1))
 def main(url: str, rows: int) -> None:
     engine = database.connect(url)

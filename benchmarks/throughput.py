@@ -1,4 +1,4 @@
-"""What is measured: a backlog worked off, single jobs at ease, a spike."""
+"""The measurements: draining a backlog, single jobs at ease, a spike."""
 
 import time
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from benchmarks.rig import Consumer, Rig, cpu_of, memory_of
 from tests.support.system import WorkerProcess, until
 from worker.messaging.publisher import Publisher
 
-FROM, TO = 0.2, 0.9  # of the jobs of a backlog: what is measured, without the start and the end
-PATIENCE = 1200  # seconds
+FROM, TO = 0.2, 0.9  # share of a backlog's jobs between which is measured, without start and end
+TIMEOUT = 1200  # seconds
 
 
 class Case(NamedTuple):
-    """latency: of XONE, in seconds; in_flight: calls of each process."""
+    """latency: seconds until XONE answers; in_flight: concurrent calls of each process."""
 
     latency: float
     in_flight: int
@@ -32,7 +32,9 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Drained:
-    """A backlog worked off: confirmations a second; ms of workers' CPU and of PostgreSQL's time for one; MiB."""
+    """Of a drained backlog. rate: confirmations per second; cpu, database: milliseconds of the workers' CPU and of
+    PostgreSQL's active time for one; memory: MiB of the largest worker.
+    """
 
     rate: float
     cpu: float
@@ -42,6 +44,7 @@ class Drained:
 
 @contextmanager
 def running(rig: Rig, contender: Contender, case: Case) -> Iterator[list[WorkerProcess]]:
+    """Runs the workers of a case."""
     workers = [contender.start(rig, case.latency, case.in_flight) for _ in range(case.processes)]
     try:
         yield workers
@@ -51,7 +54,7 @@ def running(rig: Rig, contender: Contender, case: Case) -> Iterator[list[WorkerP
 
 
 def fill(rig: Rig, contender: Contender, name: str, jobs: int) -> list[str]:
-    """Publishes jobs; their offers."""
+    """Publishes jobs. Returns their offers."""
     offers = [f"{name}-{number}" for number in range(jobs)]
     with Publisher(rig.rabbitmq.url) as publisher:
         publish(publisher, contender, offers)
@@ -59,7 +62,7 @@ def fill(rig: Rig, contender: Contender, name: str, jobs: int) -> list[str]:
 
 
 def drain(rig: Rig, contender: Contender, case: Case, jobs: int, name: str) -> Drained:
-    """Publishes jobs, then starts the workers and measures while they work on them."""
+    """Publishes jobs, starts the workers, and measures while they drain the backlog."""
     fill(rig, contender, name, jobs)
     with rig.consumer() as consumer, running(rig, contender, case) as workers:
 
@@ -77,21 +80,21 @@ def drain(rig: Rig, contender: Contender, case: Case, jobs: int, name: str) -> D
 
 
 def backlog(rig: Rig, contender: Contender, case: Case, jobs: int, parts: int) -> list[tuple[float, float]]:
-    """A long one: the rate, and MiB of a worker at the end, of each tenth or other part."""
+    """Drains a long backlog in equal parts. Returns of each part the rate, and a worker's memory in MiB at its end."""
     fill(rig, contender, "backlog", jobs)
-    found = []
+    measured = []
     with rig.consumer() as consumer, running(rig, contender, case) as (worker, *_):
         wait_for(consumer, 1)
         for part in range(1, parts + 1):
             began, before = time.monotonic(), len(consumer.arrived)
             wait_for(consumer, part * jobs // parts)
             rate = (len(consumer.arrived) - before) / (time.monotonic() - began)
-            found.append((rate, memory_of(worker.process.pid)))
-    return found
+            measured.append((rate, memory_of(worker.process.pid)))
+    return measured
 
 
 def one_by_one(rig: Rig, contender: Contender, case: Case, rate: float, seconds: float, name: str) -> list[float]:
-    """Seconds from publish to event, less XONE's, of jobs that come ``rate`` a second."""
+    """Publishes ``rate`` jobs per second. Returns of each the seconds from publish to event, less XONE's latency."""
     published: dict[str, float] = {}
     with Publisher(rig.rabbitmq.url) as publisher, rig.consumer() as consumer, running(rig, contender, case):
         publish(publisher, contender, [f"{name}-warm-{number}" for number in range(50)])
@@ -107,7 +110,7 @@ def one_by_one(rig: Rig, contender: Contender, case: Case, rate: float, seconds:
 
 
 def spike(rig: Rig, contender: Contender, case: Case, jobs: int) -> tuple[float, float]:
-    """Jobs that all come at once: seconds until they were published, and until the last of them had its event."""
+    """Publishes all jobs at once. Returns the seconds until they were published, and until the last event arrived."""
     with rig.consumer() as consumer, running(rig, contender, case):
         fill(rig, contender, "before", 20)
         wait_for(consumer, 20)
@@ -119,10 +122,10 @@ def spike(rig: Rig, contender: Contender, case: Case, jobs: int) -> tuple[float,
 
 
 def wait_for(consumer: Consumer, events: int) -> None:
-    until(lambda: len(consumer.arrived) >= events, PATIENCE, every=0.005)
+    until(lambda: len(consumer.arrived) >= events, TIMEOUT, every=0.005)
 
 
 def database_time(rig: Rig) -> float:
-    """Milliseconds that PostgreSQL has spent on statements."""
+    """Milliseconds that PostgreSQL has spent executing statements."""
     with rig.engine.connect() as connection:
         return float(connection.execute(text("select sum(active_time) from pg_stat_database")).scalar_one())

@@ -1,8 +1,9 @@
-"""An XONE that costs little: token, confirm and list of bookings, each confirm answered after a while.
+"""A cheap XONE for benchmarks: token, confirm, and list of bookings. Each confirm is answered after a latency.
 
     python -m benchmarks.upstream --latency 0.05
 
-Prints its URL. The answers are the sandbox's, whole; there are no faults. ``GET /calls`` tells the confirms by offer.
+Prints its URL. The answers are those of the sandbox, without faults. ``GET /calls`` returns the number of confirms by
+offer.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ TOKEN = json.dumps({"access_token": "benchmark", "expires_in": 86400, "token_typ
 
 
 class Upstream(asyncio.Protocol):
+    """A connection. latency: seconds until a confirm is answered."""
+
     latency = 0.0
     calls: ClassVar[Counter[str]] = Counter()  # by offer
     bookings: ClassVar[defaultdict[bytes, dict[str, bytes]]] = defaultdict(dict)  # by partner and offer

@@ -21,7 +21,8 @@ from tasks.accept import Delivery
 from tasks.lease import Lease
 from worker.errors import ShuttingDown
 from worker.messaging import topology
-from worker.messaging.publisher import Message, NotTaken, Publisher
+from worker.messaging.properties import ids_of_message, valid_text
+from worker.messaging.publisher import Message, Publisher
 from worker.observability import log_context, metrics, tracing
 from worker.observability.sentry import report, transaction
 from worker.outages import retry_while_unavailable
@@ -48,9 +49,9 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
         def told(self: Task, body: bytes) -> None:
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
-            message_id, correlation_id = (_text(properties.get(name)) for name in ("message_id", "correlation_id"))
+            ids = ids_of_message(properties)
             with (
-                log_context.for_task(do.__name__, queue, traceparent, message_id, correlation_id),
+                log_context.for_task(do.__name__, queue, traceparent, ids.get("message_id"), ids.get("correlation_id")),
                 transaction(do.__name__),
             ):
                 do(self, body)
@@ -67,7 +68,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
     runtime = current()
     request = self.request
     delivery = Delivery(
-        _text(request.correlation_id),
+        valid_text(request.correlation_id),
         tracing.traceparent(_traceparent(request.traceparent)),
         _published_at(request.properties.get("timestamp")),
     )
@@ -135,15 +136,18 @@ def dead_letter(
         "x-dead-letter-at": datetime.now(UTC).isoformat(timespec="seconds"),
         **({"traceparent": delivery.traceparent} if delivery.traceparent else {}),
     }
-    kept = {name: value for name in ("message_id", "correlation_id") if (value := _text(properties.get(name)))}
     letter = Message(
-        "letter", body, topology.confirm_offer.name, topology.DEAD_LETTERS, properties=kept, headers=headers
+        "letter",
+        body,
+        topology.confirm_offer.name,
+        topology.DEAD_LETTERS,
+        properties=ids_of_message(properties),
+        headers=headers,
     )
 
     def publish() -> None:
         with Publisher(runtime.broker_settings.url) as publisher:
-            if not publisher.publish([letter]):
-                raise NotTaken
+            publisher.publish_one(letter)
 
     try:
         retry_while_unavailable(publish, runtime.shutting_down)
@@ -152,10 +156,6 @@ def dead_letter(
     metrics.dead_lettered(rejection.code)
     log_context.bind(code=rejection.code)
     log.warning("job_rejected", detail=rejection.detail)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(r"[^\x00\ud800-\udfff]{1,255}", value) else None
 
 
 def _traceparent(value: Any) -> str | None:

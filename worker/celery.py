@@ -1,14 +1,19 @@
-"""The Celery application: ``celery -A worker worker`` and ``confirm-offer worker`` run it.
+"""The Celery application of ``celery -A worker worker`` and ``confirm-offer worker``.
 
-Beside the tasks, a worker runs Scheduler and Relay; WORKER_PARTS switches parts off.
+Beside the tasks, a worker runs background services (worker.services.bootstep); WORKER_PARTS switches parts off.
 """
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.worker import WorkController
+from celery.worker import state as celery_state
 
 from worker import gevent_support
 from worker.errors import SettingsError
@@ -20,12 +25,13 @@ from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
 
-# Seconds for one answer of RabbitMQ: without them a worker that is told to stop would wait for ever for one that hangs.
-BROKER_PATIENCE = {"read_timeout": 15, "write_timeout": 15}
+# Seconds for one answer of RabbitMQ. Without them, a worker that is to stop waits for ever for a broker that hangs.
+BROKER_TIMEOUTS = {"read_timeout": 15, "write_timeout": 15}
+EMBEDDED_SHUTDOWN_TIMEOUT = 15  # seconds
 
 
 def make_app(runtime: Runtime) -> Celery:
-    """A Celery application for the settings of a process. Raises SettingsError."""
+    """A Celery application with the settings of a process. Raises SettingsError for an invalid one."""
     runtime.check_settings()
     if runtime.worker_settings.WORKER_POOL == "gevent":
         gevent_support.require()
@@ -35,11 +41,11 @@ def make_app(runtime: Runtime) -> Celery:
     app.conf.update(
         broker_url=broker_url,
         broker_use_ssl=tls,
-        broker_transport_options={"polling_interval": 0.01} if is_memory else BROKER_PATIENCE,
+        broker_transport_options={"polling_interval": 0.01} if is_memory else BROKER_TIMEOUTS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
-        # Above the longest drain of a warm shutdown, one call: no heartbeat is sent in it with the threads pool.
+        # Longer than a warm shutdown can take, which is one call: the threads pool sends no heartbeats during it.
         broker_heartbeat=0 if is_memory else max(60, round(2 * runtime.xone_settings.XONE_TIMEOUT)),
         task_queues=(topology.jobs_queue, topology.resume_queue),
         task_create_missing_queues=False,
@@ -48,10 +54,9 @@ def make_app(runtime: Runtime) -> Celery:
         task_store_errors_even_if_ignored=False,
         accept_content=["json"],
         imports=("tasks.celery_tasks",),
-        worker_consumer="worker.messaging.consumer:PlainConsumer",
-        **(
-            {} if gevent_support.is_active() else {"worker_pool": runtime.worker_settings.WORKER_POOL}
-        ),  # Celery has -P for gevent
+        worker_consumer="worker.messaging.consumer:PlainJsonConsumer",
+        # Celery's option -P sets gevent.
+        **({} if gevent_support.is_active() else {"worker_pool": runtime.worker_settings.WORKER_POOL}),
         worker_concurrency=runtime.worker_settings.WORKER_CONCURRENCY,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -69,47 +74,63 @@ def make_app(runtime: Runtime) -> Celery:
     return app
 
 
+@contextmanager
+def embedded_worker() -> Iterator[None]:
+    """Runs a worker with a pool of threads inside this process until the block ends, then shuts it down warmly.
+
+    It is the worker that ``confirm-offer worker`` runs. One at a time: Celery keeps a worker's state per process.
+    """
+    worker = WorkController(app=app, pool_cls="threads")
+    thread = Thread(target=worker.start, name="worker", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        celery_state.should_stop = 0  # an exit code: the consumer ends as after SIGTERM
+        thread.join(EMBEDDED_SHUTDOWN_TIMEOUT)
+
+
 @signals.worker_shutdown.connect
-def _flush(sender: Any, **_: Any) -> None:
+def _end_worker(sender: Any, **_: Any) -> None:
+    """The last task has ended."""
     if (services := getattr(sender, "background_services", None)) is not None:
         services.end()
     current().close()
     log.info("worker_stopped")
-    _send_what_is_told()
+    _flush_telemetry()
 
 
-@signals.worker_process_shutdown.connect
-def _send_what_is_told(**_: Any) -> None:
-    """Also of a process of the prefork pool."""
+@signals.worker_process_shutdown.connect  # in each process of the prefork pool
+def _flush_telemetry(**_: Any) -> None:
     tracing.flush()
     sentry.flush()
 
 
 @signals.worker_shutting_down.connect
-def _stop_waiting(**_: Any) -> None:
+def _interrupt_waits(**_: Any) -> None:
     current().shutting_down.set()
 
 
-@signals.celeryd_init.connect  # comes before Celery's first warning
+@signals.celeryd_init.connect  # before Celery's first warning
 def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
     tracing.configure(read(TracingSettings))
 
 
-@signals.celeryd_after_setup.connect  # comes when all is imported, and before the pool forks
+@signals.celeryd_after_setup.connect  # after all imports, before the pool forks
 def _freeze_gc(**_: Any) -> None:
-    """Spares garbage collections what stays for good: a full one stops all threads for 10 ms in place of 70."""
+    """Freezes long-lived objects: a full collection pauses all threads for 10 ms instead of 70."""
     gc.collect()
     gc.freeze()
 
 
 @signals.setup_logging.connect
-def _leave_logs_as_they_are(**_: Any) -> None:
-    """With this connected, Celery sets up none of its own."""
+def _keep_logging(**_: Any) -> None:
+    """Does nothing. With a receiver of this signal, Celery does not configure logging."""
 
 
-def _application() -> Celery:
-    """The application for Celery's own command line, which wants it at import. A wrong setting ends the program."""
+def _app_of_process() -> Celery:
+    """The application for Celery's command line, which needs it at import. Ends the program on an invalid setting."""
     try:
         read(LogSettings)
         sentry.configure_sentry(current().sentry_settings)
@@ -119,4 +140,4 @@ def _application() -> Celery:
         raise SystemExit(2) from None
 
 
-app = _application()
+app = _app_of_process()

@@ -1,4 +1,4 @@
-"""Token, call, rows: what both of them do with a job."""
+"""What both afternoon versions do with a job: token, call, rows."""
 
 import os
 import time
@@ -63,7 +63,7 @@ def token() -> str:
 
 
 def confirm(job: dict[str, Any]) -> dict[str, Any]:
-    """Calls XONE, stores what it answers. Returns the event."""
+    """Calls XONE and stores its answer. Returns the event."""
     partner, offer = job["partner_id"], job["offer_id"]
     answer = http.post(
         f"{XONE}/api/partners/{partner}/offers/{offer}",

@@ -1,13 +1,13 @@
 // Consumes events with amqplib:  BROKER_URL=amqps://… node consume.js
 //
-// amqplib connects again by itself. Any other error ends the program; started again, it gets what it did not
+// amqplib reconnects by itself. Any other error ends the program. Started again, it receives what it did not
 // acknowledge.
 import amqplib from "amqplib";
 import sqlite from "node-sqlite3-wasm";
 
 const queue = process.env.QUEUE ?? "orders.booking-events";
 
-const database = new sqlite.Database("orders.db"); // stands for yours; while this runs, let no other SQLite open it
+const database = new sqlite.Database("orders.db"); // in place of yours; no other SQLite may open it while this runs
 database.exec("create table if not exists latest (subject text primary key, id text, sequence integer)");
 database.exec("create table if not exists mails (event_id text, type text, subject text)");
 const NEWS = `
@@ -16,10 +16,10 @@ const NEWS = `
   where excluded.id <> id and excluded.sequence > sequence`;
 
 function handle(event) {
-  database.exec("begin immediate"); // one transaction: what was seen, and what you do with it
+  database.exec("begin immediate"); // one transaction for the last event and your own work
   const isNews = database.run(NEWS, [event.subject, event.id, event.data.sequence]).changes;
   if (isNews) {
-    // neither a repeat nor older than what was seen
+    // neither a repeat nor older than the last event
     database.run("insert into mails values (?, ?, ?)", [event.id, event.type, event.subject]); // your own work
   }
   database.exec("commit");

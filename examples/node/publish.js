@@ -6,7 +6,7 @@ import amqplib from "amqplib";
 
 const job = readFileSync(process.argv[2]);
 
-// While RabbitMQ is short of memory or disk, no answer comes.
+// While RabbitMQ is short of memory or disk, it does not answer.
 setTimeout(() => {
   console.error("no answer within 10 seconds");
   process.exit(1);
@@ -15,7 +15,7 @@ setTimeout(() => {
 const connection = await amqplib.connect(process.env.BROKER_URL);
 const channel = await connection.createConfirmChannel();
 
-let returned = false; // RabbitMQ returns what no queue is bound for, and confirms it then
+let returned = false; // RabbitMQ returns a message that no queue is bound for, and then confirms it
 channel.on("return", () => {
   returned = true;
 });
@@ -25,7 +25,7 @@ channel.publish("confirm-offer", "confirm-offer.jobs", job, {
   contentType: "application/json",
   contentEncoding: "utf-8",
 });
-await channel.waitForConfirms(); // throws where RabbitMQ refuses it
+await channel.waitForConfirms(); // throws if RabbitMQ refuses it
 await connection.close();
 
 if (returned) throw new Error("no queue is bound for jobs");

@@ -1,8 +1,8 @@
 <?php
 // Consumes events with php-amqplib:  BROKER_URL=amqps://… php consume.php
 //
-// php-amqplib does not connect again by itself: an error ends the program, and whatever runs it starts it again. It
-// gets what it did not acknowledge.
+// php-amqplib does not reconnect by itself: an error ends the program, and a supervisor has to start it again. It then
+// receives what it did not acknowledge.
 require 'PhpAmqpLib/autoload.php'; // of Debian's php-amqplib; with Composer: vendor/autoload.php
 
 use PhpAmqpLib\Connection\AMQPConnectionConfig;
@@ -12,7 +12,7 @@ use PhpAmqpLib\Wire\AMQPTable;
 
 $queue = getenv('QUEUE') ?: 'orders.booking-events';
 
-$database = new PDO('sqlite:orders.db'); // stands for yours
+$database = new PDO('sqlite:orders.db'); // in place of yours
 $database->exec('create table if not exists latest (subject text primary key, id text, sequence integer)');
 $database->exec('create table if not exists mails (event_id text, type text, subject text)');
 $news = $database->prepare('
@@ -23,9 +23,9 @@ $mail = $database->prepare('insert into mails values (?, ?, ?)');
 
 $handle = function (AMQPMessage $message) use ($database, $news, $mail): void {
     $event = json_decode($message->getBody(), true, flags: JSON_THROW_ON_ERROR);
-    $database->beginTransaction(); // one transaction: what was seen, and what you do with it
+    $database->beginTransaction(); // one transaction for the last event and your own work
     $news->execute([$event['subject'], $event['id'], $event['data']['sequence']]);
-    if ($news->rowCount()) { // neither a repeat nor older than what was seen
+    if ($news->rowCount()) { // neither a repeat nor older than the last event
         $mail->execute([$event['id'], $event['type'], $event['subject']]); // your own work
     }
     $database->commit();
@@ -44,7 +44,7 @@ $config->setIsSecure($secure);
 $config->setNetworkProtocol($secure ? 'tls' : 'tcp'); // setIsSecure alone does not encrypt (3.5)
 $config->setSslVerify(true);
 $config->setSslVerifyName(true);
-$config->setConnectionTimeout(10); // seconds; its own 3 are little for TLS on a busy machine
+$config->setConnectionTimeout(10); // seconds; the default of 3 is short for TLS on a busy machine
 $config->setWriteTimeout(10);
 
 $channel = AMQPConnectionFactory::create($config)->channel();

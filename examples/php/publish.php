@@ -22,7 +22,7 @@ $config->setIsSecure($secure);
 $config->setNetworkProtocol($secure ? 'tls' : 'tcp'); // setIsSecure alone does not encrypt (3.5)
 $config->setSslVerify(true);
 $config->setSslVerifyName(true);
-$config->setConnectionTimeout(10); // seconds; its own 3 are little for TLS on a busy machine
+$config->setConnectionTimeout(10); // seconds; the default of 3 is short for TLS on a busy machine
 $config->setReadTimeout(10);
 $config->setWriteTimeout(10);
 
@@ -41,6 +41,6 @@ $channel->basic_publish(
     routing_key: 'confirm-offer.jobs',
     mandatory: true,
 );
-$channel->wait_for_pending_acks_returns(10); // seconds; throws after them
+$channel->wait_for_pending_acks_returns(10); // seconds, after which it throws
 $connection->close();
 echo "RabbitMQ has it\n";

@@ -1,6 +1,6 @@
 """Consumes events with kombu:  BROKER_URL=amqps://… python consume_kombu.py
 
-kombu connects again by itself. Any other error ends the program; started again, it gets what it did not acknowledge.
+kombu reconnects by itself. Any other error ends the program. Started again, it receives what it did not acknowledge.
 """
 
 import json
@@ -16,7 +16,7 @@ events = Exchange("booking-events", type="topic", no_declare=True)
 name = os.environ.get("QUEUE", "orders.booking-events")
 queue = Queue(name, events, routing_key="#", queue_arguments={"x-queue-type": "quorum"})
 
-database = sqlite3.connect("orders.db")  # stands for yours
+database = sqlite3.connect("orders.db")  # in place of yours
 database.execute("create table if not exists latest (subject text primary key, id text, sequence integer)")
 database.execute("create table if not exists mails (event_id text, type text, subject text)")
 NEWS = """
@@ -29,8 +29,8 @@ NEWS = """
 def on_message(message):
     event = json.loads(message.body)
     known_by = {"subject": event["subject"], "id": event["id"], "sequence": event["data"]["sequence"]}
-    with database:  # one transaction: what was seen, and what you do with it
-        if database.execute(NEWS, known_by).rowcount:  # neither a repeat nor older than what was seen
+    with database:  # one transaction for the last event and your own work
+        if database.execute(NEWS, known_by).rowcount:  # neither a repeat nor older than the last event
             mail = (event["id"], event["type"], event["subject"])
             database.execute("insert into mails values (?, ?, ?)", mail)  # your own work
     message.ack()
@@ -45,7 +45,7 @@ class Consumer(ConsumerMixin):
 
 
 url = os.environ["BROKER_URL"]
-# kombu checks the name in a certificate only where it is told the name.
+# kombu checks the host name in a certificate only if the name is passed.
 tls = {"cert_reqs": CERT_REQUIRED, "server_hostname": urlsplit(url).hostname} if url.startswith("amqps:") else False
 with Connection(url, ssl=tls, heartbeat=60) as connection:
     Consumer(connection).run()

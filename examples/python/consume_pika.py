@@ -1,7 +1,7 @@
 """Consumes events with pika:  BROKER_URL=amqps://… python consume_pika.py
 
-pika does not connect again by itself: an error ends the program, and whatever runs it starts it again. It gets what
-it did not acknowledge.
+pika does not reconnect by itself: an error ends the program, and a supervisor has to start it again. It then receives
+what it did not acknowledge.
 """
 
 import json
@@ -12,7 +12,7 @@ import pika
 
 QUEUE = os.environ.get("QUEUE", "orders.booking-events")
 
-database = sqlite3.connect("orders.db")  # stands for yours
+database = sqlite3.connect("orders.db")  # in place of yours
 database.execute("create table if not exists latest (subject text primary key, id text, sequence integer)")
 database.execute("create table if not exists mails (event_id text, type text, subject text)")
 NEWS = """
@@ -25,8 +25,8 @@ NEWS = """
 def on_message(channel, method, _properties, body):
     event = json.loads(body)
     known_by = {"subject": event["subject"], "id": event["id"], "sequence": event["data"]["sequence"]}
-    with database:  # one transaction: what was seen, and what you do with it
-        if database.execute(NEWS, known_by).rowcount:  # neither a repeat nor older than what was seen
+    with database:  # one transaction for the last event and your own work
+        if database.execute(NEWS, known_by).rowcount:  # neither a repeat nor older than the last event
             mail = (event["id"], event["type"], event["subject"])
             database.execute("insert into mails values (?, ?, ?)", mail)  # your own work
     channel.basic_ack(method.delivery_tag)

@@ -14,13 +14,13 @@ from kombu import Connection
 url = os.environ["BROKER_URL"]
 job = Path(sys.argv[1]).read_bytes()
 
-# kombu checks the name in a certificate only where it is told the name.
+# kombu checks the host name in a certificate only if the name is passed.
 tls = {"cert_reqs": CERT_REQUIRED, "server_hostname": urlsplit(url).hostname} if url.startswith("amqps:") else False
-# The limits, in seconds, end what would wait for ever while RabbitMQ is short of memory or disk.
+# Seconds. Without these limits, the program waits for ever while RabbitMQ is short of memory or disk.
 limits = {"connect_timeout": 5, "read_timeout": 10, "write_timeout": 10}
 
 with Connection(url, ssl=tls, transport_options={"confirm_publish": True, **limits}) as connection:
-    connection.Producer().publish(  # raises where RabbitMQ refuses it, or no queue is bound
+    connection.Producer().publish(  # raises if RabbitMQ refuses it, or no queue is bound
         job,
         exchange="confirm-offer",
         routing_key="confirm-offer.jobs",

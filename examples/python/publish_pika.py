@@ -11,12 +11,12 @@ import pika
 
 job = Path(sys.argv[1]).read_bytes()
 parameters = pika.URLParameters(os.environ["BROKER_URL"])
-parameters.blocked_connection_timeout = 10  # seconds; RabbitMQ is short of memory or disk
+parameters.blocked_connection_timeout = 10  # seconds, if RabbitMQ is short of memory or disk
 
 with pika.BlockingConnection(parameters) as connection:
     channel = connection.channel()
     channel.confirm_delivery()
-    channel.basic_publish(  # raises NackError where RabbitMQ refuses it, UnroutableError where no queue is bound
+    channel.basic_publish(  # raises NackError if RabbitMQ refuses it, UnroutableError if no queue is bound
         exchange="confirm-offer",
         routing_key="confirm-offer.jobs",
         body=job,

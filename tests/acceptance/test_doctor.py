@@ -38,6 +38,10 @@ from worker.storage import database
 WIDTH = 80
 
 
+def _finding(check: str, level: str, found: str, mend: str | None) -> finding.Finding:
+    return finding.Finding(check, finding.Level(level), found, mend)
+
+
 class Report:
     """What the doctor found with ``--json``."""
 
@@ -47,12 +51,12 @@ class Report:
         assert done.stdout.startswith("{"), done.stderr
         content = json.loads(done.stdout)
         self.well = content["well"]
-        self.findings = [finding.Finding(**one) for one in content["findings"]]
+        self.findings = [_finding(**one) for one in content["findings"]]
 
     def bad(self) -> dict[str, str]:
         """check: level, what was found, what to do."""
         return {
-            one.check: f"{one.level}: {one.found} → {one.mend}"
+            one.check: f"{one.level}: {one.message} → {one.remedy}"
             for one in self.findings
             if one.level != finding.Level.OK
         }
@@ -104,8 +108,8 @@ def test_all_is_well(system: System) -> None:
         "settings", "time-outs", "open files", "workers here", "Sentry", "database", "tables", "clock", "data keys",
         "due", "outbox", "broker", "queues", "jobs", "token",
     }  # fmt: skip
-    assert report.of("jobs").found == "1 worker takes them, 0 wait"
-    assert report.of("data keys").found == "the first opens the newest and the oldest that is stored"
+    assert report.of("jobs").message == "1 worker takes them, 0 wait"
+    assert report.of("data keys").message == "the first opens the newest and the oldest that is stored"
     assert system.sandbox.token_requests >= 2
 
 
@@ -343,14 +347,14 @@ def test_a_check_is_left_after_its_time() -> None:
     for_ever = threading.Event()
 
     def hangs() -> Iterator[finding.Finding]:
-        yield finding.ok("part", "fine")
+        yield finding.Finding.ok("part", "fine")
         for_ever.wait()
 
-    found = list(finding.bounded("part", hangs(), 0.1))
+    found = list(finding.with_timeout("part", hangs(), 0.1))
     for_ever.set()
 
     assert [(one.check, one.level) for one in found] == [("part", "ok"), ("part", "wrong")]
-    assert "no answer within 0.1 s" in found[1].found
+    assert "no answer within 0.1 s" in found[1].message
 
 
 @pytest.mark.parametrize(
@@ -573,7 +577,7 @@ def test_queues_that_are_missing_or_of_another_kind(settings: dict[str, str]) ->
             "wrong: missing: booking-events, confirm-offer.jobs → confirm-offer broker"
         )
         assert report.code == 1
-    told = [one.found for one in of_another_kind.findings if one.check == "queues"]
+    told = [one.message for one in of_another_kind.findings if one.check == "queues"]
     assert told == [
         "missing: booking-events",
         "confirm-offer.jobs: x-dead-letter-exchange is none, not the value 'confirm-offer' of type 'longstr'",

@@ -39,7 +39,7 @@ def probe(tmp_path: Path) -> Probe:
 def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """A probe that waits for seconds where others wait for minutes."""
     monkeypatch.setattr(health_file.tempfile, "tempdir", str(tmp_path))
-    for name, seconds in {"STALE": 6.0, "FROZEN": 6.0, "STUCK": 12.0}.items():
+    for name, seconds in {"UNWELL_AFTER": 6.0, "FROZEN_AFTER": 6.0, "STUCK_AFTER": 12.0}.items():
         monkeypatch.setattr(health_file, name, seconds)
     return lambda *options: CliRunner().invoke(health, list(options))
 

@@ -96,7 +96,7 @@ def test_who_comes_next_finds_all_letters_again(broker_url: str) -> None:
     standing = []
     for _ in range(40):
         with DeadLetterQueue(broker_url) as letters:
-            standing.append(letters.standing)
+            standing.append(letters.message_count)
 
     assert standing == [4] * 40
 

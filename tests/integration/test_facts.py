@@ -174,12 +174,12 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
 
     with engine.connect() as other:
         until(lambda: shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
-        monkeypatch.setattr(backlog_metrics, "PATIENCE", 0.3)
-        monkeypatch.setattr(backlog_metrics, "FRESH", 0.0)
+        monkeypatch.setattr(backlog_metrics, "TIMEOUT", 0.3)
+        monkeypatch.setattr(backlog_metrics, "MIN_AGE", 0.0)
         other.execute(text("lock table outbox in access exclusive mode"))
         until(lambda: shown(lambda now: now["database_scrape_failed"] == 1))
         assert shown(lambda now: now["outbox_events"] == 0)
-        monkeypatch.setattr(backlog_metrics, "STALE", 0.0)
+        monkeypatch.setattr(backlog_metrics, "MAX_AGE", 0.0)
         assert shown(lambda now: "outbox_events" not in now)
         monkeypatch.undo()
         other.rollback()

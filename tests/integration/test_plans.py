@@ -135,7 +135,7 @@ def test_what_the_doctor_looks_at(runtime: Runtime) -> None:
             update(OutboxEvent).where(OutboxEvent.id.in_(unsent)).values(published_at=None, created_at=now_plus(-600))
         )
     with seen(runtime) as statements, runtime.engine.connect() as connection:
-        found = {one.check: one.level for one in work.look(connection, read(EncryptionSettings))}
+        found = {one.check: one.level for one in work.check(connection, read(EncryptionSettings))}
 
     assert (found["due"], found["outbox"]) == ("warning", "warning")
     assert len(statements) > 8

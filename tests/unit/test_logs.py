@@ -148,7 +148,7 @@ def test_a_line_for_people_is_short(logging_restored: None) -> None:
 def test_a_warning_of_python_is_a_line_without_its_text(output: io.StringIO) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = logs._tell_warning
+        warnings.showwarning = logs._log_warning
         warnings.warn(f"value {MARK}", UserWarning, stacklevel=1)
 
     (line,) = lines(output)

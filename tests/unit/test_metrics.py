@@ -35,7 +35,7 @@ def instruments() -> Instruments:
 
 def shown(instruments: Instruments) -> dict[str, float]:
     """Values of what is not 0, by name with labels."""
-    lines = generate_latest(instruments.exposed()).decode().splitlines()  # type: ignore[arg-type]
+    lines = generate_latest(instruments.collector()).decode().splitlines()  # type: ignore[arg-type]
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name.removeprefix("confirm_offer_"): float(value) for name, value in pairs if float(value)}
 
@@ -139,7 +139,7 @@ def test_what_xone_answers_makes_no_series_without_end(instruments: Instruments)
 
 
 def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path) -> None:
-    instruments = metrics.begin(several_in=tmp_path)
+    instruments = metrics.begin(shared_folder=tmp_path)
     metrics.dead_lettered("poison")
     child = os.fork()
     if not child:
@@ -159,7 +159,7 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
 
 
 def test_a_process_that_is_just_being_started_is_no_error(tmp_path: Path) -> None:
-    instruments = metrics.begin(several_in=tmp_path)
+    instruments = metrics.begin(shared_folder=tmp_path)
     assert instruments.folder is not None
     metrics.dead_lettered("poison")
     for kind in ("counter", "gauge_livesum"):  # made, and nothing is written yet
@@ -177,6 +177,6 @@ def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / f"worker-{ended}" / "counter_1.db").touch()
     (tmp_path / f"worker-{os.getppid()}").mkdir()
 
-    metrics.begin(several_in=tmp_path)
+    metrics.begin(shared_folder=tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {f"worker-{os.getpid()}", f"worker-{os.getppid()}"}

@@ -16,7 +16,7 @@ import click
 from rich.progress import Progress
 
 from models.exact_json import moment
-from models.job import JobRejected, read_job
+from models.job import DEAD_LETTER_CODES, JobRejected, read_job
 from tasks.operations.audit import Tally
 from worker.cli.ui.console import (
     Failed,
@@ -33,11 +33,10 @@ from worker.cli.ui.console import (
 from worker.cli.ui.optional_audit import recording
 from worker.formatting import local_time, pluralize, printable
 from worker.messaging import broker
+from worker.messaging.batching import in_batches
 from worker.messaging.dead_letter_queue import (
-    DEAD_LETTER_CODES,
     DeadLetter,
     DeadLetterQueue,
-    in_batches,
     job_message,
     replay,
     select_letters,
@@ -116,8 +115,8 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
         )
     else:
         _print(groups, code)
-        if letters.held_count < letters.standing:
-            click.echo(f"\nThe first {letters.held_count:,} of {letters.standing:,} letters were looked at.")
+        if letters.held_count < letters.message_count:
+            click.echo(f"\nThe first {letters.held_count:,} of {letters.message_count:,} letters were looked at.")
 
 
 def _grouped(letters: DeadLetterQueue, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:

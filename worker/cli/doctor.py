@@ -14,7 +14,7 @@ from worker.doctor.examination import examine
 from worker.doctor.finding import Finding, Level
 from worker.formatting import pluralize
 
-STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "bold red"}
+STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold red"}
 
 
 @click.command("doctor")
@@ -37,12 +37,12 @@ def doctor(as_json: bool) -> None:
             out.print(_row(finding))
     count = Counter(finding.level for finding in findings)
     if as_json:
-        print_json({"well": not count[Level.WRONG], "findings": [finding._asdict() for finding in findings]})
+        print_json({"well": not count[Level.ERROR], "findings": [finding.as_json() for finding in findings]})
     else:
         print_text(out)
         print_text(out, _end(count))
-    is_setting_wrong = any(one.level is Level.WRONG and one.check == of_settings.CHECK for one in findings)
-    sys.exit(2 if is_setting_wrong else 1 if count[Level.WRONG] else 0)
+    is_setting_wrong = any(one.level is Level.ERROR and one.check == of_settings.CHECK for one in findings)
+    sys.exit(2 if is_setting_wrong else 1 if count[Level.ERROR] else 0)
 
 
 def _row(finding: Finding) -> Table:
@@ -51,15 +51,15 @@ def _row(finding: Finding) -> Table:
     table.add_column(width=max(len(level) for level in Level))
     table.add_column(width=12)
     table.add_column(overflow="fold")
-    text = Text(finding.found)
-    if finding.mend is not None:
-        text.append(f"\n→ {finding.mend}", style="bold")
+    text = Text(finding.message)
+    if finding.remedy is not None:
+        text.append(f"\n→ {finding.remedy}", style="bold")
     table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, text)
     return table
 
 
 def _end(count: Counter[Level]) -> str:
     warnings = pluralize(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
-    if not count[Level.WRONG]:
+    if not count[Level.ERROR]:
         return f"Nothing is wrong, {warnings}."
-    return f"{count[Level.WRONG]} wrong, {warnings}. Mend that and run it again: what stands behind it was not checked."
+    return f"{count[Level.ERROR]} wrong, {warnings}. Mend that and run it again: what stands behind it was not checked."

@@ -159,7 +159,7 @@ def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
     """None where it can't be kept, as next to a file in a folder that is read-only."""
     kept = Progress(path.with_name(path.name + ".progress"), digest, url)
     try:
-        kept.try_it()
+        kept.ensure_writable()
     except OSError as error:
         print_note(f"{kept.path} can't be written ({error.strerror}): interrupted, this begins anew, which is harmless")
         return None

@@ -1,14 +1,14 @@
-"""The doctor: looks at settings, this machine, database, broker and XONE, one after another, and says what to mend.
+"""The doctor: checks settings, this machine, database, broker and XONE, one after another, and names remedies.
 
-It changes nothing: it reads the database in read-only transactions, compares queues that stand, rolls back what it
-publishes, and asks XONE for a token. What it tells holds no secret and no personal data: texts of servers, which may
-hold anything, are told in our own words.
+It changes nothing: it reads the database in read-only transactions, declares queues only as they stand, rolls back what
+it publishes, and requests one token from XONE. Findings hold no secret and no personal data: what servers say may hold
+anything, so findings never quote it.
 """
 
 from collections.abc import Iterator
 
 from worker.doctor import broker, database, machine, settings, xone
-from worker.doctor.finding import LIMIT, Finding, bounded
+from worker.doctor.finding import TIMEOUT, Finding, with_timeout
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
@@ -20,13 +20,13 @@ from worker.settings import (
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, as they come. What stands behind something that is wrong is not looked at."""
-    yield from settings.look()
+    """Yields all findings as they come. An error ends the checks that depend on it."""
+    yield from settings.check()
     worker, sentry = settings.valid(WorkerSettings), settings.valid(SentrySettings)
-    yield from bounded("machine", machine.look(worker, sentry))
+    yield from with_timeout("machine", machine.check(worker, sentry))
     if (for_database := settings.valid(DatabaseSettings)) is not None:
-        yield from bounded("database", database.look(for_database, settings.valid(EncryptionSettings)))
+        yield from with_timeout("database", database.check(for_database, settings.valid(EncryptionSettings)))
     if (for_broker := settings.valid(BrokerSettings)) is not None:
-        yield from bounded("broker", broker.look(for_broker))
+        yield from with_timeout("broker", broker.check(for_broker))
     if (for_xone := settings.valid(XoneSettings)) is not None:
-        yield from bounded("XONE", xone.look(for_xone), LIMIT + for_xone.XONE_TIMEOUT)
+        yield from with_timeout("XONE", xone.check(for_xone), TIMEOUT + for_xone.XONE_TIMEOUT)

@@ -1,65 +1,76 @@
-"""What the doctor finds: how bad it is, what it is, what to do."""
+"""A finding of the doctor: what was checked, how bad it is, what it is, what to do about it."""
 
 import re
 from collections.abc import Iterator
 from enum import StrEnum
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-LIMIT = 10.0  # seconds for one check
+TIMEOUT = 10.0  # seconds for one check
 
 
 class Level(StrEnum):
+    """The values are printed, and public in --json."""
+
     OK = "ok"
     WARNING = "warning"
-    WRONG = "wrong"
+    ERROR = "wrong"
 
 
 class Finding(NamedTuple):
-    """check: what was looked at; found, mend: for people, free of secrets and personal data."""
+    """message and remedy are for people, and free of secrets and personal data."""
 
     check: str
     level: Level
-    found: str
-    mend: str | None = None
+    message: str
+    remedy: str | None = None
+
+    @classmethod
+    def ok(cls, check: str, message: str) -> Self:
+        return cls(check, Level.OK, message)
+
+    @classmethod
+    def warning(cls, check: str, message: str, remedy: str) -> Self:
+        """Workers can work, but somebody should look at it."""
+        return cls(check, Level.WARNING, message, remedy)
+
+    @classmethod
+    def error(cls, check: str, message: str, remedy: str) -> Self:
+        """Workers can't work."""
+        return cls(check, Level.ERROR, message, remedy)
+
+    def as_json(self) -> dict[str, str | None]:
+        """Under the public names of ``confirm-offer doctor --json``."""
+        return {"check": self.check, "level": self.level, "found": self.message, "mend": self.remedy}
 
 
-def ok(check: str, found: str) -> Finding:
-    return Finding(check, Level.OK, found)
+def with_timeout(check: str, findings: Iterator[Finding], seconds: float = TIMEOUT) -> Iterator[Finding]:
+    """Yields findings as they come, each within ``seconds``; a check that takes longer ends with an error.
 
+    The checks run in a thread of their own. A thread that hangs is abandoned.
+    """
+    results: SimpleQueue[Finding | None] = SimpleQueue()
 
-def warning(check: str, found: str, mend: str) -> Finding:
-    """It works, but should be looked at."""
-    return Finding(check, Level.WARNING, found, mend)
-
-
-def wrong(check: str, found: str, mend: str) -> Finding:
-    """A worker can't do its work so."""
-    return Finding(check, Level.WRONG, found, mend)
-
-
-def bounded(check: str, findings: Iterator[Finding], seconds: float = LIMIT) -> Iterator[Finding]:
-    """Findings as they come, each within ``seconds``. They are made in a thread, which is left where it hangs."""
-    told: SimpleQueue[Finding | None] = SimpleQueue()
-
-    def look() -> None:
+    def run() -> None:
         try:
             for finding in findings:
-                told.put(finding)
+                results.put(finding)
         except Exception as error:
-            told.put(wrong(check, f"it can't be checked ({type(error).__name__})", "look at the server's own log"))
+            message = f"it can't be checked ({type(error).__name__})"
+            results.put(Finding.error(check, message, "look at the server's own log"))
         finally:
-            told.put(None)
+            results.put(None)
 
-    Thread(target=look, name=f"doctor-{check}", daemon=True).start()
+    Thread(target=run, name=f"doctor-{check}", daemon=True).start()
     try:
-        while (finding := told.get(timeout=seconds)) is not None:
+        while (finding := results.get(timeout=seconds)) is not None:
             yield finding
     except Empty:
-        yield wrong(check, f"no answer within {seconds:g} s", "see whether the server hangs: its own log, its load")
+        remedy = "see whether the server hangs: its own log, its load"
+        yield Finding.error(check, f"no answer within {seconds:g} s", remedy)
 
 
-def plain(part: str | None) -> str:
-    """A part of a URL for people. A URL that is not written right may have a piece of its password there."""
+def safe_part(part: str | None) -> str:
+    """A part of a URL for display, or "…": in a malformed URL, a piece of the password may stand in any part."""
     return part if part and re.fullmatch(r"[\w.:/\[\]-]{1,64}", part) else "…"

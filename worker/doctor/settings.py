@@ -1,4 +1,4 @@
-"""Are the settings there, and do they fit together?"""
+"""Checks the settings: whether each is valid, and whether they fit together."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -6,35 +6,35 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from worker.doctor.finding import Finding, ok, warning, wrong
+from worker.doctor.finding import Finding
 from worker.errors import SettingsError
 from worker.settings import NAMES, SECTIONS, Section, XoneSettings, names_in_file, read
 
 CHECK = "settings"
-FOR_COMPOSE = ("RABBITMQ_PASSWORD", "POSTGRES_PASSWORD")
-CONSUMER_TIMEOUT = 1800.0  # seconds that RabbitMQ by default lets a delivery be held
-CALLS = 4  # of XONE_TIMEOUT each, that one delivery may be held for: token, confirm, both again after a 401
+COMPOSE_SETTINGS = ("RABBITMQ_PASSWORD", "POSTGRES_PASSWORD")
+CONSUMER_TIMEOUT = 1800.0  # seconds; RabbitMQ's default limit on an unacknowledged delivery
+CALLS_PER_DELIVERY = 4  # at most, of XONE_TIMEOUT each: token, confirm, and both again after a 401
 
 Valid = TypeVar("Valid", bound=Section)
 
 
 def valid(section: type[Valid]) -> Valid | None:
-    """A section; None where something in it is missing or wrong."""
+    """A section of the settings; None where one of its settings is missing or invalid."""
     try:
         return read(section)
     except SettingsError:
         return None
 
 
-def look() -> Iterator[Finding]:
+def check() -> Iterator[Finding]:
     problems = list(_problems())
     yield from problems
-    yield from _unknown()
+    yield from _misspelt()
     if not problems:
         given = {name for section in SECTIONS for name in read(section).model_fields_set}
-        yield ok(CHECK, f"all {len(NAMES)} are valid; {len(given)} are set, the others at default")
+        yield Finding.ok(CHECK, f"all {len(NAMES)} are valid; {len(given)} are set, the others at default")
     if (xone := valid(XoneSettings)) is not None:
-        yield from _fit(xone)
+        yield from _combinations(xone)
 
 
 def _problems() -> Iterator[Finding]:
@@ -42,10 +42,10 @@ def _problems() -> Iterator[Finding]:
         try:
             read(section)
         except SettingsError as error:
-            yield wrong(CHECK, str(error), _mend(str(error)))
+            yield Finding.error(CHECK, str(error), _remedy(str(error)))
 
 
-def _mend(problem: str) -> str:
+def _remedy(problem: str) -> str:
     if "DATA_KEYS" in problem:
         return "set DATA_KEYS; for a new system 'confirm-offer keygen' prints a key, else take the workers'"
     if "is not set" in problem and not Path(".env").exists():
@@ -53,31 +53,31 @@ def _mend(problem: str) -> str:
     return "set it in .env or the environment: docs/configuration.md"
 
 
-def _unknown() -> Iterator[Finding]:
-    for name in sorted(names_in_file() - set(NAMES) - set(FOR_COMPOSE)):
-        meant = get_close_matches(name.upper(), NAMES, n=1, cutoff=0.8)
-        if meant:
-            yield warning(CHECK, f"{name} in .env is no setting", f"write {meant[0]}, if that is what is meant")
+def _misspelt() -> Iterator[Finding]:
+    for name in sorted(names_in_file() - set(NAMES) - set(COMPOSE_SETTINGS)):
+        for close in get_close_matches(name.upper(), NAMES, n=1, cutoff=0.8):
+            yield Finding.warning(CHECK, f"{name} in .env is no setting", f"write {close}, if that is what is meant")
 
 
-def _fit(xone: XoneSettings) -> Iterator[Finding]:
+def _combinations(xone: XoneSettings) -> Iterator[Finding]:
     if "XONE_CONNECT_TIMEOUT" in xone.model_fields_set and xone.XONE_CONNECT_TIMEOUT > xone.XONE_TIMEOUT:
-        yield warning(
+        yield Finding.warning(
             "time-outs",
             f"XONE_CONNECT_TIMEOUT is {xone.XONE_CONNECT_TIMEOUT:g} s, but XONE_TIMEOUT ends the whole call "
             f"after {xone.XONE_TIMEOUT:g} s",
             "set XONE_CONNECT_TIMEOUT below XONE_TIMEOUT",
         )
-    elif CALLS * xone.XONE_TIMEOUT > CONSUMER_TIMEOUT:
-        yield warning(
+    elif CALLS_PER_DELIVERY * xone.XONE_TIMEOUT > CONSUMER_TIMEOUT:
+        yield Finding.warning(
             "time-outs",
             f"with XONE_TIMEOUT={xone.XONE_TIMEOUT:g} a job may be held for longer than RabbitMQ allows (30 min)",
-            f"set XONE_TIMEOUT to {CONSUMER_TIMEOUT / CALLS:g} or less, or raise consumer_timeout of RabbitMQ",
+            f"set XONE_TIMEOUT to {CONSUMER_TIMEOUT / CALLS_PER_DELIVERY:g} or less, "
+            "or raise consumer_timeout of RabbitMQ",
         )
     else:
-        yield ok("time-outs", f"{xone.XONE_TIMEOUT:g} s for a call, {xone.lease_seconds:g} s for a lease")
+        yield Finding.ok("time-outs", f"{xone.XONE_TIMEOUT:g} s for a call, {xone.lease_seconds:g} s for a lease")
     if xone.is_plain_to_others:
-        yield warning(
+        yield Finding.warning(
             "encryption",
             f"tokens and personal data go to {urlsplit(xone.XONE_BASE_URL).hostname} in clear",
             "set XONE_BASE_URL to one that begins with https:, and XONE_ALLOW_PLAIN_HTTP=off",

@@ -1,4 +1,4 @@
-"""The work, as the database tells: do the keys open what is stored, does anything wait that should not?"""
+"""Checks the work that the database holds: clock, data keys, what is overdue, what waits for a person."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
 from tasks.operations.pauses import paused_scope
-from worker.doctor.finding import Finding, ok, warning, wrong
+from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
 from worker.formatting import duration, pluralize
 from worker.settings import EncryptionSettings
@@ -18,84 +18,82 @@ from worker.storage.database import now, now_plus, seconds_since
 from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import ALL
 
-SKEW = 5.0  # seconds
-LATE = 60.0  # seconds; the Scheduler and the Relay come round several times a second
-MAX_ROWS = 100_000  # to be counted
+MAX_SKEW = 5.0  # seconds
+LATE = 60.0  # seconds; Scheduler and Relay run several times a second
+MAX_ROWS = 100_000  # counted at most
 KEYS = "data keys"
 
 
-def look(connection: Connection, encryption: EncryptionSettings | None) -> Iterator[Finding]:
+def check(connection: Connection, encryption: EncryptionSettings | None) -> Iterator[Finding]:
     yield _clock(connection)
     if encryption is not None:
         yield _keys(connection, Encryption(encryption.keys))
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
     if paused:
         commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
-        yield warning(
-            "calls", f"paused by a person for {_some([paused_scope(one) for one in paused])}", _some(commands)
-        )
+        scopes = [paused_scope(partner) for partner in paused]
+        yield Finding.warning("calls", f"paused by a person for {_first_few(scopes)}", _first_few(commands))
     yield _due(connection, paused)
     yield _events(connection)
     if reviews := _count(connection, in_literally(State.NEEDS_REVIEW)):
-        what = "confirmation waits" if reviews == 1 else "confirmations wait"
-        yield warning(
-            "review", f"{reviews:,} {what} for a person", "confirm-offer failed --list --include-needs-review"
-        )
+        message = f"{pluralize(reviews, 'confirmation waits', 'confirmations wait')} for a person"
+        yield Finding.warning("review", message, "confirm-offer failed --list --include-needs-review")
     batches = list(connection.execute(select(Batch.id).where(Batch.state == BatchState.PAUSED)).scalars())
     if batches:
-        commands = [f"confirm-offer batch resume {batch}" for batch in batches]
-        yield warning("batches", f"{pluralize(len(batches), 'batch is', 'batches are')} paused", _some(commands))
+        message = f"{pluralize(len(batches), 'batch is', 'batches are')} paused"
+        yield Finding.warning("batches", message, _first_few([f"confirm-offer batch resume {id_}" for id_ in batches]))
 
 
 def _clock(connection: Connection) -> Finding:
-    """Due times are the database's. Filters of commands, such as --since 3h, and logs are this machine's."""
+    """Due times follow the database's clock. Logs, and filters of commands (--since 3h), follow this machine's."""
     before = time.time()
-    theirs = connection.execute(select(now())).scalar_one().timestamp()
-    ours = (before + time.time()) / 2
-    if abs(theirs - ours) > SKEW:
-        which = "behind" if theirs > ours else "ahead of"
-        return warning(
+    database_time = connection.execute(select(now())).scalar_one().timestamp()
+    local_time = (before + time.time()) / 2
+    if abs(database_time - local_time) > MAX_SKEW:
+        relation = "behind" if database_time > local_time else "ahead of"
+        return Finding.warning(
             "clock",
-            f"this machine is {duration(abs(theirs - ours))} {which} the database",
+            f"this machine is {duration(abs(database_time - local_time))} {relation} the database",
             "let both keep time by NTP (timedatectl)",
         )
-    return ok("clock", f"within {SKEW:g} s of the database's")
+    return Finding.ok("clock", f"within {MAX_SKEW:g} s of the database's")
 
 
 def _keys(connection: Connection, encryption: Encryption) -> Finding:
-    """Opens what was stored last, and what has been left alone for longest."""
-    sealed = select(Confirmation.id, Confirmation.sealed_body).where(Confirmation.sealed_body.is_not(None)).limit(1)
+    """Decrypts the newest body, and the one that has not been changed for longest."""
+    bodies = select(Confirmation.id, Confirmation.sealed_body).where(Confirmation.sealed_body.is_not(None)).limit(1)
     ended = in_literally(State.CONFIRMED, State.PENDING, State.FAILED)
     rows = [
-        *connection.execute(sealed.order_by(Confirmation.id.desc())),
-        *connection.execute(sealed.where(ended, Confirmation.purged_at.is_(None)).order_by(Confirmation.updated_at)),
+        *connection.execute(bodies.order_by(Confirmation.id.desc())),
+        *connection.execute(bodies.where(ended, Confirmation.purged_at.is_(None)).order_by(Confirmation.updated_at)),
     ]
     if not rows:
-        return ok(KEYS, "valid; nothing is stored yet that they would have to open")
+        return Finding.ok(KEYS, "valid; nothing is stored yet that they would have to open")
     for row in rows:
         try:
             encryption.decrypt(row.id, "body", row.sealed_body)
         except DecryptionError:
             which = "newest" if row is rows[0] else "oldest"
-            return wrong(
+            return Finding.error(
                 KEYS,
                 f"the {which} that is stored opens with none of DATA_KEYS",
                 "add the key that was in use when it was stored, behind the others",
             )
     if not all(encryption.is_current(row.sealed_body) for row in rows):
-        return warning(KEYS, "something stored opens with an older key only", "keep all keys, or: confirm-offer rekey")
-    return ok(KEYS, "the first opens the newest and the oldest that is stored")
+        message = "something stored opens with an older key only"
+        return Finding.warning(KEYS, message, "keep all keys, or: confirm-offer rekey")
+    return Finding.ok(KEYS, "the first opens the newest and the oldest that is stored")
 
 
 def _due(connection: Connection, paused: list[str]) -> Finding:
     is_late = Confirmation.due_at <= now_plus(-LATE)
     late = 0 if ALL in paused else _count(connection, is_late, Confirmation.partner_id.not_in(paused))
     if not late:
-        return ok("due", "nothing that is due waits")
+        return Finding.ok("due", "nothing that is due waits")
     oldest = connection.execute(select(func.max(seconds_since(Confirmation.due_at))).where(is_late)).scalar_one()
-    return warning(
+    return Finding.warning(
         "due",
-        f"{_about(late)} should have been tried before, the oldest {duration(oldest)} ago",
+        f"{_counted(late)} should have been tried before, the oldest {duration(oldest)} ago",
         "confirm-offer failed names what they wait for; confirm-offer health, where workers run, whether they are well",
     )
 
@@ -106,12 +104,12 @@ def _events(connection: Connection) -> Finding:
         select(seconds_since(OutboxEvent.created_at)).where(*is_late).order_by(OutboxEvent.created_at).limit(1)
     ).scalar()
     if oldest is None:
-        return ok("outbox", "no event waits to be published")
+        return Finding.ok("outbox", "no event waits to be published")
     late = connection.execute(_limited(select(OutboxEvent.id).where(*is_late))).scalar_one()
     what = "event waits" if late == 1 else "events wait"
-    return warning(
+    return Finding.warning(
         "outbox",
-        f"{_about(late)} {what} to be published, the oldest for {duration(oldest)}",
+        f"{_counted(late)} {what} to be published, the oldest for {duration(oldest)}",
         "mend the broker if it is wrong; else run a worker with the part relay, and see its log",
     )
 
@@ -124,9 +122,9 @@ def _limited(query: Select[Any]) -> Select[Any]:
     return select(func.count()).select_from(query.limit(MAX_ROWS).subquery())
 
 
-def _about(number: int) -> str:
+def _counted(number: int) -> str:
     return f"{number:,}" + (" or more" if number == MAX_ROWS else "")
 
 
-def _some(texts: list[str]) -> str:
+def _first_few(texts: list[str]) -> str:
     return ", ".join(texts[:3]) + (" …" if len(texts) > 3 else "")

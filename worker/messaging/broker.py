@@ -1,4 +1,4 @@
-"""Connecting to the broker, and what its errors mean."""
+"""Connections to the broker, and what their errors mean."""
 
 from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any
@@ -12,44 +12,44 @@ from kombu.exceptions import OperationalError
 
 from worker import gevent_support
 
-# Bounds on operations that would otherwise hang while RabbitMQ has an alarm or a connection is half dead.
-_SOCKET_LIMITS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
+# Seconds. Without them, operations hang while RabbitMQ has an alarm or a connection is half dead.
+_SOCKET_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
 
 
 def connect(url: str) -> Connection:
-    """A lazy connection for publishing and declaring; close it after use."""
-    options = {"polling_interval": 0.01} if url.startswith("memory") else dict(_SOCKET_LIMITS)
+    """A connection for publishing and declaring. url: amqp:, amqps: or memory:. It connects at first use; close it."""
+    options = {"polling_interval": 0.01} if url.startswith("memory") else dict(_SOCKET_TIMEOUTS)
     plain_url, tls = with_tls(url)
     return Connection(plain_url, ssl=tls, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
 
 
 def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
-    """A URL without its option ``ssl_ca_certs``, and the argument ``ssl`` of a connection; False without TLS.
+    """Splits a URL into one without the option ``ssl_ca_certs`` and kombu's argument ``ssl`` (False without TLS).
 
-    Neither kombu nor py-amqp checks by itself that a certificate is for the host that was asked for, and py-amqp does
-    not know the options as kombu reads them from a URL.
+    Unless told the host name, neither kombu nor py-amqp checks that the certificate is for that host. py-amqp does not
+    know the options that kombu reads from a URL.
     """
     if not url.startswith("amqps:"):
         return url, False
     plain_url, _, options = url.partition("?")
     return plain_url, {
         "cert_reqs": CERT_REQUIRED,
-        "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # none: those that the system trusts
+        "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # None: the authorities that the system trusts
         "server_hostname": urlsplit(plain_url).hostname or "localhost",
     }
 
 
 def apply_socket_limits(connection: Connection) -> None:
-    """Puts the bounds on a connection that stands where py-amqp's have no effect: on sockets of gevent."""
+    """Sets the read timeout on an open connection under gevent, whose sockets ignore py-amqp's timeouts."""
     if gevent_support.is_active() and connection.transport.driver_type == "amqp":
         socket: Any = connection.connection.transport.sock
         socket.settimeout((connection.transport_options or {})["read_timeout"])
 
 
-def _readable(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
-    """The properties of a message; none of them where one can't be read, such as an id that is not UTF-8.
+def _decode_properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    """Decodes the properties of a message; none of them if one is malformed, such as an id that is not UTF-8.
 
-    RabbitMQ passes on whatever bytes a publisher wrote, and py-amqp's error would end the program.
+    RabbitMQ passes on whatever bytes a publisher wrote, and py-amqp's error would end the worker.
     """
     try:
         properties: tuple[dict[str, Any], int] = decode_properties_basic(buffer, offset)
@@ -58,26 +58,26 @@ def _readable(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
     return properties
 
 
-PROPERTY_CLASSES[Basic.CLASS_ID] = _readable
+PROPERTY_CLASSES[Basic.CLASS_ID] = _decode_properties
 
-_AWAY = (OSError, OperationalError, AMQPError)
+CONNECTION_ERRORS = (OSError, OperationalError, AMQPError)
 
 
 def is_away(error: Exception) -> bool:
-    """Whether the broker could not be reached, or the connection or channel broke."""
-    return isinstance(error, _AWAY)
+    """Whether the broker can't be reached, or the connection or channel broke."""
+    return isinstance(error, CONNECTION_ERRORS)
 
 
 def lacks_queues(error: Exception) -> bool:
-    """Whether an exchange or queue is missing: nobody has declared them."""
+    """Whether an exchange or queue is not declared."""
     return isinstance(error, NotFound)
 
 
 def refuses(error: Exception) -> str | None:
-    """What the broker says, where it refuses the user of the URL, or what this user asked for."""
+    """The broker's reply where it refuses the user or the user's request, else None."""
     return str(error.reply_text) if isinstance(error, AccessRefused | NotAllowed) else None
 
 
 def distrusts(error: Exception) -> str | None:
-    """Why the broker's certificate was refused, where that is what went wrong."""
+    """Why the broker's certificate was refused; None where that is not the error."""
     return str(error.verify_message).rstrip(".") if isinstance(error, SSLCertVerificationError) else None

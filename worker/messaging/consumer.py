@@ -1,8 +1,8 @@
-"""Celery's consumer, taught to take plain JSON: each queue is bound to one task, which gets the body as it came.
+"""Celery's consumer for plain JSON: each queue belongs to one task, which gets the message's body as it came.
 
-A message decides nothing but its content: whatever headers it bears, whatever its content type says, a message of the
-jobs queue is a job. Nothing is decoded here; parsing and validation happen in the task. Celery's other machinery for
-messages (protocols, strategies, remote control, events) is not reachable from outside.
+Only the queue decides which task runs. Whatever the headers or the content type say, a message of the jobs queue is a
+job. Nothing is decoded here: parsing and validation happen in the task. Celery's other ways to handle messages (its
+protocols, strategies, remote control and events) can't be reached from outside.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from worker.messaging import broker, topology
 
 log = structlog.get_logger(__name__)
 
-LOOK_UP = 0.5  # seconds
+WAKE_INTERVAL = 0.5  # seconds
 
-TASK_OF = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
+TASK_OF_QUEUE = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
 
 
-class Declare(Connection):  # type: ignore[misc]
-    """Connects, and declares exchanges, queues and bindings each time it does."""
+class ConnectAndDeclare(Connection):  # type: ignore[misc]
+    """Connects, and declares exchanges, queues and bindings after each connect."""
 
     def start(self, c: Any) -> None:
         super().start(c)
@@ -44,18 +44,20 @@ class Declare(Connection):  # type: ignore[misc]
             raise WorkerShutdown(2) from None
 
 
-class PlainTasks(Tasks):  # type: ignore[misc]
-    requires = (Declare,)
+class ConsumeUndecoded(Tasks):  # type: ignore[misc]
+    """Starts and stops consuming the queues. Messages keep their bodies undecoded."""
+
+    requires = (ConnectAndDeclare,)
 
     def start(self, c: Any) -> None:
         channel = c.connection.default_channel
         if isinstance(channel, pyamqp.Channel):
-            channel.auto_decode = False  # bodies as they came, whatever encoding or compression they claim
-            channel.Message = PlainMessage
+            channel.auto_decode = False
+            channel.Message = UndecodedMessage
         super().start(c)
 
     def stop(self, c: Any) -> None:
-        """Ends consuming. A broker that does not answer is left: Celery asks it six times more, and waits each time."""
+        """Drops a connection that does not answer: Celery would ask six times more, and wait each time."""
         try:
             if c.task_consumer:
                 c.task_consumer.cancel()
@@ -63,7 +65,7 @@ class PlainTasks(Tasks):  # type: ignore[misc]
             c.connection.connection.collect()
 
 
-class PlainMessage(pyamqp.Message):
+class UndecodedMessage(pyamqp.Message):
     """A message whose body is never decompressed: a few bytes could become gigabytes."""
 
     def __init__(self, msg: Any, channel: Any = None, **kwargs: Any) -> None:
@@ -73,40 +75,45 @@ class PlainMessage(pyamqp.Message):
         super().__init__(msg, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
 
 
-class PlainConsumer(Consumer):  # type: ignore[misc]
-    """Consumes the queues of TASK_OF and nothing else."""
+class PlainJsonConsumer(Consumer):  # type: ignore[misc]
+    """Consumes the queues of TASK_OF_QUEUE and nothing else."""
 
     event_dispatcher = None  # Celery's own events are off
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
-        default_steps = (Declare, PlainTasks, Evloop)
+        default_steps = (ConnectAndDeclare, ConsumeUndecoded, Evloop)
+
+    @property
+    def _health(self) -> Any:
+        return self.controller.background_services.health
 
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
-        # Besides, an idle loop sleeps through SIGTERM otherwise.
-        hub.call_repeatedly(LOOK_UP, self.controller.background_services.health.consumer_well)
+        # Besides noting health, this wakes an idle loop, which would sleep through SIGTERM.
+        hub.call_repeatedly(WAKE_INTERVAL, self._health.consumer_succeeded)
 
     def perform_pending_operations(self) -> None:
-        """With gevent there is no event loop to call us; this comes each time round."""
+        """Notes health under gevent, which has no event loop: Celery calls this in each round."""
         super().perform_pending_operations()
-        self.controller.background_services.health.consumer_well()
+        self._health.consumer_succeeded()
 
     def ensure_connected(self, conn: Any) -> Any:
-        """As Celery does it. Each round of waiting for the broker is noted: who waits does not hang."""
+        """As Celery's. Notes each try to connect, so that a consumer that waits is not taken for one that hangs."""
         ensure = conn.ensure_connection
 
-        def noting(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
-            def come_round() -> None:
-                self.controller.background_services.health.consumer_tries()
+        def ensure_and_note(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
+            def on_try() -> None:
+                self._health.consumer_waiting()
                 callback()
 
-            return ensure(errback, max_retries, callback=come_round)
+            return ensure(errback, max_retries, callback=on_try)
 
-        conn.ensure_connection = noting
+        conn.ensure_connection = ensure_and_note
         return super().ensure_connected(conn)
 
     def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], None]:
-        tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF.items()}
+        """Returns the handler of messages: it makes a request of the queue's task and hands it to the pool."""
+        tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF_QUEUE.items()}
         requests = {
             queue: create_request_cls(symbol_by_name(task.Request), task, self.pool, self.hostname, None, app=self.app)
             for queue, task in tasks.items()
@@ -122,7 +129,7 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
                 hostname=self.hostname,
                 task=tasks[queue],
                 connection_errors=self.connection_errors,
-                headers=celery_headers(TASK_OF[queue], message),
+                headers=celery_headers(TASK_OF_QUEUE[queue], message),
                 body=((_bytes(message.body),), {}, {}),
                 decoded=True,
             )
@@ -132,7 +139,7 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
         return on_message
 
     def _queue_of(self, message: Any) -> str:
-        """The queue a message came from, known by its consumer; the in-memory broker has only the routing key."""
+        """The queue of a message, by its consumer tag; the in-memory broker has only the routing key."""
         tag = message.delivery_info.get("consumer_tag")
         tags: dict[str, str] = self.task_consumer._active_tags
         for queue, queue_tag in tags.items():
@@ -142,7 +149,7 @@ class PlainConsumer(Consumer):  # type: ignore[misc]
 
 
 def celery_headers(task: str, message: Any) -> dict[str, Any]:
-    """Headers of a Celery message, made by us. Of the message's own, only what the task needs and checks."""
+    """The headers that Celery needs, and of the message's own only ``traceparent``, which the task validates."""
     task_id = str(uuid4())
     own = message.headers if isinstance(message.headers, dict) else {}
     return {
@@ -160,7 +167,7 @@ def celery_headers(task: str, message: Any) -> dict[str, Any]:
 
 
 def _deliveries(message: Any, headers: dict[str, Any]) -> int:
-    """How often RabbitMQ has delivered this message before. On a first delivery the header is the publisher's."""
+    """How often RabbitMQ has delivered this message before. On a first delivery, the header is the publisher's."""
     count = headers.get("x-delivery-count")
     return count if message.delivery_info.get("redelivered") and isinstance(count, int) else 0
 

@@ -1,7 +1,7 @@
-"""Publishing jobs from a file: JSON Lines or CSV. Each is checked first, then published with confirms, many at a time.
+"""Reads jobs from a file: JSON Lines or CSV.
 
-The file is read twice, a line at a time, so that its size does not matter: once to check it, once to publish it. Up to
-which line the broker has confirmed is kept next to it, for a second run to go on from there.
+The file is read twice, a line at a time, so that its size does not matter: once to check all jobs, once to publish them
+(worker.messaging.bulk_publish).
 """
 
 import csv
@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 from models.job import MAX_INSURED, MAX_QUOTES, Job, JobRejected, read_job
 from worker.errors import EnqueueError
 
-MAX_LINE = 16 * 1024 * 1024
+MAX_LINE = 16 * 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True)
 class Record:
-    """A line, or a row of CSV. number: of its first line, from 1; raw: as it stands in the file; body: of its job.
+    """A line of JSON, or a row of CSV.
 
-    problem: why there can be no job in it.
+    number: of its first line, from 1; raw: the bytes in the file; body: of the job's message; problem: why it is none.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True)
 class BadLine:
-    """raw: the line as it stands in the file."""
+    """A line without a valid job. code, detail: as of JobRejected, or "invalid-csv"; raw: the bytes in the file."""
 
     number: int
     code: str
@@ -45,7 +45,7 @@ class BadLine:
 
 @dataclass(frozen=True)
 class Checked:
-    """What the first reading found. bad: the numbers of bad lines; digest: of the whole file."""
+    """The result of the check. good: number of valid jobs; bad: numbers of bad lines; digest: SHA-256 of the file."""
 
     good: int
     bad: "array[int]"
@@ -53,12 +53,12 @@ class Checked:
 
 
 class Source:
-    """A file of jobs that can be read again and again. header: the first line of a CSV file."""
+    """A seekable file of jobs. header: the first line of a CSV file, once it has been read."""
 
     def __init__(self, file: BinaryIO, is_csv: bool) -> None:
         self._file = file
         self._is_csv = is_csv
-        self._state = self._look()
+        self._state = self._size_and_mtime()
         self._digest = sha256()
         self.header = b""
 
@@ -69,22 +69,23 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Of what was read so far."""
+        """SHA-256, in hexadecimal, of what was read so far."""
         return self._digest.hexdigest()
 
     def records(self) -> Iterator[Record]:
-        """From the beginning; empty lines are passed over. Raises EnqueueError for a file that can't be read on."""
+        """Yields all records, without empty lines. Raises EnqueueError where the rest of the file can't be read."""
         self._file.seek(0)
         self._digest = sha256()
         return self._rows() if self._is_csv else self._json_lines()
 
-    def make_sure_it_is_the_same(self) -> None:
-        if self._look() != self._state:
+    def ensure_unchanged(self) -> None:
+        """Raises EnqueueError where size or time of the file has changed."""
+        if self._size_and_mtime() != self._state:
             raise EnqueueError("the file was changed while it was read; run the same command again")
 
-    def _look(self) -> tuple[int, int]:
-        seen = os.fstat(self._file.fileno())
-        return seen.st_size, seen.st_mtime_ns
+    def _size_and_mtime(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def _lines(self) -> Iterator[bytes]:
         number = 0
@@ -110,19 +111,19 @@ class Source:
         delimiter = max(",;\t", key=first.count)
         columns = [Column(name.strip()) for name in next(csv.reader([first], delimiter=delimiter), [])]
         check_header(columns)
-        taken: list[bytes] = []
+        row_lines: list[bytes] = []
 
         def texts() -> Iterator[str]:
             for line in lines:
-                taken.append(line)
+                row_lines.append(line)
                 yield line.decode("utf-8", "surrogateescape")
 
         rows = csv.reader(texts(), delimiter=delimiter, strict=True)
         begins_at = 2
         try:
             for cells in rows:
-                raw = b"".join(taken)
-                taken.clear()
+                raw = b"".join(row_lines)
+                row_lines.clear()
                 if any(cell.strip() for cell in cells):
                     yield _of_row(begins_at, raw, columns, cells)
                 begins_at = rows.line_num + 2
@@ -133,7 +134,7 @@ class Source:
 
 
 class Column:
-    """A column of a CSV file: where in the job its values go, ``quotes.0.id`` to ("quotes", 0, "id")."""
+    """A column of a CSV file. path: the place of its values in the job; ``quotes.0.id`` is ("quotes", 0, "id")."""
 
     def __init__(self, name: str) -> None:
         top, _, rest = name.partition(".")
@@ -156,7 +157,10 @@ _SHAPES = {
 
 
 def check_header(columns: list[Column]) -> None:
-    """Raises EnqueueError for a column that no job has. It names its place only: without header, data stands there."""
+    """Raises EnqueueError for a column that is no part of a job, or a repeated one.
+
+    The message names the column by its position: in a file without a header, its text is personal data.
+    """
     paths = [column.path for column in columns]
     for place, path in enumerate(paths, start=1):
         if path[0] not in _SHAPES:
@@ -194,7 +198,7 @@ def _of_row(number: int, raw: bytes, columns: list[Column], cells: list[str]) ->
 
 
 def job_of_row(columns: list[Column], cells: list[str]) -> bytes:
-    """The JSON of a row. Empty cells are left out, and a quote or insured whose cells are all empty."""
+    """The JSON of a row, without empty cells, and without a quote or insured person whose cells are all empty."""
     job: dict[str | int, Any] = {}
     for column, cell in zip(columns, cells, strict=True):
         if not cell:
@@ -207,7 +211,7 @@ def job_of_row(columns: list[Column], cells: list[str]) -> bytes:
 
 
 def _lists(content: Any) -> Any:
-    """Objects whose keys are numbers become lists, in the order of the numbers."""
+    """Turns objects whose keys are numbers into lists, in the order of the numbers."""
     if not isinstance(content, dict):
         return content
     if any(isinstance(key, int) for key in content):
@@ -216,7 +220,10 @@ def _lists(content: Any) -> Any:
 
 
 def check(source: Source, on_bad: Callable[[BadLine], None], advance: Callable[[int], None]) -> Checked:
-    """Reads a source to its end. on_bad is told of each bad line, advance of bytes."""
+    """Checks all jobs of a source. on_bad: called with each bad line; advance: called with the bytes read.
+
+    Raises EnqueueError where the file can't be read to its end, or changes meanwhile.
+    """
     good, bad = 0, array("Q")
     for record in source.records():
         problem = _problem(record)
@@ -226,7 +233,7 @@ def check(source: Source, on_bad: Callable[[BadLine], None], advance: Callable[[
             bad.append(record.number)
             on_bad(BadLine(record.number, *problem, record.raw))
         advance(len(record.raw))
-    source.make_sure_it_is_the_same()
+    source.ensure_unchanged()
     return Checked(good, bad, source.digest)
 
 
@@ -241,7 +248,7 @@ def _problem(record: Record) -> tuple[str, str] | None:
 
 
 def good_records(source: Source, checked: Checked, after: int) -> Iterator[Record]:
-    """The good ones behind a line."""
+    """Yields the valid records after line number ``after``, without checking them again."""
     bad = iter(checked.bad)
     next_bad = next(bad, None)
     for record in source.records():

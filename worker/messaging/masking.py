@@ -1,4 +1,4 @@
-"""What may be shown of a job without revealing it."""
+"""Shows jobs without personal data: ids, and the structure with its values replaced. Prepares bodies for an editor."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.job import KNOWN_KEYS, MAX_BYTES, MAX_DEPTH, Label, is_path_id
 
-READ_BYTES = 4 * MAX_BYTES  # of longer bodies nothing is read
+MAX_READ = 4 * MAX_BYTES  # longer bodies are not read at all
 
 _label = TypeAdapter(Label, config=ConfigDict(regex_engine="python-re"))
 
 
 @dataclass(frozen=True)
 class Ids:
-    """What may be shown of a job without revealing it, each only where it has the form that is allowed."""
+    """Ids of a job. Each is None unless it has a valid form, as any other text could be personal data."""
 
     partner_id: str | None = None
     offer_id: str | None = None
@@ -28,20 +28,20 @@ def ids_of(body: bytes) -> Ids:
 
 
 def masked(body: bytes) -> Any:
-    """The structure of a job with its values replaced; None where it can't be read as JSON."""
+    """The structure of a job with all values but its ids replaced; None where the body is no JSON, or too large."""
     content = _content(body)
     if content is None:
         return None
-    shown = {name: value for name, value in vars(_ids(content)).items() if value is not None}
-    covered = _masked(content)
-    if isinstance(covered, dict):
-        covered.update((name, shown[name]) for name in covered.keys() & shown.keys())
-    return covered
+    ids = {name: value for name, value in vars(_ids(content)).items() if value is not None}
+    result = _masked(content)
+    if isinstance(result, dict):
+        result.update((name, ids[name]) for name in result.keys() & ids.keys())
+    return result
 
 
 def _content(body: bytes) -> Any:
-    """What a body holds as JSON, however little it is a job; None where it is none, or is far too large."""
-    if len(body) > READ_BYTES:
+    """The JSON of a body, whether or not it is a job; None where it is no JSON, or too large."""
+    if len(body) > MAX_READ:
         return None
     try:
         return json.loads(body.decode("utf-8-sig"))
@@ -73,12 +73,12 @@ def _masked(content: Any, depth: int = 0) -> Any:
         return "<deeper>"
     match content:
         case dict():
-            covered: dict[str, Any] = {}
+            result: dict[str, Any] = {}
             for key, value in content.items():
-                covered[_masked_key(key, covered)] = _masked(value, depth + 1)
-            return covered
+                result[_masked_key(key, result)] = _masked(value, depth + 1)
+            return result
         case list():
-            return [_masked(one, depth + 1) for one in content]
+            return [_masked(item, depth + 1) for item in content]
         case None:
             return None
         case bool():
@@ -89,16 +89,19 @@ def _masked(content: Any, depth: int = 0) -> Any:
             return "<text>" if content else "<empty text>"
 
 
-def _masked_key(key: str, beside: dict[str, Any]) -> str:
-    """A key that is not ours may hold anything. They stay apart from each other."""
+def _masked_key(key: str, siblings: dict[str, Any]) -> str:
+    """An unknown key may hold personal data: it is replaced, by a name that is unique among its siblings."""
     if key in KNOWN_KEYS:
         return key
-    number = sum(1 for other in beside if other.startswith("<key")) + 1
+    number = sum(1 for other in siblings if other.startswith("<key")) + 1
     return "<key>" if number == 1 else f"<key {number}>"
 
 
 def for_editor(body: bytes) -> bytes:
-    """A body as it is edited: indented where that changes nothing in it but white space."""
+    """The body indented, if indenting changes only white space; else the body itself.
+
+    It stays unchanged where a key stands twice, or a number would be written in another form.
+    """
     try:
         content = json.loads(
             body,

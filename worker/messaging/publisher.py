@@ -1,4 +1,4 @@
-"""Publishing with confirms."""
+"""Publishes messages with publisher confirms."""
 
 import time
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ from typing import Any, Self
 
 from kombu import Connection
 
-from worker.messaging.broker import _AWAY, apply_socket_limits, connect
+from worker.messaging.broker import CONNECTION_ERRORS, apply_socket_limits, connect
 from worker.observability import tracing
 
 CONFIRM_TIMEOUT = 10.0  # seconds
 
 
 class NotTaken(OSError):
-    """The broker refused a message, or no queue was bound for it: worth trying again later."""
+    """The broker refused a message, or no queue is bound for it. A later try may succeed."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message to publish. ``key`` is the caller's own name for it, handed back with what became of it."""
+    """A message to publish. key: the caller's name for it, unique within one call of publish()."""
 
     key: Any
     body: bytes
@@ -33,13 +33,14 @@ class Message:
 
 
 class Publisher:
-    """Publishes persistent messages and waits for the broker's confirms, many at a time.
+    """Publishes persistent messages, many at a time, and waits for the broker's confirms.
 
-    Confirms are matched by delivery tag. After any error the connection is discarded, for a confirm that comes late
-    would be taken for another message's. Not for threads: one has one.
+    Confirms are matched by delivery tag. After any error the connection is discarded: a late confirm would be taken for
+    another message's. Not thread-safe: each thread has its own.
     """
 
     def __init__(self, url: str, confirm_timeout: float = CONFIRM_TIMEOUT) -> None:
+        """confirm_timeout: seconds for the confirms of all messages of one call."""
         self._url = url
         self._confirm_timeout = confirm_timeout
         self._connection: Connection | None = None
@@ -49,9 +50,10 @@ class Publisher:
         self._published = 0
 
     def publish(self, messages: Iterable[Message]) -> set[Any]:
-        """Publishes all; returns the keys of those that the broker has. The others it refused, or nobody was bound.
+        """Publishes all messages. Returns the keys of those that the broker confirmed.
 
-        Raises the connection's error where the broker is away: then nothing is known of any of them.
+        The broker refused the others, or no queue is bound for them. Raises the connection's error (see
+        broker.is_away) where the broker can't be reached or does not confirm in time; it may then have any of them.
         """
         try:
             channel = self._open()
@@ -63,15 +65,20 @@ class Publisher:
             raise
         return {key for key in keys if key not in self._refused}
 
+    def publish_one(self, message: Message) -> None:
+        """As publish(). Raises NotTaken where the broker does not take the message."""
+        if not self.publish([message]):
+            raise NotTaken
+
     def ensure_connection(self) -> None:
-        """Connects where there is no connection, or where the one there was is lost. Raises the connection's error."""
+        """Connects if there is no connection or it is lost. Raises the connection's error."""
         try:
             channel = self._open()
             assert self._connection is not None
             if hasattr(channel, "confirm_select"):
                 with suppress(TimeoutError):
                     self._connection.drain_events(timeout=0.001)
-        except _AWAY:
+        except CONNECTION_ERRORS:
             self.close()
             self._open()
 
@@ -84,7 +91,7 @@ class Publisher:
             apply_socket_limits(self._connection)
             self._channel = self._connection.channel()
             self._published = 0
-            if hasattr(self._channel, "confirm_select"):  # the in-memory transport has, and needs, no confirms
+            if hasattr(self._channel, "confirm_select"):  # the in-memory transport has no confirms
                 self._channel.confirm_select()
                 self._channel.events["basic_ack"].add(self._on_ack)
                 self._channel.events["basic_nack"].add(self._on_nack)
@@ -112,17 +119,17 @@ class Publisher:
             self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple)
+        self._pop_confirmed(tag, multiple)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._refused.update(message.key for message in self._settle(tag, multiple))
+        self._refused.update(message.key for message in self._pop_confirmed(tag, multiple))
 
-    def _settle(self, tag: int, multiple: bool) -> list[Message]:
-        tags = list(takewhile(lambda sent: sent <= tag, self._unconfirmed)) if multiple else [tag]
-        return [self._unconfirmed.pop(sent) for sent in tags if sent in self._unconfirmed]
+    def _pop_confirmed(self, tag: int, multiple: bool) -> list[Message]:
+        tags = list(takewhile(lambda unconfirmed: unconfirmed <= tag, self._unconfirmed)) if multiple else [tag]
+        return [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
 
     def _on_return(self, _error: Exception, _exchange: str, routing_key: str, returned: Any) -> None:
-        """An unroutable message comes back before its ack; it is known by its body."""
+        """An unroutable message is returned before its ack, and recognized by its body."""
         body = returned.body if isinstance(returned.body, bytes) else str(returned.body).encode()
         for message in self._unconfirmed.values():
             if message.body == body and message.routing_key == routing_key and message.key not in self._refused:
@@ -136,7 +143,7 @@ class Publisher:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; the next publish opens a new one."""
+        """Closes the connection. The next publish opens a new one."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             connection.collect(socket_timeout=1)

@@ -1,6 +1,6 @@
-"""What a thread is at work on: in each of its log lines, on its span, and with what it reports to Sentry.
+"""The log context of a thread: facts about its work, in each log line, on its span and in its reports to Sentry.
 
-Ids, codes and numbers only. Cleared with each task, for threads of the pool take one after the other.
+Facts are ids, codes and numbers only. Each task clears them at its end, as the threads of the pool are reused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,14 @@ from typing import Any
 
 from worker.observability import tracing
 
-_bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("context", default={})  # noqa: B039 - never changed
+_bound: ContextVar[Mapping[str, str | int | None]] = ContextVar("context", default={})  # noqa: B039 - never mutated
 
 
 @contextmanager
 def for_task(
     name: str, queue: str, traceparent: str | None, message_id: str | None, correlation_id: str | None
 ) -> Iterator[None]:
-    """A task works on a message. traceparent: a valid one, or none."""
+    """Sets the context while a task works on a message of a queue. traceparent: a valid one, or None."""
     with tracing.process(queue, traceparent, message_id, correlation_id):
         _bound.set({"task": name, **_trace_of(tracing.traceparent(traceparent))})
         try:
@@ -27,20 +27,20 @@ def for_task(
 
 
 def for_lease(lease: Any) -> None:
-    """The task works on a claim."""
+    """Adds the confirmation of a Lease that the task has acquired."""
     if not tracing.is_on():
         _bound.set({**_bound.get(), **_trace_of(lease.traceparent)})
     bind(confirmation=str(lease.id), partner_id=lease.partner_id, offer_id=lease.offer_id, attempt=lease.number)
 
 
 def bind(**facts: str | int | None) -> None:
-    """Adds facts."""
+    """Adds facts to the context and to the current span."""
     _bound.set({**_bound.get(), **facts})
     tracing.note(**facts)
 
 
 def bound() -> Mapping[str, str | int | None]:
-    """The facts of this thread."""
+    """The facts of this thread, by name."""
     return _bound.get()
 
 

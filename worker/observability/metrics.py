@@ -1,8 +1,8 @@
-"""What a worker counts for Prometheus. Each fact is told by one function, which is called at one place.
+"""The metrics that a worker counts for Prometheus. Each event is counted by one function, called at one place.
 
-Nothing is counted before ``begin``, which a worker with METRICS_PORT calls: elsewhere a fact costs a comparison. Labels
-come from fixed lists; no partner, offer or text is ever one. What the database knows is not counted but read:
-see worker/facts.py. All metrics stand in docs/metrics.md.
+Counting starts with ``begin``, which a worker with METRICS_PORT calls; until then each function costs one comparison.
+The values of labels come from fixed lists, never from a partner, an offer or a text. Metrics of the backlog are read
+from the database instead (worker.services.backlog_metrics). docs/metrics.md lists all of them.
 """
 
 import os
@@ -18,13 +18,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from models.event import ERROR_CODES, EventType
+from models.job import DEAD_LETTER_CODES
 from models.states import ENDED, Outcome, State
 
 CALLS = ("confirm", "bookings", "token")
 NO_ERROR = "none"
 CODES = frozenset({*ERROR_CODES, *(f"http-{status.value}" for status in HTTPStatus)})
-OTHER = "other"  # a status that nobody has registered
-DEAD_LETTER_CODES = ("invalid-json", "invalid-job", "too-large", "conflicting-job", "poison")
+OTHER = "other"  # an HTTP status that is not registered
 
 CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 300)  # seconds
 JOB_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
@@ -32,13 +32,14 @@ GROUP_BUCKETS = (1, 2, 5, 10, 20, 50)
 
 
 class Instruments:
-    """The counters of one process. In the mode for several processes their values stand in files in ``folder``."""
+    """The metrics of one process."""
 
     def __init__(self, folder: Path | None) -> None:
+        """folder: where processes that share their metrics keep the values in files; None for a single process."""
         self.folder = folder
         if folder is not None:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # where prometheus-client looks for it
-        # Chosen when prometheus-client is imported, which is too early. Fresh, for its lock may be held as we fork.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read by prometheus-client
+        # prometheus-client chooses the class at import, which is too early. A new one, as a fork may copy a held lock.
         values.ValueClass = values.MultiProcessValue() if folder is not None else values.MutexValue
         disable_created_metrics()
         self.registry = registry = CollectorRegistry()
@@ -46,22 +47,22 @@ class Instruments:
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(f"confirm_offer_{name}", meaning, labels, registry=registry)
 
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:  # the sum over processes that live
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:  # the sum over live processes
             return Gauge(f"confirm_offer_{name}", meaning, labels, registry=registry, multiprocess_mode="livesum")
 
         self.jobs = counter("jobs", "Confirmations that ended, by the state they ended in", "outcome")
         self.attempts = counter("attempts", "Attempts that ended", "outcome", "code")
-        self.dead_letters = counter("dead_letters", "Jobs put with the dead letters by workers", "code")
-        self.token_refreshes = counter("token_refreshes", "Tokens asked for", "result")
+        self.dead_letters = counter("dead_letters", "Jobs that workers turned into dead letters", "code")
+        self.token_refreshes = counter("token_refreshes", "Requests for a token", "result")
         self.circuit_breaker_openings = counter(
             "circuit_breaker_openings", "Times that calls to XONE were stopped, by the error", "code"
         )
-        self.slowdowns = counter("slowdowns", "Answers of XONE that made the calls pause for a while (429)")
+        self.slowdowns = counter("slowdowns", "Answers of XONE that throttled the calls for a while (429)")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
-        self.events_refused = counter("events_refused", "Publishings of an event that the broker refused")
+        self.events_refused = counter("events_refused", "Events that the broker refused, counted at each try")
         self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
         self.circuit_breaker_open = gauge(
-            "circuit_breaker_open", "Processes whose calls to XONE are stopped by their gate"
+            "circuit_breaker_open", "Processes whose calls to XONE are stopped by their circuit breaker"
         )
         self.call_duration = Histogram(
             "confirm_offer_call_duration_seconds", "Calls to XONE", ["call"], buckets=CALL_BUCKETS, registry=registry
@@ -74,12 +75,12 @@ class Instruments:
             registry=registry,
         )
         self.group_size = Histogram(
-            "confirm_offer_group_size", "What was stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
+            "confirm_offer_group_size", "Items stored in one transaction", buckets=GROUP_BUCKETS, registry=registry
         )
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """A rate of what has not been there before can't be told: the first of its kind would be missed."""
+        """Creates the series with 0: Prometheus' increase() misses the first count of a new series."""
         for state in ENDED:
             self.jobs.labels(state)
         self.attempts.labels(Outcome.BOOKED, NO_ERROR)
@@ -95,13 +96,13 @@ class Instruments:
             self.calls_in_flight.labels(call)
             self.call_duration.labels(call)
 
-    def exposed(self) -> Collector:
-        """What collects them; in the mode for several processes, the sum of all, and no gauge of a dead one."""
-        return self.registry if self.folder is None else _Files(self.folder)
+    def collector(self) -> Collector:
+        """Collects the values; for several processes their sums, without the gauges of dead ones."""
+        return self.registry if self.folder is None else _FilesCollector(self.folder)
 
 
-class _Files(Collector):
-    """The files of several processes, which begin, end and are killed, and which other scrapes remove meanwhile."""
+class _FilesCollector(Collector):
+    """Merges the files of several processes. Processes start and die, and other scrapes remove files, meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -113,7 +114,7 @@ class _Files(Collector):
                 path.unlink(missing_ok=True)
                 continue
             with suppress(FileNotFoundError):
-                if path.stat().st_size:  # none in the moment in which its process begins it
+                if path.stat().st_size:  # empty while its process creates it
                     files.append(str(path))
         yield from MultiProcessCollector.merge(files)
 
@@ -121,22 +122,22 @@ class _Files(Collector):
 _instruments: Instruments | None = None
 
 
-def begin(several_in: Path | None = None) -> Instruments:
-    """Counts from now on, in this process and those that it forks.
+def begin(shared_folder: Path | None = None) -> Instruments:
+    """Starts to count, in this process and those that it forks.
 
-    several_in: where the pool is one of processes, the folder in which a folder for their files is made. What workers
-    left there that were killed is removed. Raises OSError where nothing can be written there.
+    shared_folder: for a pool of processes; a folder for their files is created in it, and those of killed workers are
+    removed. Raises OSError where it can't be written to.
     """
     global _instruments
     folder = None
-    if several_in is not None:
-        for path in (several_in.parent, several_in):
+    if shared_folder is not None:
+        for path in (shared_folder.parent, shared_folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in several_in.glob("worker-*"):
-            pid = left.name.removeprefix("worker-")
+        for abandoned in shared_folder.glob("worker-*"):
+            pid = abandoned.name.removeprefix("worker-")
             if pid.isdecimal() and not is_alive(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = several_in / f"worker-{os.getpid()}"
+                shutil.rmtree(abandoned, ignore_errors=True)
+        folder = shared_folder / f"worker-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
     _instruments = Instruments(folder)
@@ -144,7 +145,7 @@ def begin(several_in: Path | None = None) -> Instruments:
 
 
 def end() -> None:
-    """Counts no more."""
+    """Stops counting, and removes the files of this worker."""
     global _instruments
     if _instruments is not None and _instruments.folder is not None:
         shutil.rmtree(_instruments.folder, ignore_errors=True)
@@ -161,7 +162,7 @@ os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of this id."""
+    """Whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -172,7 +173,7 @@ def is_alive(pid: int) -> bool:
 
 
 def attempt_ended(outcome: Outcome, code: str | None, state: State | None) -> None:
-    """state: in which the confirmation is now; None where the attempt came too late to matter."""
+    """code: of the error, if any; state: of the confirmation now, None where the attempt came too late to count."""
     if _instruments is not None:
         _instruments.attempts.labels(outcome, NO_ERROR if code is None else _known(code)).inc()
         if state in ENDED:
@@ -180,14 +181,14 @@ def attempt_ended(outcome: Outcome, code: str | None, state: State | None) -> No
 
 
 def stored_together(count: int) -> None:
-    """Jobs, claims or outcomes that went into one transaction."""
+    """count: jobs, leases or outcomes stored in one transaction."""
     if _instruments is not None:
         _instruments.group_size.observe(count)
 
 
 @contextmanager
 def calling(call: str) -> Iterator[None]:
-    """Around each call to XONE. call: of CALLS."""
+    """Measures a call to XONE. call: one of CALLS."""
     if _instruments is None:
         yield
         return
@@ -202,38 +203,38 @@ def calling(call: str) -> Iterator[None]:
 
 
 def token_refreshed(result: str) -> None:
-    """result: ok or failed."""
+    """result: "ok" or "failed"."""
     if _instruments is not None:
         _instruments.token_refreshes.labels(result).inc()
 
 
 def circuit_breaker_opened(code: str) -> None:
-    """Calls to XONE stop. code: of the error that stopped them."""
+    """code: of the error that stopped the calls to XONE."""
     if _instruments is not None:
         _instruments.circuit_breaker_openings.labels(_known(code)).inc()
         _instruments.circuit_breaker_open.set(1)
 
 
 def circuit_breaker_closed() -> None:
-    """Calls to XONE go on."""
+    """Calls to XONE are possible again."""
     if _instruments is not None:
         _instruments.circuit_breaker_open.set(0)
 
 
 def slowed_down() -> None:
-    """XONE asked for a pause (429)."""
+    """XONE answered 429."""
     if _instruments is not None:
         _instruments.slowdowns.inc()
 
 
 def dead_lettered(code: str) -> None:
-    """A job stands with the dead letters. code: x-dead-letter-code."""
+    """A job has become a dead letter. code: x-dead-letter-code."""
     if _instruments is not None:
         _instruments.dead_letters.labels(code).inc()
 
 
 def event_published(event_type: str, seconds: float | None) -> None:
-    """The broker has an event. seconds: since its job was published, where it is the first event of a confirmation."""
+    """The broker has confirmed an event. seconds: since its job was published; for a first event only."""
     if _instruments is not None:
         _instruments.events_published.labels(event_type).inc()
         if seconds is not None:
@@ -241,7 +242,7 @@ def event_published(event_type: str, seconds: float | None) -> None:
 
 
 def events_refused(count: int) -> None:
-    """The broker did not take events; they are tried again."""
+    """The broker refused events; they are published again later."""
     if _instruments is not None:
         _instruments.events_refused.inc(count)
 

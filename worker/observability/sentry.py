@@ -1,10 +1,11 @@
-"""What Sentry gets, by an allow-list: defects, sampled transactions, check-ins. Texts of exceptions stay here.
+"""Reports to Sentry: defects, sampled transactions, check-ins. An allow-list decides what leaves the process.
 
-Expected failures (refused offers, XONE or a server away) are no defects and are not sent.
+The texts of exceptions do not, but for our own. Expected failures (a refused offer, an outage of XONE or a server) are
+no defects and are not reported.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +20,7 @@ from worker.settings import SentrySettings
 
 log = structlog.get_logger(__name__)
 
-CHECK_IN_EVERY = 60.0  # seconds, of each Scheduler
+CHECK_IN_INTERVAL = 60.0  # seconds, of each Scheduler
 TAGS = frozenset(
     ("task", "duty", "thread", "confirmation", "partner_id", "offer_id", "attempt", "outcome", "code", "trace_id")
 )
@@ -29,7 +30,7 @@ _samples = False
 
 
 def configure_sentry(settings: SentrySettings) -> None:
-    """Switches Sentry on where there is a DSN. Only this module sends: no integration, breadcrumb, local variable."""
+    """Switches Sentry on if the settings have a DSN. No integration, breadcrumb or local variable is sent."""
     global _samples
     _samples = settings.dsn is not None and settings.SENTRY_TRACES_SAMPLE_RATE > 0
     if settings.dsn:
@@ -49,14 +50,14 @@ def configure_sentry(settings: SentrySettings) -> None:
 
 
 def flush() -> None:
-    """Sends what has not been sent: the process ends."""
+    """Sends what is pending, within 2 s, before the process ends."""
     sentry_sdk.flush(2.0)
 
 
 def report(error: BaseException, **facts: str | int | None) -> None:
-    """Tells the log and Sentry of a defect. facts: ids, codes and numbers only, beside those of worker/context.py.
+    """Logs a defect and reports it to Sentry, with the log context and ``facts``: ids, codes and numbers only.
 
-    Where there is a ``code``, errors with the same one are one issue.
+    Sentry groups errors with the same ``code`` into one issue.
     """
     log.error("defect", error=describe(error), where=where(error.__traceback__), **facts)
     with sentry_sdk.new_scope() as scope:
@@ -72,7 +73,7 @@ def report(error: BaseException, **facts: str | int | None) -> None:
 
 
 def transaction(name: str) -> AbstractContextManager[None]:
-    """A task, as a transaction of Sentry, where SENTRY_TRACES_SAMPLE_RATE samples it."""
+    """Measures a task as a transaction of Sentry, if SENTRY_TRACES_SAMPLE_RATE samples it. name: of the task."""
     return _transaction(name) if _samples else _OFF
 
 
@@ -90,7 +91,10 @@ def _transaction(name: str) -> Iterator[None]:
 
 
 class CheckIns:
-    """A monitor of Sentry hears once a minute that a duty goes on; several workers may tell the same one."""
+    """Tells a monitor of Sentry that a service runs, once a minute. Several workers may check in to the same monitor.
+
+    monitor: its slug, None for none; clock: returns seconds.
+    """
 
     def __init__(self, monitor: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._monitor = monitor
@@ -98,10 +102,10 @@ class CheckIns:
         self._next_at = clock()
 
     def on_success(self) -> None:
-        """The duty is well; sent where it is time."""
+        """Called after each successful run of the service. Sends a check-in when it is due."""
         if self._monitor is None or self._clock() < self._next_at:
             return
-        self._next_at = self._clock() + CHECK_IN_EVERY
+        self._next_at = self._clock() + CHECK_IN_INTERVAL
         capture_checkin(
             self._monitor,
             status="ok",
@@ -114,30 +118,30 @@ class CheckIns:
         )
 
 
-_OF_ALL = ("type", "event_id", "timestamp", "level", "platform", "release", "environment", "sdk")
-_OF_CHECK_IN = ("monitor_slug", "check_in_id", "status", "duration", "monitor_config")
-_OF_TASK = ("transaction", "transaction_info", "fingerprint", "start_timestamp")
-_OF_TRACE = ("trace_id", "span_id", "parent_span_id", "op", "status", "origin")
+_EVENT_KEYS = ("type", "event_id", "timestamp", "level", "platform", "release", "environment", "sdk")
+_CHECK_IN_KEYS = ("monitor_slug", "check_in_id", "status", "duration", "monitor_config")
+_DEFECT_KEYS = ("transaction", "transaction_info", "fingerprint", "start_timestamp")
+_TRACE_KEYS = ("trace_id", "span_id", "parent_span_id", "op", "status", "origin")
 
 
 def allowed_only(event: Event, hint: Hint) -> Event:
-    """What is sent to Sentry, rebuilt from what may leave: types, places in the code, names of tasks, tags, times."""
+    """Rebuilds an event from what may leave: types, places in the code, names of tasks, tags, times."""
     hint["attachments"] = []
     kind = event.get("type")
     if kind == "check_in":
-        return _only(event, _OF_ALL + _OF_CHECK_IN)  # type: ignore[return-value]
-    kept = _only(event, _OF_ALL + _OF_TASK)
+        return _only(event, _EVENT_KEYS + _CHECK_IN_KEYS)  # type: ignore[return-value]
+    allowed = _only(event, _EVENT_KEYS + _DEFECT_KEYS)
     if "tags" in event:
-        kept["tags"] = _only(event["tags"], TAGS)
+        allowed["tags"] = _only(event["tags"], TAGS)
     if kind == "transaction":
-        kept["contexts"] = {"trace": _only((event.get("contexts") or {}).get("trace") or {}, _OF_TRACE)}
+        allowed["contexts"] = {"trace": _only((event.get("contexts") or {}).get("trace") or {}, _TRACE_KEYS)}
     else:
-        kept["exception"] = {"values": _exceptions(event, (hint.get("exc_info") or (None, None, None))[1])}
-    return kept  # type: ignore[return-value]
+        allowed["exception"] = {"values": _exceptions(event, (hint.get("exc_info") or (None, None, None))[1])}
+    return allowed  # type: ignore[return-value]
 
 
-def _only(content: Any, names: Any) -> dict[str, Any]:
-    return {name: content[name] for name in names if name in content}
+def _only(content: Any, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: content[key] for key in keys if key in content}
 
 
 def _exceptions(event: Event, error: BaseException | None) -> list[dict[str, Any]]:

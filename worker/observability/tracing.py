@@ -1,12 +1,12 @@
-"""Traces, by OpenTelemetry where ``confirm-offer[tracing]`` is installed and its variables name a collector.
+"""Traces with OpenTelemetry, if ``confirm-offer[tracing]`` is installed and its variables name a collector.
 
 publish (checkout) ── process confirm-offer.jobs ─┬─ accept job · record attempt …     database
                                                   ├─ POST /api/partners/…              XONE
                                                   ├─ send confirm-offer.resume ── process confirm-offer.resume ── …
                                                   └─ send booking-events ── the consumer, by the event's traceparent
 
-A few spans of our own, with ids, codes and numbers: no statement, no URL, no text of an exception. Where tracing is
-off, each of these functions returns at once, and nothing of OpenTelemetry is imported.
+The spans hold ids, codes and numbers, but no statement, URL or text of an exception. While tracing is off, each
+function returns at once, and nothing of OpenTelemetry is imported.
 """
 
 import os
@@ -33,19 +33,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-Sent = TypeVar("Sent", bound=Any)  # a Message of worker/broker.py
+Outgoing = TypeVar("Outgoing", bound=Any)  # a Message of worker.messaging.publisher
 
-MAX_FLUSH = 3.0  # seconds
+FLUSH_TIMEOUT = 3.0  # seconds
 
 _OFF = nullcontext()
 _make: "Callable[[], TracerProvider] | None" = None  # None: tracing is off
-_provider: "TracerProvider | None" = None  # of this process, made at its first span: threads do not survive a fork
+_provider: "TracerProvider | None" = (
+    None  # created at the first span of this process: its threads do not survive a fork
+)
 _tracer: "Tracer | None" = None
 _lock = Lock()
 
 
 def configure(settings: TracingSettings) -> None:
-    """Switches tracing on where the settings name a collector. Never stops the program: tells why it stays off."""
+    """Switches tracing on if the settings name a collector. If that is not possible, logs why instead of raising."""
     if settings.endpoint is None:
         return
     if not _is_installed():
@@ -57,7 +59,7 @@ def configure(settings: TracingSettings) -> None:
 
 
 def switch_on(make: "Callable[[], TracerProvider] | None") -> None:
-    """Spans go to what ``make`` returns, called once in each process; None switches tracing off."""
+    """Sends spans to the provider that ``make`` returns, which each process calls once. None switches tracing off."""
     global _make, _provider, _tracer
     _make, _provider, _tracer = make, None, None
 
@@ -67,11 +69,12 @@ def is_on() -> bool:
 
 
 def flush() -> None:
-    """Sends what has not been sent: the process ends."""
+    """Sends what is pending, within FLUSH_TIMEOUT, before the process ends."""
     if _provider is not None:
-        ending = Thread(target=_provider.shutdown, name="spans", daemon=True)  # it tries for long where nobody answers
-        ending.start()
-        ending.join(MAX_FLUSH)
+        # In a thread, as it retries for long if the collector does not answer.
+        shutdown = Thread(target=_provider.shutdown, name="spans", daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_TIMEOUT)
 
 
 def _is_installed() -> bool:
@@ -88,18 +91,18 @@ def _exporting_to(settings: TracingSettings) -> "TracerProvider":
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
     class Exporter(OTLPSpanExporter):
-        """Tells once that the collector does not take spans, and once that it does again."""
+        """Logs once that the collector does not take spans, and once that it does again."""
 
-        loses = False
+        is_losing = False
 
         def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
             result = super().export(spans)
             lost = result is not SpanExportResult.SUCCESS
-            if lost and not self.loses:
+            if lost and not self.is_losing:
                 log.warning("spans_lost", why="the collector can't be reached, or does not take them")
-            elif self.loses and not lost:
+            elif self.is_losing and not lost:
                 log.info("spans_arrive")
-            self.loses = lost
+            self.is_losing = lost
             return result
 
     resource = Resource.create({"service.version": version("confirm-offer")})
@@ -110,13 +113,13 @@ def _exporting_to(settings: TracingSettings) -> "TracerProvider":
     return provider
 
 
-# --- The spans ---
+# --- Spans ---
 
 
 def process(
     queue: str, traceparent: str | None, message_id: str | None, conversation_id: str | None
 ) -> AbstractContextManager[None]:
-    """A message of a queue is worked on; goes on with the trace of its traceparent."""
+    """A span for work on a message of a queue. It continues the trace of a valid traceparent."""
     if _make is None:
         return _OFF
     attributes = {
@@ -128,9 +131,9 @@ def process(
 
 
 def call(method: str, template: str, server: Mapping[str, str | int]) -> AbstractContextManager[None]:
-    """A call to XONE. template: its path with the names of what stands in it; server: ``server.*`` attributes.
+    """A span for a call to XONE. template: the path, with placeholders; server: the ``server.*`` attributes.
 
-    XONE gets no traceparent: it is a third party.
+    XONE gets no traceparent, as it is a third party.
     """
     if _make is None:
         return _OFF
@@ -138,7 +141,7 @@ def call(method: str, template: str, server: Mapping[str, str | int]) -> Abstrac
 
 
 def answered(status: int) -> None:
-    """The status of the answer to the call that is under way."""
+    """Adds the HTTP status of the answer to the span of the current call."""
     if _make is None:
         return
     span = _current()
@@ -148,25 +151,25 @@ def answered(status: int) -> None:
 
 
 def transaction(name: str, engine: "Engine") -> AbstractContextManager[None]:
-    """A transaction, with all that is waited for until it is committed. name: what it does."""
+    """A span for a database transaction, from its begin to its commit. name: what it does."""
     if _make is None:
         return _OFF
     return _span(name, "CLIENT", {"db.system.name": engine.dialect.name})
 
 
 @contextmanager
-def _sending(refused: set[Any]) -> Iterator[Callable[[Sent], Sent]]:
+def _sending(refused: set[Any]) -> Iterator[Callable[[Outgoing], Outgoing]]:
     from opentelemetry import trace
 
     spans: dict[Any, Span] = {}
 
-    def send(message: Sent) -> Sent:
+    def send(message: Outgoing) -> Outgoing:
         destination = f"{message.exchange}:{message.routing_key}"
         attributes = _messaging("send", "send", destination, message.routing_key)
         for name, key in (("message_id", "id"), ("correlation_id", "conversation_id")):
             if message.properties.get(name):
                 attributes[f"messaging.message.{key}"] = message.properties[name]
-        span = _tracer_here().start_span(
+        span = _get_tracer().start_span(
             f"send {message.routing_key}",
             _context(message.headers.get("traceparent")),
             kind=trace.SpanKind.PRODUCER,
@@ -188,11 +191,11 @@ def _sending(refused: set[Any]) -> Iterator[Callable[[Sent], Sent]]:
             span.end()
 
 
-def sending(refused: set[Any]) -> "AbstractContextManager[Callable[[Sent], Sent]]":
-    """Messages are published, until the broker has confirmed them. Yields what each goes through.
+def sending(refused: set[Any]) -> "AbstractContextManager[Callable[[Outgoing], Outgoing]]":
+    """Spans for messages, from publishing to the broker's confirms. Yields a function that each message goes through.
 
-    A message then bears the traceparent of its own span, in the trace of the one that it bore before. refused: keys
-    of messages that the broker refused, known at the end.
+    It returns the message with the traceparent of the message's own span, in the trace of the traceparent that it had.
+    refused: keys of messages that the broker refused, filled in before the end.
     """
     return _UNCHANGED if _make is None else _sending(refused)
 
@@ -201,7 +204,7 @@ _UNCHANGED: "AbstractContextManager[Callable[[Any], Any]]" = nullcontext(lambda 
 
 
 def note(**facts: str | int | None) -> None:
-    """Ids, codes and numbers of what the current span is about. A ``code`` is that of an error."""
+    """Adds ids, codes and numbers to the current span. A ``code`` marks it as an error."""
     if _make is None:
         return
     span = _current()
@@ -212,18 +215,18 @@ def note(**facts: str | int | None) -> None:
         _set_error(span, str(facts["code"]))
 
 
-def traceparent(otherwise: str | None) -> str | None:
-    """The traceparent of the current span; ``otherwise`` where tracing is off."""
+def traceparent(default: str | None) -> str | None:
+    """The traceparent of the current span; ``default`` while tracing is off."""
     if _make is None:
-        return otherwise
+        return default
     span = _current()
-    return _traceparent_of(span) if span.get_span_context().is_valid else otherwise
+    return _traceparent_of(span) if span.get_span_context().is_valid else default
 
 
-# --- The parts ---
+# --- Helpers ---
 
 
-def _tracer_here() -> "Tracer":
+def _get_tracer() -> "Tracer":
     global _provider, _tracer
     if _tracer is None:
         with _lock:
@@ -238,7 +241,7 @@ def _tracer_here() -> "Tracer":
 def _span(name: str, kind: str, attributes: Mapping[str, Any], context: "Context | None" = None) -> Iterator[None]:
     from opentelemetry import trace
 
-    with _tracer_here().start_as_current_span(
+    with _get_tracer().start_as_current_span(
         name,
         context,
         kind=trace.SpanKind[kind],
@@ -281,7 +284,7 @@ def _messaging(name: str, kind: str, destination: str, routing_key: str) -> dict
 
 
 def _context(traceparent: str | None) -> "Context":
-    """With the span of a traceparent as parent; without one, or with a wrong one, a new trace begins."""
+    """A context with a traceparent's span as parent. Without a valid one, a new trace begins."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -289,13 +292,14 @@ def _context(traceparent: str | None) -> "Context":
 
 
 def _traceparent_of(span: "Span") -> str:
-    of = span.get_span_context()
-    return f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
+    """Source: W3C Trace Context, version 00."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def _start_afresh() -> None:
+def _reset_in_child() -> None:
     global _provider, _tracer, _lock
     _provider, _tracer, _lock = None, None, Lock()
 
 
-os.register_at_fork(after_in_child=_start_afresh)
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,9 +1,9 @@
 """docs/configuration.md, made from the settings by ``python -m worker.published.settings_page``."""
 
+import sys
 from itertools import groupby
 from typing import Any
 
-import click
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
@@ -59,4 +59,4 @@ def values_of(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(page(), nl=False)
+    sys.stdout.write(page())

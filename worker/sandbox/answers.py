@@ -1,4 +1,4 @@
-"""What is answered: status, body and headers."""
+"""Answers of the sandbox: status, body and headers."""
 
 import json
 import re
@@ -14,13 +14,13 @@ class Answer(NamedTuple):
 
 
 def to_json(value: Any) -> bytes:
-    """JSON in UTF-8 with each Decimal as the number that it shows: 20.00 stays 20.00."""
+    """JSON in UTF-8. A Decimal keeps its digits: 20.00 stays 20.00."""
     text = json.dumps(value, ensure_ascii=False, default=lambda number: f"\0{number}\0")
     return re.sub(r'"\\u0000([0-9.]+)\\u0000"', r"\1", text).encode()
 
 
 def parsed(body: bytes) -> Json:
-    """The JSON object that the body is, or an empty one."""
+    """The JSON object of a body; an empty one where it is no JSON object."""
     try:
         value = json.loads(body)
     except ValueError:
@@ -46,14 +46,14 @@ def already_booked(booking: Json) -> Answer:
 
 
 def any_status(status: int) -> Answer:
-    if status < 200 or status in (204, 304):  # these have no body
+    if status < 200 or status in (204, 304):  # statuses without a body
         return Answer(status, b"", {})
-    says = "This offer has expired." if status == 422 else f"The sandbox was asked to answer {status}."
-    return refusal(status, says)
+    message = "This offer has expired." if status == 422 else f"The sandbox was asked to answer {status}."
+    return refusal(status, message)
 
 
 def invalid_job(job: Json) -> Answer | None:
-    """What XONE has against the body of a confirm request, or None."""
+    """The refusal of a body that is no valid confirm request; None for a valid one."""
     quotes, policyholder = job.get("quotes"), job.get("policyholder")
     if not isinstance(quotes, list) or not quotes:
         return refusal(400, "The body must be a JSON object with at least one quote.")

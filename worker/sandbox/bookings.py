@@ -1,4 +1,4 @@
-"""What is booked: the `data` of XONE's confirm answer, and the shapes that faults give it."""
+"""Bookings: the `data` of XONE's confirm answer, and the shapes that faults give it."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from worker.sandbox.answers import Json
 BOOKING = json.loads("""{
   "language": "en", "provider_customer_id": null, "status": "CONFIRMED", "currency": "EUR",
   "is_instant_booking": true, "payment_status": null, "sandbox": true
-}""")  # "sandbox" is no field of XONE's: those who read its answers must put up with new ones
+}""")  # XONE has no field "sandbox": clients must accept new fields
 
 POLICY = json.loads("""{
   "status": "CONFIRMED", "cover_amount": null, "cancelled_at": null, "parent_id": null,
@@ -33,11 +33,11 @@ POLICY = json.loads("""{
 
 
 def new_booking(partner_id: str, offer_id: str, job: Json) -> Json:
-    """The `data` of XONE's confirm answer, every field of it. Ids and money follow from the ids given."""
+    """The `data` of XONE's confirm answer, with every field. Ids and amounts are derived from the arguments."""
     digest = hashlib.sha256(f"{partner_id}/{offer_id}".encode()).digest()
     booking_id, security_token = "INS-" + base64.b32encode(digest).decode()[:8], digest.hex()[:32]
     now = datetime.now(UTC)
-    made = {"created_at": iso(now), "updated_at": iso(now)}
+    times = {"created_at": iso(now), "updated_at": iso(now)}
     policies = [new_policy(same_id(offer_id, str(item["id"])), now) for item in job["quotes"]]
     person = ("first_name", "last_name", "email", "phone", "country", "birth_date")
     address = ("address1", "address2", "city", "region", "postcode")
@@ -48,14 +48,14 @@ def new_booking(partner_id: str, offer_id: str, job: Json) -> Json:
 
     return {
         **BOOKING,
-        **made,
+        **times,
         "id": booking_id,
         "offer_id": offer_id,
         "provider_reference": f"PR-{digest.hex()[-10:].upper()}",
         "price": sum((policy["price"] for policy in policies), Decimal(0)),
         "security_token": security_token,
         "policies": policies,
-        "policyholder": {**policyholder, **made, "id": same_id(offer_id, "policyholder")},
+        "policyholder": {**policyholder, **times, "id": same_id(offer_id, "policyholder")},
         "quote": {"uuid": job["quotes"][0]["id"]},
         "coi": {"url": link("coi"), "pdf": link("coi.pdf")},
         "account_url": link("account"),

@@ -1,4 +1,4 @@
-"""The faults that the end of an offer id asks for, and the switches that change XONE as a whole."""
+"""Faults, which the end of an offer id asks for, and switches, which change the whole sandbox."""
 
 import math
 import re
@@ -26,11 +26,13 @@ Reply = Callable[[Json], Answer]  # from the booking
 
 
 class Fault(NamedTuple):
-    says: str
+    """description: for the page; shape: changes the booking that is stored and listed."""
+
+    description: str
     books: bool = True
-    reply: Reply | None = None  # None: 201 with the booking, or 422 to an offer that was booked before
+    reply: Reply | None = None  # None: 201 with the booking, or 422 for an offer that is booked already
     send: Send = whole
-    shape: Callable[[Json], Json] = dict  # of the booking, kept and listed so as well
+    shape: Callable[[Json], Json] = dict
 
 
 NO_FAULT = Fault("")
@@ -40,7 +42,7 @@ def always(status: int, message: str, **headers: str) -> Reply:
     return lambda _booking: refusal(status, message, **headers)
 
 
-def shown(status: int, without: str = "", beside: Json | None = None, **changes: Any) -> Reply:
+def booking_with(status: int, without: str = "", beside: Json | None = None, **changes: Any) -> Reply:
     def reply(booking: Json) -> Answer:
         data = {name: value for name, value in (booking | changes).items() if name != without}
         return answer(status, {"data": data} | (beside or {}))
@@ -72,9 +74,9 @@ FAULTS = {
     "html": Fault("200 with an HTML page.", BOOKED, gateway_page),
     "html-not-booked": Fault("200 with an HTML page.", NOT_BOOKED, gateway_page),
     "truncated": Fault("Half of the body that Content-Length promises.", BOOKED, send=truncated),
-    "no-id": Fault("200 with a booking that has no id.", BOOKED, shown(200, without="id")),
-    "other-offer": Fault("200 with another offer's booking.", NOT_BOOKED, shown(200, offer_id="another")),
-    "errors-beside": Fault("200 with a booking and errors beside it.", BOOKED, shown(200, beside=ERRORS)),
+    "no-id": Fault("200 with a booking that has no id.", BOOKED, booking_with(200, without="id")),
+    "other-offer": Fault("200 with another offer's booking.", NOT_BOOKED, booking_with(200, offer_id="another")),
+    "errors-beside": Fault("200 with a booking and errors beside it.", BOOKED, booking_with(200, beside=ERRORS)),
     "drop-before": Fault("Hangs up without an answer.", NOT_BOOKED, send=dropped),
     "drop-after": Fault("Hangs up without an answer.", BOOKED, send=dropped),
     "reset-mid": Fault("Half of the body, then the connection is reset.", BOOKED, send=reset),
@@ -83,7 +85,7 @@ FAULTS = {
     "drip": Fault("The body drips, a byte each 0.2 s for slow_seconds.", BOOKED, send=dripping_body),
     "huge": Fault("A body of 40 MB, chunked.", BOOKED, send=huge),
     "booked": Fault("409 that does not show the booking.", BOOKED, always(409, "Conflict.")),
-    "booked-with-body": Fault("409 that shows the booking.", BOOKED, shown(409)),
+    "booked-with-body": Fault("409 that shows the booking.", BOOKED, booking_with(409)),
     "booked-text": Fault("422 that names the booking.", BOOKED, already_booked),
     "booked-nowhere": Fault("422 that names a booking which no list shows.", NOT_BOOKED, already_booked),
     "odd-types": Fault("A price and a time are words, a tax is a list.", BOOKED, shape=odd_types),
@@ -92,19 +94,21 @@ FAULTS = {
 }
 
 
-def asked_by(offer_id: str) -> tuple[Fault, float]:
-    """The fault that the end of an offer id asks for, and how many calls of this offer it strikes."""
-    asked = re.search(r"~(?P<name>[a-z0-9-]+)(?:~(?P<times>\d+))?$", offer_id)
-    if not asked:
+def requested_fault(offer_id: str) -> tuple[Fault, float]:
+    """The fault that the end of an offer id asks for, and to how many calls of this offer it applies."""
+    match = re.search(r"~(?P<name>[a-z0-9-]+)(?:~(?P<times>\d+))?$", offer_id)
+    if not match:
         return NO_FAULT, 0
-    fault = FAULTS.get(asked["name"], NO_FAULT)
-    if status := re.fullmatch(r"http-(\d{3})", asked["name"]):
+    fault = FAULTS.get(match["name"], NO_FAULT)
+    if status := re.fullmatch(r"http-(\d{3})", match["name"]):
         fault = FAULTS["http-NNN"]._replace(reply=lambda _booking: any_status(int(status[1])))
-    return fault, int(asked["times"]) if asked["times"] else math.inf
+    return fault, int(match["times"]) if match["times"] else math.inf
 
 
 class Switch(NamedTuple):
-    says: str
+    """description: for the page; accepts: whether a value is valid."""
+
+    description: str
     accepts: Callable[[Any], bool]
 
 

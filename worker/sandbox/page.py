@@ -1,4 +1,4 @@
-"""The page at `/`, which explains faults and switches and shows the latest bookings."""
+"""The page at `/`: explains faults and switches, and shows the latest bookings."""
 
 import html
 import importlib.resources
@@ -15,10 +15,10 @@ def page(upstream: Upstream, base_url: str) -> Answer:
     with upstream.lock:
         latest = list(upstream.bookings.values())[:-21:-1]
     faults = [
-        (f"demo-1~{name.replace('NNN', '500')}", fault.says, "booked" if fault.books else "not booked")
+        (f"demo-1~{name.replace('NNN', '500')}", fault.description, "booked" if fault.books else "not booked")
         for name, fault in FAULTS.items()
     ]
-    switches = [(name, json.dumps(getattr(upstream, name)), switch.says) for name, switch in SWITCHES.items()]
+    switches = [(name, json.dumps(getattr(upstream, name)), switch.description) for name, switch in SWITCHES.items()]
     bookings = [(booking.get("offer_id"), booking.get("id"), booking.get("status")) for booking in latest]
     template = importlib.resources.files("worker.sandbox").joinpath("page.html").read_text("utf-8")
     text = Template(template).substitute(
@@ -33,7 +33,7 @@ def page(upstream: Upstream, base_url: str) -> Answer:
 
 
 def table_rows(rows: list[tuple[Any, ...]]) -> str:
-    """HTML table rows; the first cell is code that one click selects."""
+    """HTML table rows. The first cell is code, which one click selects."""
     cells = [[html.escape(str(cell)) for cell in row] for row in rows]
     return "\n".join(
         f"<tr><td><code>{first}</code></td>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"

@@ -1,4 +1,4 @@
-"""How an answer is sent: whole, or with a fault on the raw socket."""
+"""Ways to send an answer: whole, or with a fault on the raw socket."""
 
 import math
 import os
@@ -11,12 +11,12 @@ from typing import Protocol
 
 from worker.sandbox.answers import Answer
 
-DRIP_INTERVAL = 0.2
+DRIP_INTERVAL = 0.2  # seconds
 HUGE_BYTES = 40 * 1024 * 1024
 
 
 class Connection(Protocol):
-    """What the ways of sending need of the server's connection."""
+    """The part of the server's connection that sending needs."""
 
     request: socket.socket
     wfile: BufferedIOBase
@@ -26,10 +26,10 @@ class Connection(Protocol):
     def slow_seconds(self) -> float: ...
 
     def sleep(self, seconds: float) -> None:
-        """Raises ConnectionAbortedError when the client hangs up."""
+        """Raises ConnectionAbortedError if the client hangs up meanwhile."""
 
     def ended(self, status: int | None) -> None:
-        """Comes just before the last byte of the answer; None: there is no answer."""
+        """To be called just before the last byte of the answer. status: None where there is no answer."""
 
 
 def head(reply: Answer, framing: str | None = None) -> bytes:
@@ -52,10 +52,10 @@ def truncated(connection: Connection, reply: Answer) -> None:
 
 def reset(connection: Connection, reply: Answer) -> None:
     connection.wfile.write(head(reply) + reply.body[: len(reply.body) // 2])
-    connection.sleep(0.05)  # time to read the half, which the reset would discard
+    connection.sleep(0.05)  # time to read the half, which the reset discards
     connection.ended(reply.status)
     connection.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    os.close(connection.request.detach())  # not close(), which waits for rfile and comes after a FIN
+    os.close(connection.request.detach())  # not close(), which waits for rfile and sends a FIN first
     connection.close_connection = True
 
 
@@ -70,11 +70,11 @@ def late(connection: Connection, reply: Answer) -> None:
 
 
 def dripping(connection: Connection, at_once: bytes, dripped: bytes, status: int) -> None:
-    """Sends a byte each DRIP_INTERVAL for slow_seconds, then the rest."""
+    """Sends a byte every DRIP_INTERVAL for slow_seconds, then the rest."""
     connection.wfile.write(at_once)
     drops = min(len(dripped) - 1, math.ceil(connection.slow_seconds / DRIP_INTERVAL))
-    for place in range(drops):
-        connection.wfile.write(dripped[place : place + 1])
+    for position in range(drops):
+        connection.wfile.write(dripped[position : position + 1])
         connection.sleep(DRIP_INTERVAL)
     connection.ended(status)
     connection.wfile.write(dripped[drops:])

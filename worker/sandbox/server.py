@@ -1,4 +1,12 @@
-"""Sandbox: the stand-in of XONE over HTTP."""
+"""The sandbox: a stand-in of XONE over HTTP, with tokens, confirm, the list of bookings, and faults on request.
+
+The end of an offer id asks for a fault: `o-1~drop-after` at each call, `o-1~drop-after~2` at its first two calls only
+(see FAULTS). Switches change the whole sandbox (see SWITCHES). The page at `/` explains both. No offer is booked twice:
+a second call is refused whatever its x-idempotency-key, because XONE does not promise to honour it.
+
+The modules, from the bottom: answers, bookings, sending (ways to send an answer), faults (tables of faults and
+switches), upstream (XONE's state and decisions), page (for people), server (all of it over HTTP).
+"""
 
 import random
 import re
@@ -22,9 +30,10 @@ BOOKINGS = re.compile(r"GET /api/partners/([^/]+)/bookings")
 
 
 class Sandbox(Upstream):
-    """The stand-in. `with Sandbox() as xone:` serves at `xone.url` until the block ends.
+    """`with Sandbox() as xone:` serves at `xone.url` until the block ends.
 
-    Port 0 takes a free one, which a later start() takes again. What may be set and read while it runs is in Upstream.
+    port: 0 for a free one, which a later start() takes again; latency: seconds before a confirm answers;
+    token_lifetime: seconds. Upstream says which attributes may be set and read while it runs.
     """
 
     def __init__(
@@ -53,14 +62,14 @@ class Sandbox(Upstream):
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="sandbox", daemon=True).start()
 
     def stop(self) -> None:
-        """Frees the port and ends every connection; answers that are being held back are sent now."""
+        """Frees the port and ends every connection. Delayed answers are sent at once."""
         if self._server:
             self.stopping.set()
             self._server.shutdown()
             self._server.server_close()
             for connection in list(self._server.connections):
                 with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)  # what is being written may still go out
+                    connection.shutdown(socket.SHUT_RD)  # an answer that is being written is still sent
             self._server = None
 
     def __enter__(self) -> Self:
@@ -81,7 +90,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is no error here
+        if not isinstance(sys.exception(), ConnectionError):  # a client may hang up
             super().handle_error(request, client_address)
 
 
@@ -101,7 +110,7 @@ class _Connection(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_args: Any) -> None:
-        """Nothing: request lines would disturb the terminal that the sandbox shares."""
+        """Requests are not logged: the lines would disturb the terminal that the sandbox shares."""
 
     def serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -155,15 +164,17 @@ class _Connection(BaseHTTPRequestHandler):
             self.ended(None)
 
     def ended(self, status: int | None) -> None:
-        """Ends the call, if there is one. Comes just before the last byte of the answer: a client that has it
-        may make its next call at once, and the two do not overlap."""
+        """Ends the current call, if any.
+
+        Just before the last byte of the answer, so that it does not overlap with the client's next call.
+        """
         if self.call:
             self.sandbox.call_ends(replace(self.call, ended=time.monotonic(), status=status), self.connection)
             self.call = None
 
     def sleep(self, seconds: float) -> None:
-        """Ends early when the sandbox stops; raises ConnectionAbortedError when the client hangs up."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self.sandbox.stopping.wait(min(left, 0.05)):
+        """Ends early when the sandbox stops. Raises ConnectionAbortedError if the client hangs up."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0 and not self.sandbox.stopping.wait(min(left, 0.05)):
             if hung_up(self.connection) and not self.sandbox.stopping.is_set():
                 raise ConnectionAbortedError

@@ -1,4 +1,4 @@
-"""What XONE knows and decides: tokens, bookings, switches, and the calls that came."""
+"""XONE's state and decisions: tokens, bookings, switches, and a record of the calls."""
 
 import math
 import secrets
@@ -21,7 +21,7 @@ from worker.sandbox.answers import (
     unauthorized,
 )
 from worker.sandbox.bookings import new_booking
-from worker.sandbox.faults import NO_FAULT, SWITCHES, Fault, Send, asked_by
+from worker.sandbox.faults import NO_FAULT, SWITCHES, Fault, Send, requested_fault
 from worker.sandbox.sending import whole
 
 Key = tuple[str, str]  # partner id, offer id
@@ -29,7 +29,7 @@ Key = tuple[str, str]  # partner id, offer id
 
 @dataclass(frozen=True)
 class Call:
-    """A confirm request. Times are of time.monotonic(); `status` is None where no answer was sent."""
+    """A confirm request. started, ended: of time.monotonic(); status: None where no answer was sent."""
 
     partner_id: str
     offer_id: str
@@ -43,10 +43,9 @@ class Call:
 class Upstream:
     """XONE without its server. Times are in seconds.
 
-    The attributes named in SWITCHES may be set at any time. `bookings` holds the `data` of each booking, money as
-    Decimal; take `lock` to change it. `calls` are in the order of their ends. An offer of which two confirm calls
-    were ever in flight at the same moment is in `overlapping`; a call that its client has hung up on is no longer
-    in flight.
+    The attributes named in SWITCHES may be set at any time. `bookings` holds the `data` of each booking, with amounts
+    as Decimal; hold `lock` to change it. `calls` are in the order of their ends. `overlapping` holds the offers of
+    which two confirm calls were in flight at the same time; a call whose client has hung up is not in flight.
     """
 
     def __init__(self, latency: float, client_id: str, client_secret: str, token_lifetime: int) -> None:
@@ -63,7 +62,7 @@ class Upstream:
         self.calls: list[Call] = []
         self.overlapping: set[Key] = set()
         self.token_requests = 0
-        self.double_bookings = 0  # stays 0: what would be a second booking is refused
+        self.double_bookings = 0  # stays 0: a second booking is refused
         self._booked_at: dict[Key, float] = {}
         self._in_flight: dict[Key, list[socket.socket]] = {}
         self._strikes: Counter[Key] = Counter()
@@ -78,7 +77,7 @@ class Upstream:
         self.client_secret = new
 
     def switch(self, values: Json) -> None:
-        """Sets switches by name, all or none. Raises ValueError for an unknown name or an unfit value."""
+        """Sets switches by name, all or none. Raises ValueError for an unknown name or an invalid value."""
         if not values:
             raise ValueError("The body must be a JSON object with the switches to set.")
         for name, value in values.items():
@@ -103,10 +102,10 @@ class Upstream:
             self.token_requests += 1
         if self.token_down:
             return refusal(503, "The token endpoint is switched off.")
-        asked = parsed(body)
-        if asked.get("grant_type") != "client_credentials":
+        request = parsed(body)
+        if request.get("grant_type") != "client_credentials":
             return answer(400, {"error": "unsupported_grant_type"})
-        if (asked.get("client_id"), asked.get("client_secret")) != (self.client_id, self.client_secret):
+        if (request.get("client_id"), request.get("client_secret")) != (self.client_id, self.client_secret):
             return answer(401, {"error": "invalid_client"})
         token = secrets.token_urlsafe(24)
         with self.lock:
@@ -130,7 +129,7 @@ class Upstream:
             self.calls.append(call)
 
     def confirm(self, key: Key, authorization: str, body: bytes) -> tuple[Answer, Send]:
-        """Books, or not, and returns what to answer and how to send it."""
+        """Books the offer unless a fault prevents it. Returns the answer and the way to send it."""
         if not self.knows(authorization):
             return unauthorized(), whole
         if self._too_fast():
@@ -162,7 +161,7 @@ class Upstream:
             return False
 
     def _fault(self, key: Key) -> Fault:
-        fault, times = asked_by(key[1])
+        fault, times = requested_fault(key[1])
         self._strikes[key] += 1
         return fault if self._strikes[key] <= times else NO_FAULT
 
@@ -171,19 +170,19 @@ class Upstream:
             return refusal(403, "The scope bookings:view is missing.")
         if self.bookings_mode == "failing":
             return refusal(503, "The list of bookings is switched off.")
-        made_before = time.monotonic() - (self.bookings_lag if self.bookings_mode == "lagging" else 0)
+        booked_before = time.monotonic() - (self.bookings_lag if self.bookings_mode == "lagging" else 0)
         with self.lock:
-            shown = [
+            listed = [
                 booking
                 for key, booking in self.bookings.items()
-                if key[0] == partner_id and self._booked_at.get(key, 0) <= made_before
+                if key[0] == partner_id and self._booked_at.get(key, 0) <= booked_before
             ]
-        pages = max(1, math.ceil(len(shown) / self.page_size))
+        pages = max(1, math.ceil(len(listed) / self.page_size))
         following = f"{base_url}/api/partners/{quote(partner_id)}/bookings?page={page + 1}"
         content = {
-            "data": shown[(page - 1) * self.page_size : page * self.page_size],
+            "data": listed[(page - 1) * self.page_size : page * self.page_size],
             "links": {"next": following if page < pages else None},
-            "meta": {"page": page, "pages": pages, "total": len(shown)},
+            "meta": {"page": page, "pages": pages, "total": len(listed)},
         }
         return answer(200, content)
 

@@ -1,7 +1,7 @@
-"""What the database knows of the work that is open, read when Prometheus asks.
+"""Metrics of the backlog: open confirmations, events and batches, read from the database when Prometheus asks.
 
-The queries go by indexes of what is open and count a bounded number of rows, in a thread and over a connection of their
-own: neither a scrape nor a database that is away holds up the worker, nor the one the other.
+The queries use indexes of open rows and count a bounded number of them. They run in a thread and on a connection of
+their own: a slow database holds up neither the worker nor, for longer than TIMEOUT, the scrape.
 """
 
 import time
@@ -21,64 +21,64 @@ from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
 
-MAX_ROWS = 100_000  # rows of a kind are counted at most
-MAX_BATCHES = 20
+MAX_ROWS = 100_000  # of a kind, counted at most
+MAX_BATCHES = 20  # the oldest
 TIMEOUT = 2.0  # seconds that a scrape waits for the database
-FRESH, STALE = 2.0, 30.0  # seconds: a reading is not repeated so soon; it is shown no longer
+MIN_AGE = 2.0  # seconds: a younger reading is served again
+MAX_AGE = 30.0  # seconds: an older reading is not served
 
 GAUGES = {
     "confirmations": (f"Confirmations that are open or wait for a review (at most {MAX_ROWS})", ["state"]),
-    "oldest_confirmation_seconds": ("For how long the oldest of them has been so", ["state"]),
-    "overdue_seconds": ("How late the Scheduler is with what has been due for longest", []),
+    "oldest_confirmation_seconds": ("How long the oldest of them has been open, or has waited for a review", ["state"]),
+    "overdue_seconds": ("How long ago the most overdue confirmation was due", []),
     "outbox_events": (f"Events that are not published yet (at most {MAX_ROWS})", []),
     "outbox_lag_seconds": ("How long the oldest of them has waited", []),
     "batch_items": (f"Items of batches that have not ended (the oldest {MAX_BATCHES})", ["batch", "progress"]),
-    "pauses": ("Pauses that a person has set: for all partners, for single ones", ["scope"]),
+    "pauses": ("Pauses that a person has set, for all partners or for single ones", ["scope"]),
 }
-Backlog = dict[
-    str, dict[tuple[str, ...], float | None]
-]  # by gauge, then by the values of its labels; None: nothing yet
+# By gauge, then by the values of its labels. None: there is no row to measure.
+Backlog = dict[str, dict[tuple[str, ...], float | None]]
 
 
 def read_backlog(connection: Connection) -> Backlog:
-    """The values of GAUGES now."""
-    open_ones: dict[str, Any] = {row.state: row for row in connection.execute(_OPEN)}
-    states = {state.value: open_ones.get(state, _NOTHING) for state in (State.QUEUED, State.CONFIRMING, State.RETRYING)}
+    """The current values of GAUGES."""
+    open_rows: dict[str, Any] = {row.state: row for row in connection.execute(_OPEN)}
+    states = {state.value: open_rows.get(state, _NO_ROWS) for state in (State.QUEUED, State.CONFIRMING, State.RETRYING)}
     states[State.NEEDS_REVIEW.value] = connection.execute(_IN_REVIEW).one()
     outbox = connection.execute(_UNPUBLISHED).one()
     paused = connection.execute(select(Pause.partner_id)).scalars().all()
-    of_all = paused.count(ALL)
+    of_all_partners = paused.count(ALL)
     return {
         "confirmations": {(state,): row.number for state, row in states.items()},
         "oldest_confirmation_seconds": {(state,): row.oldest for state, row in states.items()},
-        "overdue_seconds": {(): max((row.overdue for row in open_ones.values()), default=None)},
+        "overdue_seconds": {(): max((row.overdue for row in open_rows.values()), default=None)},
         "outbox_events": {(): outbox.number},
         "outbox_lag_seconds": {(): outbox.oldest},
-        "batch_items": _progress(connection),
-        "pauses": {("all",): of_all, ("partner",): len(paused) - of_all},
+        "batch_items": _batch_progress(connection),
+        "pauses": {("all",): of_all_partners, ("partner",): len(paused) - of_all_partners},
     }
 
 
-def _progress(connection: Connection) -> dict[tuple[str, ...], float | None]:
-    found: dict[tuple[str, ...], float | None] = {}
+def _batch_progress(connection: Connection) -> dict[tuple[str, ...], float | None]:
+    progress: dict[tuple[str, ...], float | None] = {}
     for batch in connection.execute(_OPEN_BATCHES):
         of_batch = _ITEMS.where(BatchItem.batch_id == batch.id)
         waiting = connection.execute(of_batch.where(BatchItem.fed_at.is_(None))).scalar_one()
         is_running = BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None)
         running = connection.execute(of_batch.where(*is_running)).scalar_one()
         ended = batch.total - waiting - running
-        found |= {(str(batch.id), "waiting"): waiting, (str(batch.id), "running"): running}
-        found |= {(str(batch.id), "ended"): ended}
-    return found
+        progress |= {(str(batch.id), "waiting"): waiting, (str(batch.id), "running"): running}
+        progress |= {(str(batch.id), "ended"): ended}
+    return progress
 
 
-class _Nothing(NamedTuple):
+class _NoRows(NamedTuple):
     number: int = 0
     oldest: float | None = None
     overdue: float | None = None
 
 
-_NOTHING = _Nothing()
+_NO_ROWS = _NoRows()
 _due_first = (
     select(Confirmation.state, Confirmation.queued_at, Confirmation.due_at)
     .where(Confirmation.due_at.is_not(None))
@@ -115,7 +115,7 @@ _ITEMS = select(func.count()).select_from(BatchItem)
 
 
 class Reading(NamedTuple):
-    """What was read. at: monotonic seconds; took: seconds."""
+    """at: time.monotonic() of the reading; took: seconds."""
 
     at: float
     took: float
@@ -123,10 +123,10 @@ class Reading(NamedTuple):
 
 
 class BacklogCollector(Collector):
-    """Reads where the last reading is not fresh, and shows that until it is stale; then its gauges are absent."""
+    """Reads the backlog at most every MIN_AGE, and serves a reading until MAX_AGE; then its gauges are absent."""
 
     def __init__(self, engine: Engine) -> None:
-        """engine: for this alone."""
+        """engine: a separate one, so that a slow reading takes no connection from the tasks."""
         self._engine = engine
         self._lock = Lock()
         self._thread: Thread | None = None
@@ -135,9 +135,9 @@ class BacklogCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         reading = self._latest()
-        failed = self._failed or not self._is_younger(reading, FRESH + TIMEOUT)
+        failed = self._failed or not self._is_younger(reading, MIN_AGE + TIMEOUT)
         yield GaugeMetricFamily(
-            "confirm_offer_database_scrape_failed", "1 where the database could not be read now", value=int(failed)
+            "confirm_offer_database_scrape_failed", "1 if the database could not be read now", value=int(failed)
         )
         if reading is None:
             return
@@ -151,16 +151,16 @@ class BacklogCollector(Collector):
             yield gauge
 
     def _latest(self) -> Reading | None:
-        """After a wait for the thread that reads; it may go on after that, and hold up only the next reading."""
+        """Waits up to TIMEOUT for a reading. A thread that takes longer goes on; only the next reading waits for it."""
         with self._lock:
             is_reading = self._thread is not None and self._thread.is_alive()
-            if not is_reading and not self._is_younger(self._reading, FRESH):
+            if not is_reading and not self._is_younger(self._reading, MIN_AGE):
                 self._thread = Thread(target=self._read, name="scrape", daemon=True)
                 self._thread.start()
             thread = self._thread
         if thread is not None:
             thread.join(TIMEOUT)
-        return self._reading if self._is_younger(self._reading, STALE) else None
+        return self._reading if self._is_younger(self._reading, MAX_AGE) else None
 
     @staticmethod
     def _is_younger(reading: Reading | None, seconds: float) -> bool:

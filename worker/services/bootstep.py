@@ -1,4 +1,4 @@
-"""The step of Celery's worker that starts the background services and stops them."""
+"""The step of Celery's worker that starts and stops the background services."""
 
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +19,7 @@ from worker.services.metrics_server import MetricsServer, WorkerMetrics
 from worker.services.outbox_relay import OutboxRelay
 from worker.services.retention import Retention
 from worker.services.scheduler import Scheduler
+from worker.services.service import Service
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -26,9 +27,9 @@ log = structlog.get_logger(__name__)
 
 
 class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
-    """What this worker does beside its tasks, in threads: Scheduler, Retention, Relay, and what looks after itself.
+    """What a worker runs beside its tasks, in threads.
 
-    Started after the pool, so that prefork forks without them.
+    It starts after the pool, so that prefork forks without these threads. ``parent`` is Celery's WorkController.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -36,35 +37,43 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._runtime = current()
-        parts = self._runtime.worker_settings.parts
-        self._scheduler = Scheduler(self._runtime) if "scheduler" in parts else None
-        days = self._runtime.retention_days if self._scheduler is not None else None
-        self._retention = Retention(self._runtime, days) if days is not None else None
-        self._relay = OutboxRelay(self._runtime) if "relay" in parts else None
-        services = [service for service in (self._scheduler, self._retention, self._relay) if service is not None]
-        self.health = Health(self._runtime, services, consumes="tasks" in parts)
-        self._scrapes = self._start_metrics(parent)
-        stays = (
-            self._runtime.worker_settings.WORKER_ONE_CORE == "on"
-            and issubclass(parent.pool_cls, ThreadPool)
-            and is_supported()
-        )
-        self._one_core = CpuAffinity(self._runtime.dice, read_core_ticks) if stays else None
-        parent.background_services = self  # for the consumer, and for _flush
+        work = self._work_services()
+        self.health = Health(self._runtime, work, consumes="tasks" in self._runtime.worker_settings.parts)
+        self._is_pinned = self._stays_on_one_core(parent)
+        affinity = [CpuAffinity(self._runtime.dice, read_core_ticks)] if self._is_pinned else []
+        # They start and stop in this order.
+        self._services: list[Service] = [*affinity, *work, self.health, *self._start_metrics(parent)]
+        parent.background_services = self  # for the consumer, and for the end of the worker
 
-    def _start_metrics(self, parent: Any) -> MetricsServer | None:
-        """What is asked for metrics, where METRICS_PORT is set. Counting begins before the pool forks."""
+    def _work_services(self) -> list[Service]:
+        """Those that move confirmations and events on, as WORKER_PARTS says."""
+        parts = self._runtime.worker_settings.parts
+        services: list[Service] = []
+        if "scheduler" in parts:
+            services.append(Scheduler(self._runtime))
+            if (days := self._runtime.retention_days) is not None:
+                services.append(Retention(self._runtime, days))
+        if "relay" in parts:
+            services.append(OutboxRelay(self._runtime))
+        return services
+
+    def _stays_on_one_core(self, parent: Any) -> bool:
+        is_wanted = self._runtime.worker_settings.WORKER_ONE_CORE == "on"
+        return is_wanted and issubclass(parent.pool_cls, ThreadPool) and is_supported()
+
+    def _start_metrics(self, parent: Any) -> list[Service]:
+        """Begins to count, before the pool forks. Returns the server of the metrics; none without METRICS_PORT."""
         port = self._runtime.worker_settings.METRICS_PORT
         if port is None:
-            return None
+            return []
         folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR or health_file.directory() / "metrics"
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
-            instruments = metrics.begin(several_in=folder if forks else None)
+            instruments = metrics.begin(shared_folder=folder if forks else None)
         except OSError as error:
             raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
         engine = database.connect(read(DatabaseSettings).url, connections=1)
-        return MetricsServer(port, WorkerMetrics(instruments, engine, self.health.notes))
+        return [MetricsServer(port, WorkerMetrics(instruments, engine, self.health.last_successes))]
 
     def start(self, parent: Any) -> None:
         worker = self._runtime.worker_settings
@@ -73,30 +82,27 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             version=version("confirm-offer"),
             pool="gevent" if gevent_support.is_active() else worker.WORKER_POOL,
             concurrency=worker.WORKER_CONCURRENCY,
-            one_core=self._one_core is not None,
+            one_core=self._is_pinned,
             parts=sorted(worker.parts),
             tracing=tracing.is_on(),
             sentry=self._runtime.sentry_settings.dsn is not None,
         )
-        for service in (self._one_core, self._scheduler, self._retention, self._relay, self.health, self._scrapes):
-            if service is not None:
-                service.start()
+        for service in self._services:
+            service.start()
 
     def stop(self, parent: Any) -> None:
-        """A warm shutdown begins: nothing new is dispatched; the Relay goes on until the last task has ended."""
+        """A warm shutdown begins: no new work is dispatched. The Relay runs on until the last task has ended."""
         self.health.is_stopping = True
-        for service in (self._scheduler, self._retention):
-            if service is not None:
+        for service in self._services:
+            if service.starts_work:
                 service.stop()
 
     def terminate(self, parent: Any) -> None:
         self.stop(parent)
 
     def end(self) -> None:
-        """The last task has ended: its event is published."""
-        if self._relay is not None:
-            self._relay.flush()
-        for service in (self._one_core, self.health, self._scrapes):
-            if service is not None:
+        """The last task has ended. The Relay publishes its event before it stops."""
+        for service in self._services:
+            if not service.starts_work:
                 service.stop()
         metrics.end()

@@ -1,7 +1,7 @@
-"""Health: a worker notes when each of its parts was last well; ``confirm-offer health`` reads it (worker/vitals.py).
+"""Health: a worker records when each of its parts last succeeded; ``confirm-offer health`` reads it (health_file).
 
-A part is well when it has come round: the consumer with a connection to RabbitMQ, Scheduler and Relay with a turn that
-did not fail, the database with an answer.
+The consumer succeeds when its loop runs with a connection to RabbitMQ, Scheduler and Relay with a run without an error,
+the database with an answer.
 """
 
 import time
@@ -19,8 +19,8 @@ log = structlog.get_logger(__name__)
 CONSUMER = "consumer"
 
 
-class Answers(Service):
-    """Asks the database whether it answers. By itself, for it may take its time where it does not."""
+class DatabaseProbe(Service):
+    """Asks the database for an answer. A thread of its own, because a database that hangs blocks it."""
 
     name = "database"
     interval = 5.0
@@ -36,48 +36,52 @@ class Answers(Service):
 
 
 class Health(Service):
-    """Writes the notes of one worker, until its process ends."""
+    """Writes the health of this worker to its file until the process ends."""
 
     name = "health"
     interval = 2.0
 
     def __init__(self, runtime: Runtime, services: Iterable[Service], consumes: bool) -> None:
+        """services: those whose failure makes the worker unwell; consumes: whether the worker consumes queues."""
         super().__init__()
-        self._answers = Answers(runtime)
-        self._loops = [*services, self._answers]
+        self._probe = DatabaseProbe(runtime)
+        self._services = [*services, self._probe]
         self._consumer = PartHealth(ran_at=time.time())
         self._consumes = consumes
-        self._notes = HealthFile()
+        self._file = HealthFile()
         self.is_stopping = False
 
     def start(self) -> None:
-        self._answers.start()
+        self._probe.start()
         super().start()
 
-    def consumer_well(self) -> None:
-        """Called by the consumer as it comes round, connected."""
+    def consumer_succeeded(self) -> None:
+        """Called by the consumer as often as its loop runs with a connection."""
         now = time.time()
         self._consumer = PartHealth(now, now)
 
-    def consumer_tries(self) -> None:
-        """Called by the consumer as it comes round, while there is no connection."""
+    def consumer_waiting(self) -> None:
+        """Called by the consumer as often as it tries to connect."""
         self._consumer = PartHealth(self._consumer.succeeded_at, time.time(), "broker")
 
     def parts(self) -> dict[str, PartHealth]:
+        """The health of each part by name."""
         parts = {CONSUMER: self._consumer} if self._consumes else {}
-        return parts | {loop.name: PartHealth(loop.succeeded_at, loop.ran_at, loop.waits_for) for loop in self._loops}
+        for service in self._services:
+            parts[service.name] = PartHealth(service.succeeded_at, service.ran_at, service.waits_for)
+        return parts
 
-    def notes(self) -> dict[str, float]:
-        """When each part was last well (time.time()); 0 where it never was."""
+    def last_successes(self) -> dict[str, float]:
+        """When each part last succeeded, as of time.time(); 0.0 for never."""
         return {name: part.succeeded_at for name, part in self.parts().items()}
 
     def run_once(self) -> bool:
-        self._notes.write(self.parts(), self.is_stopping)
+        self._file.write(self.parts(), self.is_stopping)
         return False
 
     def close(self) -> None:
-        self._answers.stop()
-        self._notes.close()
+        self._probe.stop()
+        self._file.close()
 
     def _log_failure(self, error: Exception) -> None:
         log.warning("health_not_noted", needs="a temporary folder that it can write to", error=type(error).__name__)

@@ -1,8 +1,8 @@
-"""Vitals: what a worker notes of itself in a file, and how ``confirm-offer health`` reads it on the same machine.
+"""The health file: each worker writes its health to a file, and ``confirm-offer health`` reads it on the same machine.
 
-The worker holds a lock on its file. The lock ends with its process, however that ends, and is seen from any container
-that shares the folder; a process id would say nothing there. A probe runs every few seconds: this module imports
-nothing of ours.
+The worker holds a lock on its file. The lock ends with the process, however that ends, and works across containers that
+share the folder, where a process id means nothing. A probe runs every few seconds and must start fast: this module
+imports nothing of ours.
 """
 
 import fcntl
@@ -15,22 +15,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STALE = 30.0  # seconds since a part was well: longer than the longest pause of a duty that fails
-FROZEN = 60.0  # seconds since a worker has noted anything
-STUCK = 300.0  # seconds since a part has come round at all, well or not: longer than any wait for a server
-SIZE = 4096  # bytes; all is written at once
+UNWELL_AFTER = 30.0  # seconds since a part last succeeded: longer than the longest backoff of a service
+FROZEN_AFTER = 60.0  # seconds since a worker last wrote its file
+STUCK_AFTER = 300.0  # seconds since a part last ran, with an error or not: longer than any wait for a server
+FILE_SIZE = 4096  # bytes, written at once
 
 
 class PartHealth(NamedTuple):
-    """A part of a worker. Times are of time.time(), 0 where it never was."""
+    """The health of one part of a worker. Times are those of time.time(), 0.0 for never."""
 
     succeeded_at: float = 0.0
-    ran_at: float = 0.0  # it came round, well or not; before it did, since when it could have
-    waits_for: str | None = None
+    ran_at: float = 0.0  # with an error or not; before the first run, the start
+    waits_for: str | None = None  # an unavailable dependency
 
 
 class WorkerHealth(NamedTuple):
-    """A worker that runs on this machine as this user."""
+    """The health of a worker that runs on this machine as this user. noted_at: when it was written."""
 
     pid: int
     noted_at: float
@@ -39,9 +39,9 @@ class WorkerHealth(NamedTuple):
 
     @property
     def unwell(self) -> list[str]:
-        """The parts that were not well lately."""
+        """The parts that have not succeeded lately."""
         now = time.time()
-        return [name for name, part in self.parts.items() if now - part.succeeded_at > STALE]
+        return [name for name, part in self.parts.items() if now - part.succeeded_at > UNWELL_AFTER]
 
     @property
     def is_well(self) -> bool:
@@ -49,13 +49,13 @@ class WorkerHealth(NamedTuple):
 
     @property
     def stuck(self) -> list[str]:
-        """The parts that have not come round for so long that only a restart helps."""
+        """The parts that have not run for so long that only a restart helps."""
         now = time.time()
-        return [name for name, part in self.parts.items() if now - part.ran_at > STUCK and not self.is_stopping]
+        return [name for name, part in self.parts.items() if now - part.ran_at > STUCK_AFTER and not self.is_stopping]
 
     @property
     def is_frozen(self) -> bool:
-        return time.time() - self.noted_at > FROZEN
+        return time.time() - self.noted_at > FROZEN_AFTER
 
     @property
     def is_alive(self) -> bool:
@@ -63,33 +63,35 @@ class WorkerHealth(NamedTuple):
 
 
 def directory() -> Path:
+    """The folder of this user's health files, in the folder for temporary files."""
     return Path(tempfile.gettempdir()) / f"confirm-offer-{os.getuid()}"
 
 
 class HealthFile:
-    """The file of one worker. Raises OSError where it can't be written."""
+    """The file of one worker."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._file = -1
 
     def write(self, parts: dict[str, PartHealth], is_stopping: bool) -> None:
+        """Replaces the content. Creates the file if there is none. Raises OSError where it can't be written."""
         if self._path is None or not self._path.exists():
             self._create()
-        noted = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
-        os.pwrite(self._file, json.dumps(noted).encode().ljust(SIZE), 0)
+        content = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
+        os.pwrite(self._file, json.dumps(content).encode().ljust(FILE_SIZE), 0)
 
     def _create(self) -> None:
         self.close()
-        where = directory()
-        where.mkdir(mode=0o700, exist_ok=True)
-        if where.stat().st_uid != os.getuid():
-            raise PermissionError(f"{where} belongs to another user")
-        path = where / f"{os.getpid()}-{secrets.token_hex(4)}.json"
+        folder = directory()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
         new = path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(path)  # only now that it is locked: whoever finds it free removes it
+        new.rename(path)  # not before it is locked: a reader removes unlocked files
         self._path = path
 
     def close(self) -> None:
@@ -100,22 +102,26 @@ class HealthFile:
 
 
 def read_workers() -> list[WorkerHealth]:
-    """The workers of this machine and user. What a killed one has left is removed."""
-    found = []
+    """The health of all workers of this machine and user. Removes the files of killed workers.
+
+    Raises OSError where the files can't be read.
+    """
+    workers = []
     for path in sorted(directory().glob("*.json")):
-        with suppress(FileNotFoundError):  # it has just ended
-            if (noted := _read(path)) is not None:
-                found.append(noted)
+        with suppress(FileNotFoundError):  # the worker has just ended
+            if (worker := _read(path)) is not None:
+                workers.append(worker)
             else:
                 path.unlink()
-    return found
+    return workers
 
 
 def _read(path: Path) -> WorkerHealth | None:
-    """What stands in a file; None where its worker has ended."""
+    """Reads a file; None where its worker has ended."""
     with path.open("rb") as file:
         with suppress(BlockingIOError):
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
-        noted: dict[str, Any] = json.loads(file.read())
-    return WorkerHealth(**{**noted, "parts": {name: PartHealth(*part) for name, part in noted["parts"].items()}})
+        content: dict[str, Any] = json.loads(file.read())
+    parts = {name: PartHealth(*part) for name, part in content["parts"].items()}
+    return WorkerHealth(**{**content, "parts": parts})

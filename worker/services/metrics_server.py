@@ -1,4 +1,4 @@
-"""What Prometheus gets on METRICS_PORT: what the worker has counted, what the database knows, when parts were well."""
+"""Serves metrics to Prometheus on METRICS_PORT: those of the worker, of the backlog in the database, and of health."""
 
 import errno
 import os
@@ -24,36 +24,38 @@ from worker.services.service import Service
 log = structlog.get_logger(__name__)
 
 PATH = "/metrics"
-TAKEN = "METRICS_PORT is taken: give each worker of a machine its own"
+PORT_TAKEN = "METRICS_PORT is taken: give each worker of a machine its own"
 
 
 class HealthCollector(Collector):
-    """Which version this is, and when its parts were last well."""
+    """The version that runs, and when each part of the worker last succeeded."""
 
-    def __init__(self, notes: Callable[[], Mapping[str, float]]) -> None:
-        """notes: of worker/health.py."""
-        self._notes = notes
+    def __init__(self, last_successes: Callable[[], Mapping[str, float]]) -> None:
+        """last_successes: of Health."""
+        self._last_successes = last_successes
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         build = GaugeMetricFamily("confirm_offer_build_info", "The version that runs", labels=["version"])
         build.add_metric([version("confirm-offer")], 1)
         yield build
-        on_success = GaugeMetricFamily(
-            "confirm_offer_last_well_timestamp_seconds", "When a part of this worker was last well", labels=["part"]
+        successes = GaugeMetricFamily(
+            "confirm_offer_last_well_timestamp_seconds", "When a part of this worker last succeeded", labels=["part"]
         )
-        for part, at in self._notes().items():
-            on_success.add_metric([part], at)
-        yield on_success
+        for part, at in self._last_successes().items():
+            successes.add_metric([part], at)
+        yield successes
 
 
 class WorkerMetrics(Collector):
-    """All that is shown."""
+    """All metrics of a worker."""
 
-    def __init__(self, instruments: Instruments, engine: Engine, notes: Callable[[], Mapping[str, float]]) -> None:
-        """engine: for this alone; notes: of worker/health.py."""
+    def __init__(
+        self, instruments: Instruments, engine: Engine, last_successes: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """engine: a separate one, for the queries of the backlog; last_successes: of Health."""
         self._collectors = (
-            instruments.exposed(),
-            HealthCollector(notes),
+            instruments.collector(),
+            HealthCollector(last_successes),
             BacklogCollector(engine),
             ProcessCollector(registry=None),
         )
@@ -64,20 +66,20 @@ class WorkerMetrics(Collector):
 
 
 class MetricsServer(Service):
-    """Answers Prometheus. A port that is taken is tried again and again: jobs matter more than being seen."""
+    """Answers Prometheus. It retries a port that is taken: the worker runs on, as jobs matter more than metrics."""
 
     name = "metrics"
 
-    def __init__(self, port: int, exposed: Collector) -> None:
+    def __init__(self, port: int, collector: Collector) -> None:
         super().__init__()
         self._port = port
-        self._exposed = exposed
-        self._server: Server | None = None
+        self._collector = collector
+        self._server: _Server | None = None
 
     def run_once(self) -> bool:
-        """Takes the port, then a request, which is answered in a thread of its own."""
+        """Binds the port at the first run, then waits for a request, which a thread of its own answers."""
         if self._server is None:
-            self._server = Server(self._port, self._exposed)
+            self._server = _Server(self._port, self._collector)
             log.info("metrics_served", port=self._server.server_address[1])
         self._server.handle_request()
         return True
@@ -88,19 +90,19 @@ class MetricsServer(Service):
 
     def _log_failure(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno is not None:
-            reason = TAKEN if error.errno == errno.EADDRINUSE else os.strerror(error.errno)
+            reason = PORT_TAKEN if error.errno == errno.EADDRINUSE else os.strerror(error.errno)
             log.error("metrics_not_served", port=self._port, error=reason)
         else:
             super()._log_failure(error)
 
 
-class Server(ThreadingHTTPServer):
-    """All addresses of the machine, IPv4 and IPv6."""
+class _Server(ThreadingHTTPServer):
+    """Listens on all addresses of the machine, IPv4 and IPv6."""
 
-    timeout = 0.5  # seconds that handle_request waits, so that the Loop sees when it is to end
+    timeout = 0.5  # seconds that handle_request waits, after which the service sees whether it is to stop
 
-    def __init__(self, port: int, exposed: Collector) -> None:
-        self.exposed = exposed
+    def __init__(self, port: int, collector: Collector) -> None:
+        self.collector = collector
         if socket.has_dualstack_ipv6():
             self.address_family = socket.AF_INET6
         super().__init__(("", port), _Handler)
@@ -111,11 +113,11 @@ class Server(ThreadingHTTPServer):
         super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who asked has gone, or was too slow."""
+        """Ignored: the client has gone, or was too slow."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: _Server
     timeout = 10  # seconds for one request
     server_version, sys_version = "confirm-offer", ""
 
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
         try:
-            body = encode(self.server.exposed)
+            body = encode(self.server.collector)
         except Exception as error:
             report(error, task="scrape")
             self.send_error(500)
@@ -137,4 +139,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Requests are not logged."""

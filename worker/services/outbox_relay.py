@@ -1,7 +1,7 @@
-"""The Relay: publishes the outbox to ``booking-events``. Safe in every replica; several may run side by side.
+"""The outbox relay: publishes the events of the outbox to ``booking-events``. Several relays may run side by side.
 
-At least once: an event is marked as published when the broker has confirmed it. Events of one confirmation go in the
-order of their sequence, for one is taken only when all before it are marked.
+Delivery is at least once: an event is marked as published after the broker has confirmed it. The events of one
+confirmation are published in the order of their sequence: an event is taken only when all earlier ones are marked.
 """
 
 import logging
@@ -25,14 +25,14 @@ from worker.storage.database import locked, now, now_plus, seconds_since
 
 log = structlog.get_logger(__name__)
 
-BATCH = 200
-CLAIM = CONFIRM_TIMEOUT + 10.0  # seconds; longer than a batch can take to be confirmed
-FLUSH = 10.0  # seconds at the end of a worker; others may write events without end
-REFUSED_PAUSE = 30.0  # seconds until an event that the broker refused is tried again
+BATCH = 200  # events
+LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch can take
+FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
+REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again
 
 
 class OutboxRelay(Service):
-    """Woken by the commit of an event in this process; looks for those of others besides."""
+    """A commit of an event in this process wakes it. It polls for the events of other processes."""
 
     name = "relay"
     interval = 0.5
@@ -45,7 +45,7 @@ class OutboxRelay(Service):
         self.wake = runtime.events_waiting
 
     def run_once(self) -> bool:
-        """Publishes one batch. Whether there is more. Takes nothing while the broker is away."""
+        """Publishes one batch. Returns whether there was one. Takes none while the broker can't be reached."""
         self._publisher.ensure_connection()
         events = self._take()
         if not events:
@@ -53,20 +53,24 @@ class OutboxRelay(Service):
         try:
             published = self._publisher.publish(message_of(event) for event in events)
         except Exception:
-            self._give_back([event.id for event in events], 0.0)
+            self._release([event.id for event in events], 0.0)
             raise
-        self._mark(published)
-        _log_failure(events, published)
+        self._mark_published(published)
+        _log_published(events, published)
         refused = [event.id for event in events if event.id not in published]
         if refused:
             metrics.events_refused(len(refused))
-            log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_PAUSE)
-            self._give_back(refused, REFUSED_PAUSE)
+            log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_BACKOFF)
+            self._release(refused, REFUSED_BACKOFF)
         return True
 
-    def flush(self, seconds: float = FLUSH) -> None:
-        """Ends the thread and publishes what is left. What can't be published in time stays for another Relay."""
-        self.stop()
+    def stop(self, timeout: float = 30.0) -> None:
+        """Ends the thread, then publishes what is left, as flush() does."""
+        super().stop(timeout)
+        self.flush()
+
+    def flush(self, seconds: float = FLUSH_TIMEOUT) -> None:
+        """Publishes what is left. Events that can't be published in time stay for another relay."""
         ends_at = time.monotonic() + seconds
         try:
             while self.run_once() and time.monotonic() < ends_at:
@@ -83,18 +87,19 @@ class OutboxRelay(Service):
         with self._runtime.engine.begin() as connection:
             return connection.execute(_TAKE).all()
 
-    def _mark(self, published: Collection[UUID]) -> None:
+    def _mark_published(self, published: Collection[UUID]) -> None:
         with self._runtime.engine.begin() as connection:
-            marked = connection.execute(_MARK, {"these": list(published)}).all()
+            marked = connection.execute(_MARK_PUBLISHED, {"ids": list(published)}).all()
         for event in marked:
             metrics.event_published(event.type, event.seconds)
 
-    def _give_back(self, events: Sequence[UUID], pause: float) -> None:
+    def _release(self, events: Sequence[UUID], seconds: float) -> None:
+        """Lets these events be taken again after so many seconds."""
         with self._runtime.engine.begin() as connection:
-            connection.execute(_GIVE_BACK, {"these": events, "pause": pause})
+            connection.execute(_RELEASE, {"ids": events, "seconds": seconds})
 
 
-def _log_failure(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
+def _log_published(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
     for event in events if logging.getLogger(__name__).isEnabledFor(logging.DEBUG) else ():
         if event.id in published:
             log.debug(
@@ -103,7 +108,7 @@ def _log_failure(events: Sequence[Row[Any]], published: Collection[UUID]) -> Non
 
 
 def message_of(event: Row[Any]) -> Message:
-    """The AMQP message of a row of the outbox."""
+    """The AMQP message of a row of the outbox. Its key is the event's id."""
     properties = {"message_id": str(event.id), "type": event.type}
     if event.correlation_id:
         properties["correlation_id"] = event.correlation_id
@@ -118,7 +123,7 @@ def message_of(event: Row[Any]) -> Message:
     )
 
 
-# Built once: to build a statement costs more than to execute it.
+# Built once: building a statement costs more than executing it.
 _earlier = aliased(OutboxEvent)
 _waits_for_earlier = (
     select(_earlier.id)
@@ -140,16 +145,16 @@ _ready = locked(
     .limit(BATCH),
     skip_locked=True,
 ).cte("ready")
-_these = update(OutboxEvent.__table__).where(OutboxEvent.id.in_(bindparam("these")))
+_events = update(OutboxEvent.__table__).where(OutboxEvent.id.in_(bindparam("ids")))
 _TAKE = (
     update(OutboxEvent.__table__)
     .where(OutboxEvent.id.in_(select(_ready.c.id)))
-    .values(claimed_until=now_plus(CLAIM))
+    .values(claimed_until=now_plus(LEASE))
     .returning(OutboxEvent.__table__)
 )
 _job_published_at = select(Confirmation.job_published_at).where(Confirmation.id == OutboxEvent.confirmation_id)
-_MARK = _these.values(published_at=now(), claimed_until=None).returning(
+_MARK_PUBLISHED = _events.values(published_at=now(), claimed_until=None).returning(
     OutboxEvent.type,
     case((OutboxEvent.sequence == 1, seconds_since(_job_published_at.scalar_subquery()))).label("seconds"),
 )
-_GIVE_BACK = _these.values(claimed_until=now_plus(bindparam("pause")))
+_RELEASE = _events.values(claimed_until=now_plus(bindparam("seconds")))

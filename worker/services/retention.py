@@ -1,4 +1,4 @@
-"""Retention: blanks personal data past RETENTION_DAYS, a step at a time over all workers together."""
+"""Retention: blanks personal data older than RETENTION_DAYS, step by step, at one rate over all workers."""
 
 from datetime import timedelta
 
@@ -13,13 +13,14 @@ from worker.storage.rate_limiter import reserve_slot
 
 log = structlog.get_logger(__name__)
 
-STEPS_A_SECOND = 1.0  # of 100 confirmations
+STEPS_PER_SECOND = 1.0  # over all workers; a step purges up to 100 confirmations
 
 
 class Retention(Service):
-    """A duty beside the Scheduler, in workers that have RETENTION_DAYS."""
+    """Runs beside the Scheduler where RETENTION_DAYS is set."""
 
     name = "retention"
+    starts_work = True
     interval = 10.0
 
     def __init__(self, runtime: Runtime, days: float) -> None:
@@ -28,9 +29,9 @@ class Retention(Service):
         self._days = days
 
     def run_once(self) -> bool:
-        """Blanks one step, when it is a worker's turn. Comes again soon where there is likely more."""
+        """Purges one step in a slot of the common rate. Returns whether there was anything to purge."""
         with self._runtime.engine.begin() as connection:
-            wait = reserve_slot(connection, STEPS_A_SECOND, self.name)
+            wait = reserve_slot(connection, STEPS_PER_SECOND, self.name)
         if wait is None or self._stopping.wait(wait):
             return False
         with self._runtime.engine.begin() as connection:

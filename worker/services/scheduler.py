@@ -1,4 +1,4 @@
-"""The Scheduler: sends what is due back to the workers. Safe in every replica; several may run side by side."""
+"""The Scheduler: dispatches due confirmations to the workers. Several schedulers may run side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,61 +20,68 @@ from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
 
-LOOK_AT = 10_000  # of the confirmations that have been due for longest
-IDLE, FEEDING = 0.5, 0.02  # seconds between turns
-LATE = 0.003  # seconds that a turn may come late
-DISPATCH_LEASE = 30.0  # seconds after which a resume message that nobody acted on is sent again
+MAX_RANKED = 10_000  # confirmations, those due for longest, among which partners take turns
+IDLE, FEEDING = 0.5, 0.02  # seconds between runs
+MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
+DISPATCH_LEASE = 30.0  # seconds after which a resume message without effect is sent again
 
 
 class Scheduler(Service):
-    """Due are: retries whose time has come, and confirmations whose lease ran out because their worker died."""
+    """Dispatches retries that are due, confirmations whose worker died (their lease has expired), and items of batches.
+
+    To dispatch is to publish a resume message, and to mark the confirmation for DISPATCH_LEASE.
+    """
 
     name = "scheduler"
+    starts_work = True
     interval = IDLE
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self._runtime = runtime
         self._publisher = Publisher(runtime.broker_settings.url)
-        self._most_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
-        self._most_of_batches = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # so that live jobs find room
-        self._of_batches = float(self._most_of_batches)  # may be under way now
+        self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
+        self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
+        self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
-        """Dispatches what is due, and feeds batches in behind it. Nothing while calls to XONE pause."""
+        """Dispatches due confirmations, then items of batches. Dispatches nothing while calls to XONE are suspended."""
         self.interval = IDLE
         calls = self._runtime.xone.calls
         if calls.wait() > 0:
             return False
-        self._publisher.ensure_connection()  # a broker that is away leaves nothing marked as dispatched
+        self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
             paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
-            free = (1 if calls.is_half_open else self._most_in_flight) - _dispatched(connection)
+            free = (1 if calls.is_half_open else self._max_in_flight) - _dispatched(connection)
             due = _take_due(connection, _TAKE_LIVE, free, paused)
-            of_batches = batches.under_way(connection)
-            room = self._room() - of_batches.at_work
+            batch_items = batches.under_way(connection)
+            room = self._room() - batch_items.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
             to_feed = [] if calls.is_half_open else batches.running(connection)
-        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - of_batches.open), paused)
+        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - batch_items.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])
             log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
     def _room(self) -> int:
-        """How many confirmations of batches may be under way: fewer while turns come late, so that live jobs do not."""
-        wanted = self._of_batches * 0.9 if self.lag > LATE else self._of_batches + 0.05
-        self._of_batches = min(max(wanted, 1.0), self._most_of_batches)
-        return int(self._of_batches)
+        """How many confirmations of batches may be in flight. Fewer while runs lag, so that live jobs stay fast.
+
+        Additive increase, multiplicative decrease, as TCP's congestion control.
+        """
+        wanted = self._allowed_batch_items * 0.9 if self.lag > MAX_LAG else self._allowed_batch_items + 0.05
+        self._allowed_batch_items = min(max(wanted, 1.0), self._max_batch_items)
+        return int(self._allowed_batch_items)
 
     def _send(self, dispatched: list[UUID]) -> set[UUID]:
-        """Those that the broker has. The others are due again at once, and not only when their marks run out."""
+        """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due."""
         sent: set[UUID] = set()
         try:
-            headers = self._traced(dispatched) if tracing.is_on() else {}
+            headers = self._trace_headers(dispatched) if tracing.is_on() else {}
             sent = self._publisher.publish(
                 Message(key, str(key).encode(), confirm_offer.name, RESUME, "text/plain", headers=headers.get(key, {}))
                 for key in dispatched
@@ -88,14 +95,14 @@ class Scheduler(Service):
                     )
         return sent
 
-    def _traced(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
-        """The headers that let each go on in its trace."""
+    def _trace_headers(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
+        """The headers that continue the trace of each confirmation."""
         query = select(Confirmation.id, Confirmation.traceparent).where(Confirmation.id.in_(dispatched))
         with self._runtime.engine.connect() as connection:
             return {key: {"traceparent": traceparent} for key, traceparent in connection.execute(query) if traceparent}
 
     def _feed(self, to_feed: list[int], room: int, paused: list[str]) -> list[UUID]:
-        """The next items of the batches, the oldest first. Comes again soon where there is likely more."""
+        """Takes the next items of batches, the oldest batch first. Shortens the interval where there may be more."""
         fed: list[UUID] = []
         for batch_id in to_feed:
             if room > len(fed):
@@ -114,26 +121,26 @@ class Scheduler(Service):
 
 
 def _dispatched(connection: Connection) -> int:
-    """How many resume messages are on their way."""
+    """How many confirmations are marked as dispatched."""
     return connection.execute(_DISPATCHED).scalar_one()
 
 
-def _take_due(connection: Connection, statement: Any, most: int, paused: Sequence[str]) -> list[UUID]:
-    """Marks what is due as dispatched. statement: by _take, of which confirmations; paused: partners."""
-    if most <= 0:
+def _take_due(connection: Connection, statement: Any, limit: int, paused: Sequence[str]) -> list[UUID]:
+    """Marks due confirmations as dispatched. statement: made by _take; paused: partners to leave out."""
+    if limit <= 0:
         return []
-    return list(connection.execute(statement, {"most": most, "paused": paused}).scalars())
+    return list(connection.execute(statement, {"limit": limit, "paused": paused}).scalars())
 
 
 def _take(which: ColumnElement[bool]) -> Any:
-    """Marks what has been due for longest, in turn over the partners: none waits for another's many."""
+    """A statement that marks due confirmations. Partners take turns, so that none waits behind another's many."""
     is_due = (
         which,
         Confirmation.due_at <= now(),
         or_(Confirmation.dispatched_until.is_(None), Confirmation.dispatched_until <= now()),
         Confirmation.partner_id.not_in(bindparam("paused")),
     )
-    chosen = Confirmation.id.in_(_in_turn(is_due).limit(bindparam("most")))
+    chosen = Confirmation.id.in_(_round_robin(is_due).limit(bindparam("limit")))
     free = locked(select(Confirmation.id).where(chosen, *is_due), skip_locked=True)
     return (
         update(Confirmation.__table__)
@@ -143,13 +150,13 @@ def _take(which: ColumnElement[bool]) -> Any:
     )
 
 
-def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
-    """The ids of what has been due for longest: the first of each partner, then the second of each, and so on."""
+def _round_robin(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
+    """Ids of those due for longest: the first of each partner, then the second of each, and so on."""
     oldest = (
         select(Confirmation.id, Confirmation.partner_id, Confirmation.due_at)
         .where(*is_due)
         .order_by(Confirmation.due_at)
-        .limit(LOOK_AT)
+        .limit(MAX_RANKED)
         .subquery()
     )
     rank = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
@@ -157,6 +164,6 @@ def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
     return select(ranked.c.id).order_by(ranked.c.rank, ranked.c.due_at)
 
 
-# Built once: to build a statement costs more than to execute it.
+# Built once: building a statement costs more than executing it.
 _DISPATCHED = select(func.count()).select_from(Confirmation).where(Confirmation.dispatched_until > now())
 _TAKE_LIVE, _TAKE_OF_BATCHES = _take(Confirmation.batch_id.is_(None)), _take(Confirmation.batch_id.is_not(None))

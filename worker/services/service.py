@@ -1,4 +1,4 @@
-"""A duty that a worker does again and again beside its tasks, in a thread of its own: Scheduler and Relay."""
+"""A background service: work that a worker repeats beside its tasks, in a thread of its own."""
 
 import time
 from threading import Event, Thread
@@ -16,30 +16,29 @@ MAX_BACKOFF = 15.0
 
 
 class Service:
-    """Calls ``turn`` until stopped. A turn that fails is tried again with growing pauses, and told once."""
+    """Calls ``run_once`` until stopped. After an error it backs off; a row of errors is logged once."""
 
-    name = "loop"
-    interval = 1.0  # seconds between turns that found nothing to do
-    min_interval = (
-        0.0  # seconds from the beginning of a turn to that of the next, at least: more gathers for it meanwhile
-    )
+    name = "service"
+    starts_work = False  # such a service stops when a warm shutdown begins, the others after the last task
+    interval = 1.0  # seconds from the end of a run that left nothing to do to the next
+    min_interval = 0.0  # seconds from the beginning of a run to that of the next, so that more work gathers
 
     def __init__(self) -> None:
-        self.wake = Event()
+        self.wake = Event()  # set: the next run comes at once
         self._stopping = Event()
         self._failures = 0  # in a row
-        self.succeeded_at = 0.0  # time.time() of the last turn that did not fail
-        self.ran_at = time.time()  # of the last turn, failed or not; before the first, of the start
-        self.waits_for: str | None = None  # what the last turn failed for, where that is away
-        self.lag = 0.0  # seconds that the last turn came late, since this process or the machine had too much to do
+        self.succeeded_at = 0.0  # time.time() of the last run without an error; 0.0 before the first
+        self.ran_at = time.time()  # of the last run, with an error or not; before the first, of the start
+        self.waits_for: str | None = None  # the unavailable dependency that made the last run fail
+        self.lag = 0.0  # seconds by which the last run began late, because the process or the machine is overloaded
         self._thread = Thread(target=self._run, name=self.name, daemon=True)
 
     def run_once(self) -> bool:
-        """One round of the duty; whether there is likely more to do at once."""
+        """Does a part of the work. Returns whether there is probably more to do at once."""
         raise NotImplementedError
 
     def on_success(self) -> None:
-        """Called after each turn that did not fail."""
+        """Called after each run without an error."""
         self.succeeded_at = self.ran_at = time.time()
         self.waits_for = None
 
@@ -47,7 +46,7 @@ class Service:
         self._thread.start()
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Ends the thread after the turn that it is in. timeout: seconds to wait for that."""
+        """Ends the thread after the current run, for which it waits ``timeout`` seconds, and closes the service."""
         self._stopping.set()
         self.wake.set()
         if self._thread.is_alive():
@@ -55,22 +54,22 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Gives back what the turns held open."""
+        """Closes the connections that runs have opened."""
 
     def _run(self) -> None:
-        pause, began = 0.0, float("-inf")
+        wait, began = 0.0, float("-inf")
         while not self._stopping.is_set():
-            ends_at = time.monotonic() + pause
-            self.wake.wait(pause)
+            ends_at = time.monotonic() + wait
+            self.wake.wait(wait)
             self.lag = time.monotonic() - ends_at
             if self._stopping.wait(max(began + self.min_interval - time.monotonic(), 0.0)):
                 return
             self.wake.clear()
             began = time.monotonic()
-            pause = self._run_guarded()
+            wait = self._run_guarded()
 
     def _run_guarded(self) -> float:
-        """Seconds until the next turn."""
+        """Runs once. Returns the seconds until the next run."""
         try:
             more = self.run_once()
         except Exception as error:
@@ -86,8 +85,7 @@ class Service:
         return 0.0 if more else self.interval
 
     def _log_failure(self, error: Exception) -> None:
-        away = unavailable_dependency(error)
-        if away is not None:
-            log.warning("duty_waits", duty=self.name, waits_for=away, error=type(error).__name__)
+        if self.waits_for is not None:
+            log.warning("duty_waits", duty=self.name, waits_for=self.waits_for, error=type(error).__name__)
         else:
             report(error, duty=self.name)
