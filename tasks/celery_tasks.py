@@ -41,12 +41,12 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[Task, bytes], None]]:
-    """Gives logs, traces and Sentry the message that a task works on. queue: that it came from."""
+def observed(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[Task, bytes], None]]:
+    """A decorator of tasks: logs, traces and Sentry then name the message. queue: that messages come from."""
 
     def decorate(do: Callable[[Task, bytes], None]) -> Callable[[Task, bytes], None]:
         @wraps(do)
-        def told(self: Task, body: bytes) -> None:
+        def with_context(self: Task, body: bytes) -> None:
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             ids = ids_of_message(properties)
@@ -56,13 +56,13 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             ):
                 do(self, body)
 
-        return told
+        return with_context
 
     return decorate
 
 
 @shared_task(name="confirm_offer", bind=True, **OPTIONS)
-@at_work(topology.JOBS)
+@observed(topology.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
     """Handles one message of the jobs queue. It is acknowledged once the outcome is stored, or its next attempt is."""
     runtime = current()
@@ -91,7 +91,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
-@at_work(topology.RESUME)
+@observed(topology.RESUME)
 def resume(_self: Task, body: bytes) -> None:
     """Resumes the confirmation whose id is the message's body. Drops a message of any other form."""
     runtime = current()

@@ -1,8 +1,8 @@
 """Recording the result of an attempt: attempt, state, booking, policies and event in one transaction.
 
-The fencing token of the lease decides who may record. If an answer comes late, from a worker whose lease has gone to
-another one, it changes nothing; but a booking that was seen is stored, whoever brings it. A person's decision is
-recorded by the same functions: see tasks/operations/resolve.py.
+The fencing token of the lease decides who may record. An answer changes nothing if it comes late, after the lease has
+gone to another worker; but a booking is stored, whichever worker saw it. A person's decision is recorded by the same
+functions: see tasks/operations/resolve.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -82,7 +82,7 @@ def _record(
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"row_id": lease.id}).scalar_one()
             if stored != decision.booking.id:
-                log.error(  # the thread that commits for the others has another context: all ids stand here
+                log.error(  # with all ids: the thread that commits for others has another context
                     "second_booking",
                     confirmation=str(lease.id),
                     partner_id=lease.partner_id,

@@ -20,7 +20,7 @@ This page is made from the program (`make configuration`).
 
 
 def page() -> str:
-    """The whole page. Sections of one title stand together."""
+    """The whole page. Sections with the same title share a table."""
     parts = [HEAD]
     for title, sections in groupby(SECTIONS, lambda section: section.__doc__):
         parts.append(

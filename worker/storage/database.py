@@ -110,9 +110,9 @@ def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
 
 
 class StatementBatch:
-    """Collects writes and executes each statement once for all its rows.
+    """Collects writes whose results are not needed, and executes each statement once for all its rows.
 
-    For writes whose result nobody needs. ``flush`` executes the statements in the order in which each first came.
+    ``flush`` executes the statements in the order in which each was first added.
     """
 
     def __init__(self, connection: Connection) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-LOCK = 0x636F6E666972  # the advisory lock of migrations: any number that nobody else uses
+LOCK = 0x636F6E666972  # the advisory lock of migrations: an arbitrary number
 
 
 def config(connection: Connection) -> "Config":

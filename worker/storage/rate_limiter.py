@@ -1,9 +1,9 @@
 """A rate limit over all workers together: for calls to XONE (XONE_RATE_LIMIT), or steps of a background service.
 
 This is the Generic Cell Rate Algorithm (GCRA) of ITU-T Recommendation I.371, in its virtual scheduling form and without
-bursts. The row's ``next_at`` is the theoretical arrival time. Reserving a slot takes the time that it has, or
-now if that is later, and moves it on by 1/rate seconds. Slots further away than MAX_WAIT are not given out: the caller
-tries again later, and the confirmation of a call is put back.
+bursts. ``next_at`` of the row is the theoretical arrival time: a slot is at this time, or now if that is later, and
+moves it on by 1/rate seconds. Slots further away than MAX_WAIT are not given out: the caller tries again later, and the
+confirmation of a call is put back.
 """
 
 from sqlalchemy import Connection, update
