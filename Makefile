@@ -36,11 +36,14 @@ node: examples/node/node_modules/.ready tests/schemas/node_modules/.ready  ## th
 demo: setup  ## the whole system in one process: nothing to install but Python packages
 	@$(BIN)/confirm-offer demo
 
+# Files go to the processes in their order: those of acceptance, which take longest, come first, and short ones fill up.
+PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: setup servers tools node  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
-	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup servers tools  ## the tests that take their time: chaos, interrupted commands, servers that crash
-	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 compose-check: setup tools  ## docker-compose.yml, Dockerfile and Kubernetes manifests, by schema and by linter
 	@$(BIN)/python -m pytest -m "not slow" --no-header -v tests/deployment $(ARGS)

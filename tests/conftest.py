@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from tests.support.certificates import Authority
 from tests.support.sentry import Capturing
-from tests.support.servers import PostgreSQL, RabbitMQ, require
+from tests.support.servers import PostgreSQL, RabbitMQ, folder_in_memory, require
 from tests.support.system import System, WorkerProcess
 from worker.messaging import broker, topology
 from worker.observability import log_context, logs
@@ -36,19 +36,20 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[RabbitMQ]:
+def rabbitmq(authority: Authority) -> Iterator[RabbitMQ]:
     """Its certificate is for 127.0.0.1, and not for localhost."""
     require(RabbitMQ)
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), certificate=authority.issue("127.0.0.1"))
-    server.start()
-    yield server
-    server.stop()
+    with folder_in_memory("rabbitmq-") as folder:
+        server = RabbitMQ(folder, certificate=authority.issue("127.0.0.1"))
+        server.start()
+        yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
     require(PostgreSQL)
-    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"), in_memory=True)
     server.start()
     server.create_database("template_confirm_offer")
     engine = database.connect(server.url("template_confirm_offer"))

@@ -37,23 +37,31 @@ def test_colours_are_for_terminals_and_left_out_where_nobody_wants_them(url: str
     assert "\x1b" not in piped.stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "environment"),
-    [
-        (["show", "no-such-offer"], {}),
-        (["resolve", "offer-1", "--partner", "P-100", "--failed", "not booked"], {}),
-        (["purge", "--older-than", "0s"], {}),
-        (["reprocess"], {}),
-        (["rekey"], {"DATA_KEYS": Fernet.generate_key().decode()}),
-        (["erase", "--email", "ada@example.com"], {"DATA_KEYS": Fernet.generate_key().decode()}),
-        (["enqueue", "-"], {"BROKER_URL": "http://nowhere"}),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_no_line_is_broken_within_a_word(command: list[str], environment: dict[str, str], url: str) -> None:
-    text = CONTROLS.sub("", shown(url, *command, answer="n\n", **environment))
+EACH_BY_ITSELF = """
+import os, sys
+import worker.cli
+from worker.__main__ import main
+for command in sys.argv[1].split(";"):
+    if not (child := os.fork()):
+        sys.argv = ["confirm-offer", *command.split()]
+        main()
+    os.waitpid(child, 0)
+"""
 
-    assert "confirm-offer" in text
+
+def test_no_line_is_broken_within_a_word(url: str) -> None:
+    """Of what commands ask and tell. They are imported once, and run one after another."""
+    asking = ["purge --older-than 0s", "reprocess"]
+    failing = ["resolve offer-1 --partner P-100 --failed not-booked", "show no-such-offer", "rekey", "enqueue -"]
+    failing += ["erase --email ada@example.com"]
+    environment = environment_of(url) | {"DATA_KEYS": Fernet.generate_key().decode(), "BROKER_URL": "http://nowhere"}
+    command = [sys.executable, "-c", EACH_BY_ITSELF, ";".join(asking + failing)]
+
+    _, text = terminal(command, environment, PROJECT, "n\n")
+
+    text = CONTROLS.sub("", text)
+    assert text.count("[y/N]") == len(asking)
+    assert text.count("confirm-offer: ") >= len(failing)
     assert [line for line in re.split(r"[\r\n]+", text) if len(line) > 80] == []
 
 

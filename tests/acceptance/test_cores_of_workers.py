@@ -11,7 +11,11 @@ pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 
 ALL = frozenset(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("command", [["-m", "worker", "worker"], ["-m", "celery", "-A", "worker", "worker"]])
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "worker", "worker"], pytest.param(["-m", "celery", "-A", "worker", "worker"], marks=pytest.mark.slow)],
+    ids=["worker", "celery"],
+)
 def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
     worker = system.start_worker(command)
 
@@ -23,7 +27,13 @@ def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"WORKER_ONE_CORE": "off"}, {"WORKER_POOL": "prefork"}, {"WORKER_POOL": "gevent"}]
+    "settings",
+    [
+        {"WORKER_ONE_CORE": "off"},
+        pytest.param({"WORKER_POOL": "prefork"}, marks=pytest.mark.slow),
+        pytest.param({"WORKER_POOL": "gevent"}, marks=pytest.mark.slow),
+    ],
+    ids=["off", "prefork", "gevent"],
 )
 def test_where_it_is_off_or_makes_no_sense_the_kernel_decides(settings: dict[str, str], system: System) -> None:
     worker = system.start_worker(WORKER_CONCURRENCY="2", **settings)

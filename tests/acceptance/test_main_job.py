@@ -59,15 +59,15 @@ def test_a_thousand_jobs_become_a_thousand_bookings_and_events(pool: str, system
 
 def test_a_worker_killed_half_way_loses_and_doubles_nothing(system: System) -> None:
     system.sandbox.latency = 0.05
-    offers = [f"offer-{number}" for number in range(1000)]
+    offers = [f"offer-{number}" for number in range(400)]
     system.publish(map(job, offers))
     first = system.start_worker()
-    until(lambda: system.states()[State.CONFIRMED] >= 400, seconds=60)
+    until(lambda: system.states()[State.CONFIRMED] >= 150, seconds=60)
     first.kill()
     in_flight = system.states()[State.CONFIRMING]
 
     system.start_worker()
-    system.until_events(1000, seconds=120)
+    system.until_events(400, seconds=120)
 
     assert in_flight > 0
     assert_each_once(system, offers)
@@ -119,7 +119,7 @@ def test_a_prefork_worker_does_the_same(system: System) -> None:
     "command",
     [
         ["-m", "worker", "worker", "--pool", "gevent"],
-        ["-m", "celery", "-A", "worker", "worker", "-P", "gevent", "-c", "64"],
+        pytest.param(["-m", "celery", "-A", "worker", "worker", "-P", "gevent", "-c", "64"], marks=pytest.mark.slow),
     ],
     ids=["worker", "celery"],
 )
@@ -143,7 +143,9 @@ def test_a_gevent_worker_is_started_in_either_way(command: list[str], system: Sy
             ["-m", "celery", "-A", "worker", "worker"],
             "for gevent, start 'confirm-offer worker', or give Celery '-P gevent'",
         ),
-        (["-c", WITHOUT_GEVENT], "gevent is not installed; install confirm-offer[gevent]"),
+        pytest.param(
+            ["-c", WITHOUT_GEVENT], "gevent is not installed; install confirm-offer[gevent]", marks=pytest.mark.slow
+        ),
     ],
     ids=["not made ready", "not installed"],
 )

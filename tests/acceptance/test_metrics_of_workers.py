@@ -1,42 +1,21 @@
 """Metrics from outside: scraped from real workers, by the test and by a real Prometheus."""
 
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 
-from models.states import State
-from tests.support.commands import run
-from tests.support.servers import Prometheus, RabbitMQ, free_port, require
-from tests.support.system import PROJECT, System, WorkerProcess, job, until
-from worker.messaging.topology import DEAD_LETTERS
+from tests.support.scraping import Samples, port_of, scraped
+from tests.support.servers import Prometheus, free_port, require
+from tests.support.system import PROJECT, System, job, until
 
 DEPLOY = PROJECT / "deploy"
-Samples = dict[str, float]
-
-
-def port_of(worker: WorkerProcess) -> int:
-    def served() -> int | None:
-        return next((line["port"] for line in worker.logged() if line["event"] == "metrics_served"), None)
-
-    return int(until(served))
-
-
-def scraped(port: int, path: str = "/metrics") -> Samples:
-    """Values by name with labels, without the prefix."""
-    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
-    return {name.removeprefix("confirm_offer_"): float(value) for name, value in pairs}
 
 
 def of(name: str, samples: Samples) -> Samples:
@@ -169,83 +148,3 @@ def test_every_alert_is_seen_firing_and_names_its_place_in_the_runbook() -> None
     assert [alert for alert in alerts if not re.search(rf"alertname: {alert}\n *exp_alerts:\n", tested)] == []
     assert set(re.findall(r"runbook_url: docs/runbook.md#(.+)", rules)) <= anchors
     assert rules.count("runbook_url: docs/runbook.md#") == len(alerts) == len(set(alerts))
-
-
-@pytest.fixture(scope="module")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """With the plugin that tells of its queues."""
-    require(RabbitMQ)
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_prometheus"])
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def prometheus(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Prometheus]:
-    """Scrapes RabbitMQ, and a worker that has done jobs of all fates."""
-    require(Prometheus)
-    worker = system.start_worker(METRICS_PORT="0", RETRY_MAX_ATTEMPTS="3")
-    port = port_of(worker)
-    server = Prometheus(
-        tmp_path / "prometheus",
-        {
-            "confirm-offer": f"http://127.0.0.1:{port}/metrics",
-            "rabbitmq": f"http://127.0.0.1:{rabbitmq.http_ports['rabbitmq_prometheus']}/metrics/per-object",
-        },
-        DEPLOY / "prometheus/alerts.yml",
-    )
-    server.start()
-    yield server
-    server.kill()
-
-
-def dashboard_queries() -> dict[str, str]:
-    """Of every panel, and of the annotations, by panel and legend."""
-    dashboard = json.loads((DEPLOY / "grafana/dashboards/confirm-offer.json").read_text())
-    return {
-        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$__rate_interval", "20s")
-        for panel in dashboard["panels"]
-        for target in panel.get("targets", [])
-    } | {note["name"]: note["expr"] for note in dashboard["annotations"]["list"]}
-
-
-def selectors(expression: str) -> set[str]:
-    """The series that an expression reads."""
-    return set(re.findall(r"\b(?:confirm_offer|rabbitmq|process)_\w+(?:\{.*?\})?|\bup\{.*?\}", expression))
-
-
-@pytest.mark.slow
-def test_every_query_of_dashboard_and_alerts_has_data(prometheus: Prometheus, system: System) -> None:
-    def work() -> None:
-        number = time.monotonic_ns()
-        fates = ("ok", "pending~pending", "refused~http-422", "busy~http-503~1", "lost~drop-after~1")
-        system.publish(job(f"{number}-{fate}") for fate in fates)
-        system.publish([b"no job"])
-
-    system.sandbox.revoke_tokens()
-    work()
-    until(lambda: system.states()[State.FAILED] and system.queue_length(DEAD_LETTERS))
-    assert run("reprocess", "--rate", "0.01", "--yes", **system.environment).returncode == 0
-    missing = dashboard_queries()
-    rules = prometheus.alerts()
-    read = {series for rule in rules.values() for series in selectors(rule["query"])}
-    assert len(missing) > 35
-    assert len(rules) == 17
-    assert len(read) >= 17
-
-    def all_have_data() -> bool:
-        work()  # rates need something to rise
-        for where in [where for where, query in missing.items() if prometheus.query(query)]:
-            del missing[where]
-        read.difference_update([series for series in read if prometheus.query(series)])
-        return not missing and not read
-
-    try:
-        until(all_have_data, 90, every=1.0)
-    except AssertionError:
-        pytest.fail(f"no data for {missing} {read}")
-    assert {name: rule["lastError"] for name, rule in prometheus.alerts().items() if rule.get("lastError")} == {}
-    assert all(rule["health"] == "ok" for rule in prometheus.alerts().values())
-    for query in dashboard_queries().values():
-        assert all(series["value"][1] != "NaN" for series in prometheus.query(query) if "histogram" not in query), query

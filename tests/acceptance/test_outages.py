@@ -213,6 +213,7 @@ def test_the_broker_hangs_and_comes_back(
         assert said(worker.log, "defect") == 0
 
 
+@pytest.mark.slow
 def test_a_confirmation_that_kills_its_workers_is_parked(system: System) -> None:
     """Workers are killed in the middle of its call; the lease is ended by hand to save time."""
     system.sandbox.slow_seconds = 60

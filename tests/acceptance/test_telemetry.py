@@ -13,6 +13,8 @@ from worker.messaging import topology
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+SLOW = [pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent")]
+POOLS = ["prefork", *SLOW]  # the one of several processes says most
 NEVER = str(10 * 60 * 1000)  # ms: what comes, comes as the worker ends
 
 
@@ -23,7 +25,7 @@ def inbox() -> Iterator[Inbox]:
     inbox.close()
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("gevent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pool", POOLS)
 def test_spans_of_all_processes_come_before_the_worker_ends(system: System, inbox: Inbox, pool: str) -> None:
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": inbox.url, "OTEL_BSP_SCHEDULE_DELAY": NEVER}
     worker = system.start_worker(**settings, WORKER_POOL=pool, WORKER_CONCURRENCY="2")

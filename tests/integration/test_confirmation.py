@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,7 +14,7 @@ from models import booking as xone_booking
 from models.job import JobRejected, read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
-from tasks import confirm
+from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
@@ -177,6 +178,7 @@ FATES = [
 ]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("fault", "state", "outcome", "code", "used"), FATES)
 def test_what_each_answer_makes_of_a_confirmation(
     runtime: Runtime, fault: str, state: State, outcome: str, code: str | None, used: int
@@ -243,6 +245,29 @@ def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandb
     assert only(runtime, Confirmation).state == State.CONFIRMED
 
 
+def test_what_a_dead_worker_has_booked_is_found_and_not_booked_again(runtime: Runtime, sandbox: Sandbox) -> None:
+    dead = accepted(runtime)
+    runtime.xone.confirm(dead.partner_id, dead.offer_id, dead.body, dead.idempotency_key)
+
+    resume(runtime)
+
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+    assert len(sandbox.calls) == 1
+
+
+def test_after_five_workers_that_died_on_it_a_person_decides(runtime: Runtime, sandbox: Sandbox) -> None:
+    first = accepted(runtime)
+    for _ in range(4):
+        make_due(runtime)
+        assert confirm.lease_due(first.id, runtime) is not None
+
+    resume(runtime)
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "poison")
+    assert sandbox.calls == []
+
+
 def test_a_claim_repeated_with_its_token_is_the_same_claim(runtime: Runtime) -> None:
     run(runtime, "offer-1~http-500~1")
     make_due(runtime)
@@ -291,6 +316,28 @@ def test_a_late_refusal_changes_nothing(runtime: Runtime) -> None:
         renew(connection, slow, 10.0)
 
 
+def test_before_a_call_a_lease_is_renewed_that_would_not_outlast_it(runtime: Runtime) -> None:
+    lease = accepted(runtime)
+    make_due(runtime)  # nobody has claimed it yet
+    lease.leased_at -= runtime.xone_settings.lease_seconds
+
+    call_guard.before_call(lease, runtime)
+
+    left = only(runtime, Confirmation).due_at - datetime.now(UTC)
+    assert left > timedelta(seconds=runtime.xone_settings.XONE_TIMEOUT)
+
+
+def test_no_call_is_made_where_the_lease_has_gone_to_another(runtime: Runtime, sandbox: Sandbox) -> None:
+    slow = accepted(runtime)
+    make_due(runtime)
+    assert confirm.lease_due(slow.id, runtime) is not None
+    slow.leased_at -= runtime.xone_settings.lease_seconds
+
+    confirm.attempt(slow, runtime)
+
+    assert sandbox.calls == []
+
+
 def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
     lease = accepted(runtime)
     confirm.attempt(lease, runtime)
@@ -303,6 +350,20 @@ def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
     assert only(runtime, Booking).id != "INS-OTHER"
     kept = only(runtime, Attempt).sealed_answer
     assert b"INS-OTHER" in runtime.encryption.decrypt(lease.id, "answer 1", kept)
+
+
+def test_booking_and_event_stand_or_fall_together(runtime: Runtime) -> None:
+    lease = accepted(runtime)
+    booked = xone_booking.Booking(id="INS-1", offer_id="offer-1", status="CONFIRMED")
+    decision = decide(BookingReceived(booked, 201), lease.history, RetryPolicy(), 0.0)
+
+    with runtime.engine.begin() as connection:
+        record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
+        connection.rollback()  # the worker dies before it commits
+
+    assert only(runtime, Confirmation).state == State.CONFIRMING
+    assert only(runtime, Attempt).outcome is None
+    assert rows(runtime, Booking) == rows(runtime, OutboxEvent) == []
 
 
 def test_no_connection_is_held_while_xone_is_called(runtime: Runtime, sandbox: Sandbox) -> None:

@@ -139,6 +139,7 @@ def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, co
     assert published(runtime) == 1
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s
 def test_a_broker_that_is_away_loses_nothing(runtime: Runtime, connection: Connection) -> None:
     write(runtime, confirmation(runtime), 1)
     relay = OutboxRelay(runtime)
@@ -224,6 +225,7 @@ def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
     assert sent == (1 if gate_is == "probing" else 0)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s
 def test_a_scheduler_without_its_broker_leaves_nothing_marked(runtime: Runtime, connection: Connection) -> None:
     confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
     scheduler = Scheduler(runtime)

@@ -59,6 +59,7 @@ def test_a_confirmed_message_survives_a_crash_of_rabbitmq(rabbitmq: RabbitMQ) ->
         wait_until(lambda: (got := channel.basic_get("crash", no_ack=True)) is not None and got.body == "kept")
 
 
+@pytest.mark.slow
 def test_paused_rabbitmq_answers_nobody_until_resumed(rabbitmq: RabbitMQ) -> None:
     rabbitmq.pause()
     try:
@@ -71,6 +72,7 @@ def test_paused_rabbitmq_answers_nobody_until_resumed(rabbitmq: RabbitMQ) -> Non
         assert connection.connected
 
 
+@pytest.mark.slow
 def test_ctl_speaks_to_this_node(rabbitmq: RabbitMQ) -> None:
     with connect(rabbitmq) as connection, connection.channel() as channel:
         channel.queue_declare("seen-by-ctl", durable=True, auto_delete=False)
@@ -111,11 +113,12 @@ def test_the_session_time_zone_is_not_utc(postgresql: PostgreSQL) -> None:
         assert connection.execute("SHOW timezone").fetchone() == ("Asia/Kolkata",)
 
 
+@pytest.mark.slow
 def test_standard_ports_are_left_alone(rabbitmq: RabbitMQ, postgresql: PostgreSQL, open_before: set[int]) -> None:
     assert {port for port in STANDARD_PORTS if is_open(port)} == open_before
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", "postgresql"])
+@pytest.mark.parametrize("name", [pytest.param("rabbitmq", marks=pytest.mark.slow), "postgresql"])
 def test_stop_leaves_no_process_behind(name: str, request: pytest.FixtureRequest) -> None:
     server: RabbitMQ | PostgreSQL = request.getfixturevalue(name)
     members = family(server)

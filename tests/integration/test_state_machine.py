@@ -49,7 +49,7 @@ from worker.xone.answers import BookingReceived
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
 
-EXAMPLES = {"postgresql": 40, "sqlite": 80}  # a step on PostgreSQL takes more than twice as long
+EXAMPLES = {"postgresql": 20, "sqlite": 60}  # a step on PostgreSQL takes more than twice as long
 SETTINGS = settings(
     stateful_step_count=30,
     deadline=None,

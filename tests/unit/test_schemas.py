@@ -117,14 +117,14 @@ def accepted_by_read_job(body: bytes) -> bool | None:
     return True
 
 
-@pytest.mark.parametrize("body", [*ACCEPTED.values(), to_bytes(FULL)], ids=[*ACCEPTED.keys(), "full"])
-def test_what_read_job_accepts_the_schema_accepts(body: bytes) -> None:
-    assert [error.message for error in JOB.iter_errors(json.loads(body))] == []
+def test_what_read_job_accepts_the_schema_accepts() -> None:
+    bodies = {**ACCEPTED, "full": to_bytes(FULL)}
+
+    assert [name for name, body in bodies.items() if not JOB.is_valid(json.loads(body))] == []
 
 
-@pytest.mark.parametrize("content", [content for content, _ in NOT_A_JOB.values()], ids=NOT_A_JOB.keys())
-def test_what_read_job_refuses_the_schema_refuses(content: Any) -> None:
-    assert not JOB.is_valid(content)
+def test_what_read_job_refuses_the_schema_refuses() -> None:
+    assert [name for name, (content, _) in NOT_A_JOB.items() if JOB.is_valid(content)] == []
 
 
 LETTERS = st.sampled_from(
