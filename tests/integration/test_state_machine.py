@@ -173,7 +173,7 @@ class Upstream:
             offer_id=offer_id,
             status=STATUS_OF[offer_id],
             price=price,
-            policies=[xone.RetryPolicy(id=f"policy-{offer_id}", price=price)],
+            policies=[xone.Policy(id=f"policy-{offer_id}", price=price)],
         )
 
     @contextmanager
