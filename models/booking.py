@@ -1,7 +1,7 @@
 """The booking as XONE answers it. Source: the Confirm Offer page of XONE's reference, "Responses".
 
-A booking is never refused for a detail: of a field whose value does not fit, and of one that is not known here, the
-value is kept as it came (``leftovers``). Only ``id`` and ``offer_id`` are required.
+Only ``id`` and ``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and
+values that do not fit their field, are kept as they came (``leftovers``).
 """
 
 from collections.abc import Callable
@@ -35,12 +35,12 @@ Amount = Annotated[Decimal, Field(max_digits=32)]
 
 
 class Received(BaseModel):
-    """Part of an answer. Unknown fields, and values that do not fit their field, end in ``model_extra``."""
+    """Part of an answer. ``model_extra`` holds unknown fields, and values that do not fit their field."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     def __repr_args__(self) -> list[tuple[str, Any]]:
-        """Its id, and nothing personal."""
+        """The id, and nothing personal."""
         return [("id", self.id)] if hasattr(self, "id") else []
 
     @model_validator(mode="wrap")
@@ -96,7 +96,7 @@ class Policy(Received):
 
 
 class Person(Received):
-    """The policyholder's personal data. All of it is stored encrypted."""
+    """The policyholder's personal data. All of it is encrypted where it is stored."""
 
     first_name: str | None = None
     last_name: str | None = None
@@ -151,21 +151,21 @@ class Booking(Received):
     sign_up_url: Text | None = None
 
     def leftovers(self) -> dict[str, Any]:
-        """What has no column, by path: ``{"new_field": …, "policies[0].tax": …}``."""
+        """Values without a column, by their path: ``{"new_field": …, "policies[0].tax": …}``."""
         return dict(_leftovers(self, ""))
 
 
 def _leftovers(node: Any, path: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    leftovers: list[tuple[str, Any]] = []
     if isinstance(node, ExtraFields):
-        return found  # stored whole, unknown fields and all
+        return leftovers  # stored whole, with its unknown fields
     if isinstance(node, Received):
         prefix = f"{path}." if path else ""
-        found += [(prefix + name, value) for name, value in (node.model_extra or {}).items()]
-        for name, value in node.__dict__.items():  # the fields, without what is extra
+        leftovers += [(prefix + name, value) for name, value in (node.model_extra or {}).items()]
+        for name, value in node.__dict__.items():  # the known fields
             if isinstance(value, Received | list):
-                found += _leftovers(value, prefix + name)
+                leftovers += _leftovers(value, prefix + name)
     elif isinstance(node, list):
         for index, item in enumerate(node):
-            found += _leftovers(item, f"{path}[{index}]")
-    return found
+            leftovers += _leftovers(item, f"{path}[{index}]")
+    return leftovers

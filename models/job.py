@@ -25,31 +25,31 @@ class JobRejected(Exception):
         self.detail = detail
 
 
-# $ alone would let a newline at the end pass; (?!\n) is known to JSON Schema too, \Z is not.
+# $ alone accepts a newline at the end. JSON Schema knows (?!\n), but not \Z.
 _PATH_ID = r"^(?!\.{1,2}$)[A-Za-z0-9._~-]{1,128}$(?!\n)"
 PathId = Annotated[str, StringConstraints(pattern=_PATH_ID)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 LabelValue = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$(?!\n)")]
-# \s means other characters in other languages; those are named, so that the pattern means the same in all.
+# \s matches different characters in different languages. Naming those makes the pattern mean the same in all.
 _EMAIL_PART = "[^@\\s\\x1c-\\x1f\\x85\ufeff]+"
 Email = Annotated[str, StringConstraints(max_length=320, pattern=rf"^{_EMAIL_PART}@{_EMAIL_PART}$(?!\n)")]
 OptionalText = Annotated[str, StringConstraints(max_length=2048)] | None
 
 
 def is_path_id(value: object) -> bool:
-    """Whether a value can be the id of a partner or an offer."""
+    """Whether a value is a valid id of a partner or an offer."""
     return isinstance(value, str) and re.search(_PATH_ID, value) is not None
 
 
 class _PassedOn(BaseModel):
-    """Part of the request to XONE: known keys are checked, unknown ones are passed on untouched."""
+    """Part of the request to XONE. Known keys are checked; unknown keys are passed on unchanged."""
 
     model_config = ConfigDict(strict=True, extra="allow", regex_engine="python-re")
 
     def __repr_args__(self) -> list[tuple[str, str]]:
-        """Nothing: what it holds is personal."""
+        """Nothing: all fields are personal data."""
         return []
 
 
@@ -118,7 +118,7 @@ class Job(BaseModel):
     )
 
     def __repr_args__(self) -> list[tuple[str, str]]:
-        """What names it, and nothing personal."""
+        """The ids, and nothing personal."""
         return [("partner_id", self.partner_id), ("offer_id", self.offer_id)]
 
     def request_body(self) -> bytes:
@@ -128,10 +128,7 @@ class Job(BaseModel):
 
 
 def read_job(body: bytes) -> Job:
-    """The job that a message's body holds.
-
-    Raises JobRejected, ``too-large``, ``invalid-json`` or ``invalid-job``.
-    """
+    """The job in a message's body. Raises JobRejected: ``too-large``, ``invalid-json`` or ``invalid-job``."""
     if len(body) > MAX_BYTES:
         raise JobRejected("too-large", f"{len(body)} bytes; at most {MAX_BYTES} are accepted")
     content = _read_json(body)
@@ -214,7 +211,7 @@ def _refuse_lone_surrogates(content: Any) -> None:
 
 
 def _describe(error: ValidationError, most: int = 5) -> str:
-    """The first problems as ``place: what is wrong``. Holds names of known keys only, and no value."""
+    """The first problems, each as ``place: what is wrong``. Contains names of known keys only, and no value."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     lines = [f"{_place(problem['loc'])}: {_reason(problem)}" for problem in problems[:most]]
     if len(problems) > most:
@@ -223,7 +220,7 @@ def _describe(error: ValidationError, most: int = 5) -> str:
 
 
 def _place(loc: tuple[str | int, ...]) -> str:
-    """``quotes[0].insured[1].email``; a key that is not ours is shown as ``<key>``, for it may hold anything."""
+    """``quotes[0].insured[1].email``. An unknown key is shown as ``<key>``, for it may be personal data."""
     place = ""
     for step in loc:
         if isinstance(step, int):

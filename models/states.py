@@ -1,18 +1,18 @@
-"""The states of a confirmation and the outcomes of an attempt."""
+"""The states of confirmations and batches, and the outcomes of attempts."""
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a confirmation stands. ``due_at`` of the row says when the Scheduler looks at it next.
+    """The state of a confirmation. ``due_at`` of its row says when the Scheduler looks at it next.
 
-    queued        accepted, or put back, and not being worked on
+    queued        accepted or put back; no worker works on it
     confirming    a worker holds the lease and may be calling XONE
     retrying      an attempt had no lasting answer; the next one is due at ``due_at``
-    confirmed     the booking is stored and its status is a confirmed one
-    pending       the booking is stored and its status is not a confirmed one yet
+    confirmed     the booking is stored, and its status is a confirmed one
+    pending       the booking is stored, and its status is not a confirmed one yet
     failed        XONE refused for good, or the retries are used up
-    needs_review  whether a booking exists can't be established without a person
+    needs_review  only a person can establish whether a booking exists
     """
 
     QUEUED = "queued"
@@ -24,11 +24,15 @@ class State(StrEnum):
     NEEDS_REVIEW = "needs_review"
 
 
+ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)  # nothing is due any more
+PURGEABLE = (State.CONFIRMED, State.PENDING, State.FAILED)  # ended, and no person has to decide with personal data
+
+
 class BatchState(StrEnum):
-    """Where a batch of reprocessing stands.
+    """The state of a batch of reprocessing.
 
     running    the Scheduler feeds it in
-    paused     nothing more is fed in; what is under way goes on
+    paused     nothing more is fed in for now; items under way go on
     cancelled  nothing more will be fed in
     done       every item has ended
     """
@@ -40,10 +44,10 @@ class BatchState(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What an attempt told about the booking.
+    """What an attempt showed about the booking.
 
-    booked       XONE has it, and so have we
-    refused      XONE said no for good
+    booked       XONE has booked, and the booking is stored
+    refused      XONE refused for good
     not_booked   XONE certainly did not book this time: not sent, busy, or wrong credentials
     unknown      XONE may have booked
     """

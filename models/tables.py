@@ -1,6 +1,7 @@
-"""The tables. Everything about a confirmation hangs on its id: one confirmation has one booking at most.
+"""The tables. A confirmation's id is the key of all that belongs to it; it has one booking at most.
 
-Columns named ``sealed_*`` hold encrypted personal data or secrets, bound to their row (see worker/vault.py).
+Columns named ``sealed_*`` hold encrypted personal data or secrets, bound to their row and column: see
+worker/storage/encryption.py.
 """
 
 from datetime import datetime
@@ -55,8 +56,12 @@ def _one_of(column: str, values: type[State] | type[Outcome] | type[BatchState])
     return CheckConstraint(f"{column} in ({allowed})", name=column)
 
 
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
 class Confirmation(Base):
-    """One offer to be confirmed: what to send, where it stands, and who works on it."""
+    """One offer to be confirmed: the request, its state, and the lease on it."""
 
     __tablename__ = "confirmations"
 
@@ -67,24 +72,28 @@ class Confirmation(Base):
     echo: Mapped[dict[str, Any]] = mapped_column(doc="the job's metadata, echoed in every event")
     correlation_id: Mapped[str | None] = mapped_column(String(255))
     traceparent: Mapped[str | None] = mapped_column(String(255))
-    job_published_at: Mapped[datetime | None] = mapped_column(doc="when the checkout published the job, or it came")
+    job_published_at: Mapped[datetime | None] = mapped_column(
+        doc="when the checkout published the job; without a timestamp, when it came"
+    )
 
     idempotency_key: Mapped[UUID] = mapped_column(doc="the same on every call with this body")
     sealed_body: Mapped[bytes | None] = mapped_column(doc="the exact request body, made before the first call")
-    email_hash: Mapped[bytes | None] = mapped_column(doc="keyed, of the policyholder's e-mail: see tasks/emails.py")
+    email_hash: Mapped[bytes | None] = mapped_column(
+        doc="keyed hash of the policyholder's e-mail: see tasks/email_index.py"
+    )
 
     state: Mapped[State] = mapped_column(String(16))
     due_at: Mapped[datetime | None] = mapped_column(
-        doc="when the Scheduler looks at it: the next attempt, or the end of the lease; none where it has ended"
+        doc="when the Scheduler looks at it: the next attempt, or the end of the lease; null if it has ended"
     )
-    dispatched_until: Mapped[datetime | None] = mapped_column(doc="a resume message is under way until then")
-    lease_token: Mapped[UUID | None] = mapped_column(doc="the fencing token of who may call XONE and record")
+    dispatched_until: Mapped[datetime | None] = mapped_column(doc="a message that resumes it is under way until then")
+    lease_token: Mapped[UUID | None] = mapped_column(doc="fencing token: its holder may call XONE and record")
 
     attempts: Mapped[int] = mapped_column(default=0, doc="all attempts, numbered from 1")
     attempts_used: Mapped[int] = mapped_column(default=0, doc="those that count against RETRY_MAX_ATTEMPTS")
-    crashes: Mapped[int] = mapped_column(default=0, doc="claims in a row that nobody came back from")
-    read_backs: Mapped[int] = mapped_column(default=0, doc="read-backs that did not show a booking that must exist")
-    answer_unknown: Mapped[bool] = mapped_column(default=False, doc="XONE may have booked: trust no refusal")
+    crashes: Mapped[int] = mapped_column(default=0, doc="leases in a row whose worker did not come back")
+    read_backs: Mapped[int] = mapped_column(default=0, doc="read-backs that did not list a booking that must exist")
+    answer_unknown: Mapped[bool] = mapped_column(default=False, doc="XONE may have booked: a refusal proves nothing")
 
     error_code: Mapped[str | None] = mapped_column(String(32))
     error_http_status: Mapped[int | None] = mapped_column(SmallInteger)
@@ -100,46 +109,29 @@ class Confirmation(Base):
     __table_args__ = (
         UniqueConstraint("partner_id", "offer_id"),
         _one_of("state", State),
-        Index(
-            "ix_confirmations_due_at",
-            "due_at",
-            postgresql_where=text("due_at is not null"),
-            sqlite_where=text("due_at is not null"),
-        ),
-        Index(
-            "ix_confirmations_dispatched_until",
-            "dispatched_until",
-            postgresql_where=text("dispatched_until is not null"),
-            sqlite_where=text("dispatched_until is not null"),
-        ),
+        _partial_index("ix_confirmations_due_at", "due_at", where="due_at is not null"),
+        _partial_index("ix_confirmations_dispatched_until", "dispatched_until", where="dispatched_until is not null"),
         Index("ix_confirmations_offer_id", "offer_id"),
         Index("ix_confirmations_order_reference", "order_reference"),
-        Index(
+        _partial_index(
             "ix_confirmations_ended_badly",
             "state",
             "error_code",
             "error_http_status",
             "updated_at",
-            postgresql_where=text("state in ('failed', 'needs_review')"),
-            sqlite_where=text("state in ('failed', 'needs_review')"),
+            where="state in ('failed', 'needs_review')",
         ),
-        Index(
-            "ix_confirmations_email_hash",
-            "email_hash",
-            postgresql_where=text("email_hash is not null"),
-            sqlite_where=text("email_hash is not null"),
-        ),
-        Index(
+        _partial_index("ix_confirmations_email_hash", "email_hash", where="email_hash is not null"),
+        _partial_index(
             "ix_confirmations_to_purge",
             "updated_at",
-            postgresql_where=text("state in ('confirmed', 'pending', 'failed') and purged_at is null"),
-            sqlite_where=text("state in ('confirmed', 'pending', 'failed') and purged_at is null"),
+            where="state in ('confirmed', 'pending', 'failed') and purged_at is null",
         ),
     )
 
 
 class FurtherEmail(Base):
-    """Another e-mail that a confirmation is found by: of an insured, or of the policyholder as XONE returned it."""
+    """Another e-mail that finds a confirmation: of an insured, or of the policyholder as XONE returned it."""
 
     __tablename__ = "further_emails"
 
@@ -150,7 +142,7 @@ class FurtherEmail(Base):
 
 
 class Batch(Base):
-    """A selection of confirmations that are tried again, fed in by the Scheduler at its rate."""
+    """Confirmations that are tried again. The Scheduler feeds them in at the batch's rate."""
 
     __tablename__ = "batches"
 
@@ -159,25 +151,22 @@ class Batch(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     by: Mapped[str] = mapped_column(String(255))
     include_needs_review: Mapped[bool]
-    rate: Mapped[float | None] = mapped_column(doc="items a second; none: as fast as the bound allows")
+    rate: Mapped[float | None] = mapped_column(
+        doc="items a second; null: as fast as the bound on items in flight allows"
+    )
     total: Mapped[int]
-    fed_until: Mapped[datetime] = mapped_column(doc="the rate's account: items are due up to this time")
+    fed_until: Mapped[datetime] = mapped_column(doc="items that the rate allows are fed in up to this time")
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 
     __table_args__ = (
         _one_of("state", BatchState),
-        Index(
-            "ix_batches_open",
-            "state",
-            postgresql_where=text("state in ('running', 'paused')"),
-            sqlite_where=text("state in ('running', 'paused')"),
-        ),
+        _partial_index("ix_batches_open", "state", where="state in ('running', 'paused')"),
     )
 
 
 class BatchItem(Base):
-    """A confirmation of a batch. Waiting until it is fed in, then running until it has ended."""
+    """A confirmation of a batch: waiting until it is fed in, then running until it has ended."""
 
     __tablename__ = "batch_items"
 
@@ -190,24 +179,13 @@ class BatchItem(Base):
 
     __table_args__ = (
         UniqueConstraint("batch_id", "confirmation_id"),
-        Index(
-            "ix_batch_items_waiting",
-            "batch_id",
-            "position",
-            postgresql_where=text("fed_at is null"),
-            sqlite_where=text("fed_at is null"),
-        ),
-        Index(
-            "ix_batch_items_running",
-            "batch_id",
-            postgresql_where=text("fed_at is not null and ended_at is null"),
-            sqlite_where=text("fed_at is not null and ended_at is null"),
-        ),
+        _partial_index("ix_batch_items_waiting", "batch_id", "position", where="fed_at is null"),
+        _partial_index("ix_batch_items_running", "batch_id", where="fed_at is not null and ended_at is null"),
     )
 
 
 class Pause(Base):
-    """Calls to XONE are stopped, for one partner or, with the empty name, for all."""
+    """A person has paused calls to XONE: for one partner or, with an empty ``partner_id``, for all."""
 
     __tablename__ = "pauses"
 
@@ -218,7 +196,7 @@ class Pause(Base):
 
 
 class AuditEntry(Base):
-    """What a person changed with a command: who, when, what, why, how many."""
+    """A change that a person made with a command: who, when, what, why, how many."""
 
     __tablename__ = "audit"
 
@@ -232,7 +210,7 @@ class AuditEntry(Base):
 
 
 class RateLimit(Base):
-    """When the next call may be made, over all workers together."""
+    """When the next slot of a rate limit is, over all workers together: see worker/storage/rate_limiter.py."""
 
     __tablename__ = "rate_limits"
 
@@ -241,7 +219,7 @@ class RateLimit(Base):
 
 
 class Attempt(Base):
-    """One try to get an offer confirmed. It stands before the call: no outcome means that nobody came back."""
+    """One try to confirm an offer, stored before the call. Without an outcome, its worker did not come back."""
 
     __tablename__ = "attempts"
 
@@ -254,13 +232,13 @@ class Attempt(Base):
     code: Mapped[str | None] = mapped_column(String(32))
     http_status: Mapped[int | None] = mapped_column(SmallInteger)
     detail: Mapped[str | None] = mapped_column(Text)
-    sealed_answer: Mapped[bytes | None] = mapped_column(doc="the body of an answer that became no booking")
+    sealed_answer: Mapped[bytes | None] = mapped_column(doc="the body of an answer that held no booking")
 
     __table_args__ = (_one_of("outcome", Outcome),)
 
 
 class Booking(Base):
-    """The booking as XONE returned it. Its own names, but for ``quote.uuid`` and the sealed parts."""
+    """The booking as XONE returned it, under XONE's names but for ``quote.uuid`` and the encrypted fields."""
 
     __tablename__ = "bookings"
 
@@ -286,7 +264,7 @@ class Booking(Base):
     sealed_fnol_link: Mapped[bytes | None]
     sealed_sign_up_url: Mapped[bytes | None]
     sealed_rest: Mapped[bytes | None] = mapped_column(
-        doc="JSON: fields that this version does not know, or whose value did not fit their type, by path"
+        doc="JSON, by path: unknown fields, and values that did not fit their field"
     )
 
     recorded_at: Mapped[datetime]
@@ -338,7 +316,7 @@ class Policy(Base):
 
 
 class OutboxEvent(Base):
-    """An event, written with what it tells of. Columns as Debezium's outbox event router expects them."""
+    """An event, written in the transaction that it is about. Debezium's outbox event router expects these columns."""
 
     __tablename__ = "outbox"
 
@@ -353,15 +331,10 @@ class OutboxEvent(Base):
     correlation_id: Mapped[str | None] = mapped_column(String(255))
     traceparent: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[datetime]
-    claimed_until: Mapped[datetime | None] = mapped_column(doc="a Relay is publishing it until then")
+    claimed_until: Mapped[datetime | None] = mapped_column(doc="an outbox relay is publishing it until then")
     published_at: Mapped[datetime | None]
 
     __table_args__ = (
         UniqueConstraint("confirmation_id", "sequence"),
-        Index(
-            "ix_outbox_unpublished",
-            "created_at",
-            postgresql_where=text("published_at is null"),
-            sqlite_where=text("published_at is null"),
-        ),
+        _partial_index("ix_outbox_unpublished", "created_at", where="published_at is null"),
     )

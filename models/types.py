@@ -9,7 +9,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class Time(TypeDecorator[datetime]):
-    """A moment with its zone: ``timestamptz`` on PostgreSQL, UTC text on SQLite; always UTC in Python."""
+    """A time with its zone: ``timestamptz`` on PostgreSQL, UTC text on SQLite, always UTC in Python."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -29,7 +29,7 @@ class Time(TypeDecorator[datetime]):
 
 
 class Money(TypeDecorator[Decimal]):
-    """An exact decimal with the digits that were sent: ``numeric`` on PostgreSQL, text on SQLite."""
+    """An exact decimal that keeps its digits: ``numeric`` on PostgreSQL, text on SQLite."""
 
     impl = Numeric
     cache_ok = True

@@ -1,4 +1,4 @@
-"""Accepting a job: its confirmation stands in the database, claimed, or the job is rejected."""
+"""Accepting a job: stores its confirmation and leases it, or rejects the job."""
 
 import json
 import time
@@ -16,24 +16,24 @@ from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts
-from worker.storage.database import DIALECTS, insert_if_absent, locked, now, now_plus
+from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came with the job's message and goes with its events."""
+    """Properties of the job's message that its events carry on."""
 
     correlation_id: str | None = None
     traceparent: str | None = None
-    published_at: datetime | None = None  # when the checkout published it, or it came
+    published_at: datetime | None = None  # when the checkout published it; without a timestamp, when it came
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job ready to be stored: what takes time is done before the database is asked."""
+    """A job ready to be stored, encrypted and hashed: what takes time is done before the transaction."""
 
-    id: UUID  # of its confirmation, where none stands yet
+    id: UUID  # of its confirmation, unless there is one already
     job: Job
     delivery: Delivery
     body: bytes = field(repr=False)
@@ -51,23 +51,24 @@ class NewJob:
 def accept_new_batch(
     connection: Connection, jobs: Sequence[NewJob], token: UUID, lease_seconds: float
 ) -> dict[UUID, Lease]:
-    """Stores and claims the jobs of which no confirmation stands yet; the others are left out, for ``accept``.
+    """Stores and leases the jobs whose offers have no confirmation yet. Leaves the others for ``accept``.
 
-    Claims by the id of the NewJob. token, lease: as in ``accept``. May be repeated.
+    Returns the leases by the id of the NewJob. token, lease_seconds: as in ``accept``. Repeatable.
     """
     leased_at = time.monotonic()
     leased = {"state": State.CONFIRMING, "lease_token": token, "wait": lease_seconds, "attempts": 1}
-    in_order = sorted(
-        jobs, key=lambda new: (new.job.partner_id, new.job.offer_id)
-    )  # so that no two wait for each other
+    # In one order, so that no two transactions wait for each other.
+    in_order = sorted(jobs, key=lambda new: (new.job.partner_id, new.job.offer_id))
     insert = _INSERT[connection.dialect.name]
     connection.execute(insert, [{**_identity(new), **_content(new), **leased} for new in in_order])
     stored = set(open_attempts(connection, [new.id for new in jobs], token))
     leases = {}
+    batch = StatementBatch(connection)
     for new in jobs:
         if new.id in stored:
-            email_index.note(connection, new.id, new.email_hashes[1:])
+            email_index.add(batch, new.id, new.email_hashes[1:])
             leases[new.id] = _first_lease(new, token, leased_at)
+    batch.flush()
     return leases
 
 
@@ -79,14 +80,14 @@ def accept(
     lease_seconds: float,
     queue_for: float | None = None,
 ) -> Lease | None:
-    """Stores the job and claims its confirmation; None where there is nothing to do now for this message.
+    """Stores the job and returns the lease on its confirmation; None if there is nothing to do now.
 
     The same job again is harmless. Raises JobRejected ``conflicting-job`` for other content of an offer that has not
-    failed. Where personal data was purged there is nothing to compare with: a job for a confirmation that has failed
-    is then taken as new content, one for a booked offer as the same.
+    failed. If its personal data was purged, there is nothing to compare with: a job for a failed confirmation is then
+    taken as new content, and a job for a booked offer as the same.
 
-    token: the fencing token to claim with, the same when this is repeated; lease: seconds; queue_for: where XONE can't
-    be called now, the seconds in which the job is queued and not claimed.
+    token: the fencing token of the lease, the same if this is repeated. lease_seconds: how long the lease runs.
+    queue_for: if XONE can't be called now, the seconds until the job is due; it is then queued and not leased.
     """
     leased_at = time.monotonic()
     job, takes_lease = new.job, queue_for is None
@@ -97,10 +98,12 @@ def accept(
         "wait": lease_seconds if queue_for is None else queue_for,
     }
     connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(takes_lease)})
-    row = connection.execute(_STANDING, {"partner": job.partner_id, "offer": job.offer_id}).one()
+    row = connection.execute(_BY_OFFER, {"partner": job.partner_id, "offer": job.offer_id}).one()
     if row.id != new.id:
-        if _same(row, encryption, job, new.body):
-            return acquire(connection, encryption, [row.id], token, lease_seconds).get(row.id) if takes_lease else None
+        if _has_same_content(row, encryption, job, new.body):
+            if not takes_lease:
+                return None
+            return acquire(connection, encryption, [row.id], token, lease_seconds).get(row.id)
         if row.state != State.FAILED:
             raise JobRejected(
                 "conflicting-job",
@@ -108,8 +111,10 @@ def accept(
             )
         _forget_content(connection, row.id)
         content["sealed_body"] = encryption.encrypt(row.id, "body", new.body)
-        row = connection.execute(_REPLACE, {"this": row.id, "takes_lease": int(takes_lease), **content}).one()
-    email_index.note(connection, row.id, new.email_hashes[1:])
+        row = connection.execute(_REPLACE, {"row_id": row.id, "takes_lease": int(takes_lease), **content}).one()
+    batch = StatementBatch(connection)
+    email_index.add(batch, row.id, new.email_hashes[1:])
+    batch.flush()
     if not takes_lease:
         return None
     open_attempts(connection, [row.id], token)
@@ -140,7 +145,7 @@ def _identity(new: NewJob) -> dict[str, Any]:
 
 
 def _content(new: NewJob) -> dict[str, Any]:
-    """The columns that a new or a corrected job sets."""
+    """Values of the columns that a new or a corrected job sets."""
     return {
         "order_reference": new.job.order_reference,
         "echo": new.job.metadata,
@@ -162,23 +167,23 @@ def _content(new: NewJob) -> dict[str, Any]:
 
 
 def _forget_content(connection: Connection, confirmation_id: UUID) -> None:
-    """What is left of replaced content: answers to it, which no e-mail of the new content would find."""
+    """Deletes what belongs to replaced content: its further e-mails, and XONE's answers to it."""
     connection.execute(delete(FurtherEmail).where(FurtherEmail.confirmation_id == confirmation_id))
     connection.execute(update(Attempt).where(Attempt.confirmation_id == confirmation_id).values(sealed_answer=None))
 
 
-def _same(standing: Row[Any], encryption: Encryption, job: Job, body: bytes) -> bool:
-    """Whether the job says what the standing one said, whatever the order of its keys."""
-    if standing.sealed_body is None:  # its personal data was purged
-        return bool(standing.state != State.FAILED)
-    stored = encryption.decrypt(standing.id, "body", standing.sealed_body)
+def _has_same_content(row: Row[Any], encryption: Encryption, job: Job, body: bytes) -> bool:
+    """Whether a job has the content of the stored one, whatever the order of keys."""
+    if row.sealed_body is None:  # its personal data was purged
+        return bool(row.state != State.FAILED)
+    stored = encryption.decrypt(row.id, "body", row.sealed_body)
     same_body = stored == body or json.loads(stored) == json.loads(body)
-    return same_body and (standing.order_reference, standing.echo) == (job.order_reference, job.metadata)
+    return same_body and (row.order_reference, row.echo) == (job.order_reference, job.metadata)
 
 
 # Built once: to build a statement costs more than to execute it.
 _row, _columns = Confirmation.__table__, Confirmation.__table__.c
-_STANDING = locked(
+_BY_OFFER = locked(
     select(_row).where(_columns.partner_id == bindparam("partner"), _columns.offer_id == bindparam("offer"))
 )
 _TIMES = {"due_at": now_plus(bindparam("wait")), "dispatched_until": None, "queued_at": now(), "updated_at": now()}
@@ -188,7 +193,7 @@ _INSERT = {
 }
 _REPLACE = (
     update(_row)
-    .where(_columns.id == bindparam("this"))
+    .where(_columns.id == bindparam("row_id"))
     .values(attempts=_columns.attempts + bindparam("takes_lease"), **_TIMES)
     .returning(_row)
 )

@@ -3,36 +3,35 @@
 import time
 
 from tasks.lease import Lease, renew
-from worker.observability import tracing
-from worker.outages import retry_while_unavailable
 from worker.runtime import Runtime
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 from worker.xone.circuit_breaker import CallsSuspended
 
 
 def before_call(lease: Lease, runtime: Runtime) -> None:
-    """Before each call: a turn under the rate limit, and a lease that outlasts the call. Raises Held and LeaseLost."""
-    if runtime.xone_settings.XONE_RATE_LIMIT is not None and not runtime.shutting_down.is_set():
-        wait_for_slot(runtime, runtime.xone_settings.XONE_RATE_LIMIT)
+    """Waits for a slot under the rate limit and ensures that the lease outlasts a call.
+
+    Raises CallsSuspended if no slot is near or the process stops, and LeaseLost.
+    """
+    rate = runtime.xone_settings.XONE_RATE_LIMIT
+    if rate is not None and not runtime.shutting_down.is_set():
+        wait_for_slot(runtime, rate)
     continue_or_suspend(lease, runtime)
 
 
 def continue_or_suspend(lease: Lease, runtime: Runtime) -> None:
-    """Raises Held where this process stops; else sees to it that the lease outlasts a call, or raises LeaseLost."""
+    """Raises CallsSuspended if this process stops; otherwise ensures that the lease outlasts a call."""
     if runtime.shutting_down.is_set():
         raise CallsSuspended(0.0)
     ensure_lease(lease, runtime)
 
 
 def wait_for_slot(runtime: Runtime, rate: float) -> None:
-    """Waits for a turn under XONE_RATE_LIMIT. Raises Held where none is near."""
+    """Waits for a slot under XONE_RATE_LIMIT. Raises CallsSuspended if none is near.
 
-    def take() -> float | None:
-        with runtime.engine.begin() as connection:
-            return reserve_slot(connection, rate)
-
-    with tracing.transaction("take turn", runtime.engine):
-        wait = retry_while_unavailable(take, runtime.shutting_down)
+    rate: calls a second, over all workers.
+    """
+    wait = runtime.in_transaction("reserve slot", lambda connection: reserve_slot(connection, rate))
     if wait is None:
         raise CallsSuspended(MAX_WAIT * (1.0 + runtime.dice()))
     if wait > 0 and runtime.shutting_down.wait(wait):
@@ -40,23 +39,17 @@ def wait_for_slot(runtime: Runtime, rate: float) -> None:
 
 
 def ensure_lease(lease: Lease, runtime: Runtime) -> None:
-    """The lease must outlast a call: renews it where too little is left. Raises LeaseLost."""
+    """Renews the lease if too little of it is left for a call. Raises LeaseLost."""
     settings = runtime.xone_settings
     spare = (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
     if time.monotonic() - lease.leased_at < spare:
         return
     asked_at = time.monotonic()
-
-    def extend() -> None:
-        with runtime.engine.begin() as connection:
-            renew(connection, lease, settings.lease_seconds)
-
-    with tracing.transaction("renew lease", runtime.engine):
-        retry_while_unavailable(extend, runtime.shutting_down)
+    runtime.in_transaction("renew lease", lambda connection: renew(connection, lease, settings.lease_seconds))
     lease.leased_at = asked_at
 
 
 def seconds_until_calls(runtime: Runtime) -> float:
-    """Seconds until XONE may be called by this process; 0 where it may now. Spread, so that not all come at once."""
-    wait = runtime.xone.circuit_breaker.wait()
+    """Seconds until this process may call XONE; 0 if it may now. Jittered by up to a second, to spread the calls."""
+    wait = runtime.xone.calls.wait()
     return wait + runtime.dice() if wait > 0 else 0.0

@@ -1,4 +1,8 @@
-"""The Celery tasks: thin shells. Each decides what becomes of its message; none raises for a job's fault."""
+"""The Celery tasks: what happens to a message. Each is acknowledged, rejected or dead-lettered.
+
+A task never raises for a fault of its job. ``confirm_offer`` takes the messages of checkouts, ``resume`` those of the
+Scheduler; both end in ``confirm.attempt``.
+"""
 
 import re
 from collections.abc import Callable
@@ -26,8 +30,8 @@ from worker.runtime import Runtime, current
 
 log = structlog.get_logger(__name__)
 
-MAX_QUEUE_TIME = timedelta(days=30)  # of a job in the queue: who says more has another idea of a timestamp
-MAX_DELIVERIES = 50  # of one message, none of which came to an end: more than restarts in an outage can make
+MAX_QUEUE_TIME = timedelta(days=30)  # of a job: an older timestamp was not meant in seconds since 1970
+MAX_DELIVERIES = 50  # of one message: more than restarts in an outage can cause
 
 OPTIONS: dict[str, Any] = {
     "acks_late": True,
@@ -37,12 +41,12 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[Task, bytes], None]]:
-    """Tells whatever looks on (logs, traces, Sentry) which message of a queue the task works on."""
+def observed(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[Task, bytes], None]]:
+    """A decorator of tasks: logs, traces and Sentry then name the message. queue: that messages come from."""
 
     def decorate(do: Callable[[Task, bytes], None]) -> Callable[[Task, bytes], None]:
         @wraps(do)
-        def told(self: Task, body: bytes) -> None:
+        def with_context(self: Task, body: bytes) -> None:
             traceparent = _traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             ids = ids_of_message(properties)
@@ -52,15 +56,15 @@ def at_work(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[T
             ):
                 do(self, body)
 
-        return told
+        return with_context
 
     return decorate
 
 
 @shared_task(name="confirm_offer", bind=True, **OPTIONS)
-@at_work(topology.JOBS)
+@observed(topology.JOBS)
 def confirm_offer(self: Task, body: bytes) -> None:
-    """Handles one message of the jobs queue. It is acknowledged once what became of it stands in the database."""
+    """Handles one message of the jobs queue. It is acknowledged once the outcome is stored, or its next attempt is."""
     runtime = current()
     request = self.request
     delivery = Delivery(
@@ -87,9 +91,9 @@ def confirm_offer(self: Task, body: bytes) -> None:
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
-@at_work(topology.RESUME)
+@observed(topology.RESUME)
 def resume(_self: Task, body: bytes) -> None:
-    """Goes on with the confirmation whose id the message holds. A message of any other form is dropped."""
+    """Resumes the confirmation whose id is the message's body. Drops a message of any other form."""
     runtime = current()
     try:
         confirmation_id = UUID(body.decode("ascii"))
@@ -109,7 +113,7 @@ def resume(_self: Task, body: bytes) -> None:
 
 
 def _attempt(lease: Lease | None, runtime: Runtime) -> None:
-    """Works on a claim. Its row stands: what fails here is tried again when the lease has run out."""
+    """Makes an attempt. If it fails here, it is tried again when the lease has expired: its row is stored."""
     if lease is None:
         log.info("nothing_to_do")
         return
@@ -125,7 +129,7 @@ def _attempt(lease: Lease | None, runtime: Runtime) -> None:
 def dead_letter(
     body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, runtime: Runtime
 ) -> None:
-    """Puts a job that can't be accepted with the dead letters, body unchanged, however long the broker is away."""
+    """Moves a job to the dead letters, body unchanged. Waits while the broker is unavailable."""
     headers = {
         "x-dead-letter-code": rejection.code,
         "x-dead-letter-detail": rejection.detail,
@@ -159,7 +163,7 @@ def _traceparent(value: Any) -> str | None:
 
 
 def _published_at(timestamp: Any) -> datetime:
-    """When the job was published, by its AMQP ``timestamp`` (seconds since 1970); now where that can't be."""
+    """When the job was published, by its AMQP ``timestamp`` (seconds since 1970); now if that is no plausible time."""
     now = datetime.now(UTC)
     if isinstance(timestamp, int):
         try:

@@ -1,4 +1,4 @@
-"""The way of a confirmation, top to bottom: accept or claim, ask XONE, decide, record."""
+"""What happens to a confirmation, from top to bottom: accept or lease it, ask XONE, decide, record."""
 
 import logging
 import time
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
+from sqlalchemy import Connection
 from uuid_utils.compat import uuid4
 
 from models.job import read_job
@@ -29,133 +30,117 @@ from tasks.lease import Lease, LeaseLost, acquire, postpone, release
 from tasks.record import RecordedAttempt, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
-from worker.outages import retry_while_unavailable
 from worker.runtime import Runtime
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import CallsSuspended
 
 log = structlog.get_logger(__name__)
 
-DEFECT_PAUSE = 300.0  # seconds until what could not be claimed is tried again
+DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
 def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | None:
-    """The claim on the confirmation of a job that stands now in the database; None where nothing is to be done now.
+    """Stores the job's confirmation and returns the lease on it; None if there is nothing to do now.
 
-    Raises JobRejected where the job can't be accepted.
+    Raises JobRejected if the job can't be accepted.
     """
     new = NewJob.of(read_job(body), delivery, runtime.encryption)
     log_context.bind(partner_id=new.job.partner_id, offer_id=new.job.offer_id)
     wait = seconds_until_calls(runtime)
     token = uuid4()
 
-    def store() -> Lease | None:
-        with runtime.engine.begin() as connection:
-            is_held = wait > 0 or runtime.pauses.is_paused(connection, new.job.partner_id)
-            return accept(
-                connection,
-                runtime.encryption,
-                new,
-                token,
-                runtime.xone_settings.lease_seconds,
-                wait if is_held else None,
-            )
+    def store(connection: Connection) -> Lease | None:
+        suspended = wait > 0 or runtime.pauses.is_paused(connection, new.job.partner_id)
+        lease_seconds = runtime.xone_settings.lease_seconds
+        return accept(connection, runtime.encryption, new, token, lease_seconds, queue_for=wait if suspended else None)
 
     with tracing.transaction("accept job", runtime.engine):
         lease = runtime.commit_in_group(accept_job_batch, new) if not wait else None
-        return lease or retry_while_unavailable(store, runtime.shutting_down)
+        return lease or runtime.commit(store)
 
 
 def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | None]:
-    """The claims on jobs that are the first of their offers; None where something stands already, or calls pause."""
+    """Leases on jobs that are the first of their offers; None for the others, and for paused partners."""
     token = uuid4()
 
-    def store() -> dict[UUID, Lease]:
-        with runtime.engine.begin() as connection:
-            to_call = [new for new in jobs if not runtime.pauses.is_paused(connection, new.job.partner_id)]
-            return accept_new_batch(connection, to_call, token, runtime.xone_settings.lease_seconds) if to_call else {}
+    def store(connection: Connection) -> dict[UUID, Lease]:
+        callable_jobs = [new for new in jobs if not runtime.pauses.is_paused(connection, new.job.partner_id)]
+        if not callable_jobs:
+            return {}
+        return accept_new_batch(connection, callable_jobs, token, runtime.xone_settings.lease_seconds)
 
-    leases = retry_while_unavailable(store, runtime.shutting_down)
+    leases = runtime.commit(store)
     return [leases.get(new.id) for new in jobs]
 
 
 def lease_due(confirmation_id: UUID, runtime: Runtime) -> Lease | None:
-    """The claim on a confirmation that is due; None where it is not, or another worker was quicker, or calls pause."""
+    """The lease on a confirmation that is due; None if it is not due, is leased already, or calls are suspended."""
     wait = seconds_until_calls(runtime)
-    if not wait:
-        with tracing.transaction("claim confirmation", runtime.engine):
-            return runtime.commit_in_group(lease_due_batch, confirmation_id)
-
-    def put_off() -> None:
-        with runtime.engine.begin() as connection:
-            postpone(connection, confirmation_id, wait)
-
-    return retry_while_unavailable(put_off, runtime.shutting_down)
+    if wait > 0:
+        runtime.commit(lambda connection: postpone(connection, confirmation_id, wait))
+        return None
+    with tracing.transaction("lease confirmation", runtime.engine):
+        return runtime.commit_in_group(lease_due_batch, confirmation_id)
 
 
-def lease_due_batch(runtime: Runtime, these: Sequence[UUID]) -> list[Lease | None]:
-    """As ``claim_due``, for several, while this process may call XONE."""
+def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[Lease | None]:
+    """As ``lease_due``, for several confirmations, while calls are not suspended."""
     token = uuid4()
 
-    def take() -> dict[UUID, Lease]:
-        with runtime.engine.begin() as connection:
-            leases = acquire(connection, runtime.encryption, these, token, runtime.xone_settings.lease_seconds)
-            for lease in list(leases.values()):
-                if runtime.pauses.is_paused(connection, lease.partner_id):
-                    release(connection, lease, 0.0)
-                    del leases[lease.id]
-            return leases
+    def lease_all(connection: Connection) -> dict[UUID, Lease]:
+        lease_seconds = runtime.xone_settings.lease_seconds
+        leases = acquire(connection, runtime.encryption, confirmation_ids, token, lease_seconds)
+        for lease in list(leases.values()):
+            if runtime.pauses.is_paused(connection, lease.partner_id):
+                release(connection, lease, 0.0)
+                del leases[lease.id]
+        return leases
 
-    leases = retry_while_unavailable(take, runtime.shutting_down)
-    return [leases.pop(one, None) for one in these]
+    leases = runtime.commit(lease_all)
+    return [leases.pop(confirmation_id, None) for confirmation_id in confirmation_ids]
 
 
 def attempt(lease: Lease, runtime: Runtime) -> None:
-    """One attempt of a claimed confirmation: XONE is asked with no transaction open, and the outcome recorded."""
+    """Makes one attempt for a leased confirmation: asks XONE with no transaction open, and records the outcome."""
     started = time.monotonic()
     retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     try:
-        answer = ask(lease, retry_policy, runtime)
+        result = ask(lease, retry_policy, runtime)
     except LeaseLost:
         log.warning("lease_lost")
         return
-    except CallsSuspended as pause:
-        put_back(lease, pause.wait, runtime)
+    except CallsSuspended as suspended:
+        put_back(lease, suspended.wait, runtime)
         return
-    decision = decide(answer, lease.history, retry_policy, runtime.dice())
+    decision = decide(result, lease.history, retry_policy, runtime.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", runtime.engine):
         state = runtime.commit_in_group(record_batch, RecordedAttempt(lease, decision, duration))
     runtime.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
-    _tell(decision, state, duration)
+    _log_outcome(decision, state, duration)
 
 
-def record_batch(runtime: Runtime, made: Sequence[RecordedAttempt]) -> list[State | None]:
-    """Records what came of attempts; the states, as ``record`` tells them."""
-
-    def store() -> list[State | None]:
-        with runtime.engine.begin() as connection:
-            return record(connection, runtime.encryption, made, runtime.event_links)
-
-    return retry_while_unavailable(store, runtime.shutting_down)
+def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[State | None]:
+    """Records attempts in one transaction. Returns what ``record`` returns."""
+    return runtime.commit(lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links))
 
 
 def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:
-    """XONE's answer to this confirmation. Raises LeaseLost where the claim is no longer ours, Held where calls pause.
+    """Asks XONE to confirm, and returns what came of it.
 
-    Where a booking may exist already, the partner's list of bookings is read before anything is sent again; and after
-    an answer that only the list can explain.
+    Reads the partner's list of bookings first if a booking may exist already, and afterwards if only the list can
+    explain the answer. Raises LeaseLost, and CallsSuspended if no call may be made now.
     """
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
     if must_look_up_first(lease.history):
-        seen = look_up_booking(lease, runtime)
-        if isinstance(seen, BookingReceived):
-            return seen
+        lookup = look_up_booking(lease, runtime)
+        if isinstance(lookup, BookingReceived):
+            return lookup
         if not may_send(lease.history, retry_policy):
-            return BookingNotFound(seen, earlier_error(lease.history))
+            return BookingNotFound(lookup, earlier_error(lease.history))
     try:
         return runtime.xone.confirm(
             lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, runtime)
@@ -164,14 +149,14 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
         if not must_look_up_after(error, lease.history, retry_policy):
             return error
         try:
-            seen = look_up_booking(lease, runtime)
+            lookup = look_up_booking(lease, runtime)
         except CallsSuspended:
-            seen = LookupResult.SUSPENDED
-        return seen if isinstance(seen, BookingReceived) else BookingNotFound(seen, error)
+            lookup = LookupResult.SUSPENDED
+        return lookup if isinstance(lookup, BookingReceived) else BookingNotFound(lookup, error)
 
 
 def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupResult:
-    """The booking, from the list of the partner's bookings, or why it is not seen there. Raises Held and LeaseLost."""
+    """The booking in the partner's list of bookings, or why it was not seen. Raises CallsSuspended and LeaseLost."""
     if not runtime.xone.can_list_bookings:
         return LookupResult.IMPOSSIBLE
     try:
@@ -187,33 +172,23 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise CallsSuspended(runtime.xone.circuit_breaker.wait() or error.retry_after or 1.0) from None
+        raise CallsSuspended(runtime.xone.calls.wait() or error.retry_after or 1.0) from None
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 
 def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
-    """No call was made and none may be now: the confirmation waits, and no attempt is used up."""
-
-    def give() -> None:
-        with runtime.engine.begin() as connection:
-            release(connection, lease, wait + runtime.dice() if wait > 0 else 0.0)
-
-    with tracing.transaction("put back", runtime.engine):
-        retry_while_unavailable(give, runtime.shutting_down)
+    """Releases a lease without a call: the confirmation is due again in ``wait`` seconds, and uses up no attempt."""
+    delay = wait + runtime.dice() if wait > 0 else 0.0
+    runtime.in_transaction("put back", lambda connection: release(connection, lease, delay))
     log.debug("call_held", wait_s=round(wait, 1))
 
 
 def put_off(confirmation_id: UUID, runtime: Runtime) -> None:
-    """It can't be claimed, such as with DATA_KEYS that do not open it: it waits, and keeps no other one waiting."""
-
-    def wait() -> None:
-        with runtime.engine.begin() as connection:
-            postpone(connection, confirmation_id, DEFECT_PAUSE)
-
-    retry_while_unavailable(wait, runtime.shutting_down)
+    """Delays a confirmation that can't be leased, such as one that DATA_KEYS do not decrypt, so it blocks no other."""
+    runtime.commit(lambda connection: postpone(connection, confirmation_id, DEFECT_DELAY))
 
 
-def _tell(decision: Decision, state: State | None, duration: float) -> None:
+def _log_outcome(decision: Decision, state: State | None, duration: float) -> None:
     log_context.bind(
         outcome=decision.outcome.value,
         code=decision.error.code if decision.error else None,

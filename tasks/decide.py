@@ -1,12 +1,11 @@
-"""What now, after this answer: one pure function, (answer, history, policy, dice) → Decision.
+"""What follows an answer: one pure function, (answer, history, policy, dice) → Decision.
 
-Backoff: the n-th attempt that was used up is followed by a pause between the base and base · 2ⁿ seconds, at most the
-longest, with full jitter:
+The n-th attempt that is used up is followed by a delay with exponential backoff and full jitter (worker/backoff.py):
 
-    delay(n) = base + dice · (min(longest, base · 2ⁿ) - base)          dice in [0, 1)
+    delay(n) = base + dice · (min(maximum, base · 2ⁿ) - base)          dice in [0, 1)
 
-With base 2 and longest 300 the pauses are up to 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300 seconds; a dice of
-0.5 gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
+With base 2 and maximum 300 the delays are up to 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300 seconds; a dice of 0.5
+gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
 """
 
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from enum import Enum
 from models.booking import Booking
 from models.states import Outcome, State
 from tasks.lease import STOPPED, History
+from worker.backoff import exponential, full_jitter
 from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import BookingReceived
 
 READ_BACK_TRIES = 8  # a booking that must exist may be listed minutes later
-UNCOUNTED = frozenset({423, 429})
+STATUSES_WITHOUT_ATTEMPT = frozenset({423, 429})  # pressure uses up no attempt
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """The operator's choices. Delays and ages in seconds."""
+    """The operator's settings. Delays and ages in seconds; statuses in capitals."""
 
     max_attempts: int = 12
     max_age: float = 86400.0
@@ -47,17 +47,17 @@ class RetryPolicy:
 
 
 class LookupResult(Enum):
-    """What a read-back told that did not show the booking."""
+    """Why a look at the list of bookings did not show the booking."""
 
     NOT_LISTED = "the list of bookings does not hold it"
     UNAVAILABLE = "the list of bookings could not be read now"
     IMPOSSIBLE = "the list of bookings can't be read"
-    SUSPENDED = "calls to XONE pause, so the list of bookings was not read"
+    SUSPENDED = "calls to XONE are suspended, so the list of bookings was not read"
 
 
 @dataclass(frozen=True)
 class BookingNotFound:
-    """A read-back did not show the booking. ``error``: the answer that made it necessary."""
+    """The list of bookings did not show the booking. ``error``: the answer that made the look necessary."""
 
     lookup: LookupResult
     error: XoneError
@@ -68,7 +68,7 @@ AttemptResult = BookingReceived | XoneError | BookingNotFound
 
 @dataclass(frozen=True)
 class Decision:
-    """What is recorded, and when the next attempt is due (``delay`` seconds from now; None where it has ended)."""
+    """What is recorded. delay: seconds until the next attempt; None if the confirmation has ended."""
 
     state: State
     outcome: Outcome
@@ -82,26 +82,26 @@ class Decision:
 
 
 def must_look_up_first(history: History) -> bool:
-    """Whether a booking may exist already, so that the list of bookings is read before anything is sent."""
+    """Whether a booking may exist already. The list of bookings is then read before anything is sent."""
     return history.answer_unknown or history.already_booked
 
 
 def may_send(history: History, retry_policy: RetryPolicy) -> bool:
-    """Whether the request may be sent (again), after a read-back that did not show the booking."""
+    """Whether the request may be sent again after the list of bookings did not show the booking."""
     if history.already_booked:
         return False
     return not history.answer_unknown or (retry_policy.resend_after_unknown and history.age < retry_policy.max_age)
 
 
 def earlier_error(history: History) -> XoneError:
-    """The answer that an earlier attempt had, for a decision without a new one."""
+    """The answer to an earlier attempt, for a decision without a new answer."""
     code, detail = history.code or STOPPED[0], history.detail or STOPPED[1]
     kind = AlreadyBooked if history.already_booked else Unknown
     return kind(code, detail, history.http_status)
 
 
 def must_look_up_after(error: XoneError, history: History, retry_policy: RetryPolicy) -> bool:
-    """Whether only the list of bookings can tell what this answer means."""
+    """Whether only the list of bookings can show what an answer means."""
     match error:
         case AlreadyBooked():
             return error.booking is None
@@ -113,29 +113,27 @@ def must_look_up_after(error: XoneError, history: History, retry_policy: RetryPo
             return history.answer_unknown and _is_used_up(error, history, retry_policy)
 
 
-def decide(answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float) -> Decision:
-    """What becomes of a confirmation after an answer. history: before this attempt; dice: in [0, 1)."""
-    match answer:
+def decide(result: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float) -> Decision:
+    """What follows the result of an attempt. history: before this attempt; dice: in [0, 1), for jitter."""
+    match result:
         case BookingReceived(booking, http_status):
             return booked(booking, http_status, retry_policy.confirmed_statuses)
         case AlreadyBooked(booking=Booking() as booking):
-            return booked(booking, answer.http_status, retry_policy.confirmed_statuses)
+            return booked(booking, result.http_status, retry_policy.confirmed_statuses)
         case BookingNotFound(lookup, error):
-            return _missing(lookup, error, history, retry_policy, dice)
+            return _not_found(lookup, error, history, retry_policy, dice)
         case Poison():
-            return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, answer, unknown=True)
-        case AlreadyBooked():
-            return _missing(LookupResult.UNAVAILABLE, answer, history, retry_policy, dice)
+            return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, result, unknown=True)
         case Refused() if not history.answer_unknown:
-            return _ended(State.FAILED, Outcome.REFUSED, answer)
-        case Refused():
-            return _missing(LookupResult.UNAVAILABLE, answer, history, retry_policy, dice)
+            return _ended(State.FAILED, Outcome.REFUSED, result)
+        case AlreadyBooked() | Refused():
+            return _not_found(LookupResult.UNAVAILABLE, result, history, retry_policy, dice)
         case _:
-            return _retried(answer, history, retry_policy, dice)
+            return _retried(result, history, retry_policy, dice)
 
 
 def booked(booking: Booking, http_status: int | None, confirmed_statuses: frozenset[str]) -> Decision:
-    """``confirmed`` or ``pending``, by the booking's status. confirmed_statuses: in capitals."""
+    """The state is ``confirmed`` or ``pending``, by the booking's status. confirmed_statuses: in capitals."""
     is_confirmed = (booking.status or "").upper() in confirmed_statuses
     return Decision(
         State.CONFIRMED if is_confirmed else State.PENDING, Outcome.BOOKED, booking, http_status=http_status
@@ -147,38 +145,39 @@ def _retried(error: XoneError, history: History, retry_policy: RetryPolicy, dice
     outcome = Outcome.UNKNOWN if isinstance(error, Unknown) else Outcome.NOT_BOOKED
     if _is_used_up(error, history, retry_policy):
         return _ended(State.NEEDS_REVIEW if unknown else State.FAILED, outcome, error, unknown)
-    return Decision(
-        State.RETRYING,
-        outcome,
-        error=error,
-        http_status=error.http_status,
-        delay=_delay(error, history, retry_policy, dice),
-        uses_attempt=uses_attempt(error),
-        answer_unknown=unknown,
-    )
+    delay = _delay(error, history, retry_policy, dice)
+    return _retrying(outcome, error, unknown, delay, counts=uses_attempt(error))
 
 
-def _missing(
+def _not_found(
     lookup: LookupResult, error: XoneError, history: History, retry_policy: RetryPolicy, dice: float
 ) -> Decision:
     """The booking must exist, or may, and the list of bookings did not show it."""
     unknown = isinstance(error, Unknown) or history.answer_unknown
     outcome = Outcome.REFUSED if isinstance(error, Refused) else Outcome.UNKNOWN
-    lags_perhaps = lookup is LookupResult.NOT_LISTED and not isinstance(error, Refused)
-    tries_left = history.read_backs + 1 < READ_BACK_TRIES
-    try_again = lookup in (LookupResult.UNAVAILABLE, LookupResult.SUSPENDED) or (lags_perhaps and tries_left)
-    uses_attempt = lookup is not LookupResult.SUSPENDED  # the last read-back is still to be made, when calls go on
-    if not try_again or (uses_attempt and _is_used_up(error, history, retry_policy)):
+    may_be_listed_later = lookup is LookupResult.NOT_LISTED and not isinstance(error, Refused)
+    has_tries_left = history.read_backs + 1 < READ_BACK_TRIES
+    was_not_read = lookup in (LookupResult.UNAVAILABLE, LookupResult.SUSPENDED)
+    looks_again = was_not_read or (may_be_listed_later and has_tries_left)
+    counts = lookup is not LookupResult.SUSPENDED  # otherwise the last look is still to come, when calls go on
+    if not looks_again or (counts and _is_used_up(error, history, retry_policy)):
         return _ended(State.NEEDS_REVIEW, outcome, error, unknown)
+    delay = _delay(error, history, retry_policy, dice)
+    return _retrying(outcome, error, unknown, delay, counts, not_listed=lookup is LookupResult.NOT_LISTED)
+
+
+def _retrying(
+    outcome: Outcome, error: XoneError, unknown: bool, delay: float, counts: bool, not_listed: bool = False
+) -> Decision:
     return Decision(
         State.RETRYING,
         outcome,
         error=error,
         http_status=error.http_status,
-        delay=_delay(error, history, retry_policy, dice),
-        uses_attempt=uses_attempt,
+        delay=delay,
+        uses_attempt=counts,
         answer_unknown=unknown,
-        not_listed=lookup is LookupResult.NOT_LISTED,
+        not_listed=not_listed,
     )
 
 
@@ -187,21 +186,21 @@ def _ended(state: State, outcome: Outcome, error: XoneError, unknown: bool = Fal
 
 
 def uses_attempt(error: XoneError) -> bool:
-    """Whether an attempt is used up. Pressure and wrong credentials are no fault of the offer."""
+    """Whether an answer uses up an attempt. Pressure and wrong credentials do not: they are no fault of the offer."""
     if isinstance(error, BadCredentials):
         return False
-    return not (isinstance(error, Busy) and error.http_status in UNCOUNTED)
+    return not (isinstance(error, Busy) and error.http_status in STATUSES_WITHOUT_ATTEMPT)
 
 
 def _is_used_up(error: XoneError, history: History, retry_policy: RetryPolicy) -> bool:
-    """Whether this was the last try: by number, or by age."""
+    """Whether this was the last attempt, by number or by age."""
     by_number = uses_attempt(error) and history.attempts_used + 1 >= retry_policy.max_attempts
     return by_number or history.age >= retry_policy.max_age
 
 
 def _delay(error: XoneError, history: History, retry_policy: RetryPolicy, dice: float) -> float:
-    doublings = min(history.attempts_used + 1, 32)
-    longest = min(retry_policy.max_delay, retry_policy.base_delay * 2.0**doublings)
-    backoff = retry_policy.base_delay + dice * (longest - retry_policy.base_delay)
-    asked_for = error.retry_after + dice * retry_policy.base_delay if error.retry_after is not None else 0.0
+    """Seconds until the next attempt: backoff, or what XONE asked for with jitter of up to the base delay."""
+    base = retry_policy.base_delay
+    backoff = full_jitter(base, exponential(base, history.attempts_used + 1, retry_policy.max_delay), dice)
+    asked_for = error.retry_after + full_jitter(0.0, base, dice) if error.retry_after is not None else 0.0
     return max(backoff, asked_for)

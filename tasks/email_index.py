@@ -1,7 +1,7 @@
-"""E-mails that a confirmation is found by, as keyed hashes: its policyholder's on the row, any others beside it.
+"""E-mails that find a confirmation, as keyed hashes.
 
-Others are those of the insured, and of the policyholder as XONE returned it, where they differ. Nearly every job has
-one e-mail only, so that finding it costs no statement of its own.
+The hash of the policyholder's e-mail is a column of the confirmation. The table ``further_emails`` holds other ones: of
+the insured, and of the policyholder as XONE returned it. Most jobs have one e-mail only and cost no further statement.
 """
 
 import json
@@ -11,32 +11,32 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select, union
 
 from models.tables import Confirmation, FurtherEmail
-from worker.storage.database import DIALECTS, Writes, insert_if_absent
+from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent
 from worker.storage.encryption import Encryption
 
 
 def of_request(encryption: Encryption, body: bytes) -> list[bytes]:
-    """The hashes of a request body's e-mails, each once, the policyholder's first."""
+    """The hashes of the e-mails in a request body, without repeats, the policyholder's first."""
     request = json.loads(body)
-    insured = [one for quote in request["quotes"] for one in quote.get("insured") or []]
+    insured = [person for quote in request["quotes"] for person in quote.get("insured") or []]
     people = [request["policyholder"], *insured]
-    return list(dict.fromkeys(found for person in people for found in of_person(encryption, person.get("email"))))
+    return list(dict.fromkeys(digest for person in people for digest in of_person(encryption, person.get("email"))))
 
 
 def of_person(encryption: Encryption, email: str | None) -> list[bytes]:
-    """The hash of a person's e-mail; none where there is no e-mail."""
+    """The hash of an e-mail, as a list; an empty list if there is no e-mail."""
     return [encryption.email_hash(email)] if email and email.strip() else []
 
 
-def note(connection: Connection | Writes, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
-    """Lets a confirmation be found by further hashes. No statement where there are none."""
+def add(batch: StatementBatch, confirmation_id: UUID, hashes: Collection[bytes]) -> None:
+    """Adds further hashes that find a confirmation. Hashes that are there already stay."""
     if hashes:
-        rows = [{"confirmation_id": confirmation_id, "email_hash": one} for one in hashes]
-        connection.execute(_NOTE[connection.dialect.name], rows)
+        rows = ({"confirmation_id": confirmation_id, "email_hash": digest} for digest in hashes)
+        batch.add(_ADD[batch.dialect.name], *rows)
 
 
 def find(connection: Connection, encryption: Encryption, email: str) -> list[UUID]:
-    """The confirmations of a person, whichever of DATA_KEYS was the first when they were stored."""
+    """The ids of a person's confirmations, whichever of DATA_KEYS was the first when they were stored."""
     hashes = encryption.email_hashes(email)
     return list(
         connection.execute(
@@ -49,11 +49,11 @@ def find(connection: Connection, encryption: Encryption, email: str) -> list[UUI
 
 
 def count_unsearched(connection: Connection) -> int:
-    """Confirmations that were stored before there were hashes: ``rekey`` makes them. Reads every row."""
-    has_none = Confirmation.sealed_body.is_not(None), Confirmation.email_hash.is_(None)
-    return connection.execute(select(func.count()).select_from(Confirmation).where(*has_none)).scalar_one()
+    """The number of confirmations that were stored before hashes existed. ``rekey`` adds them. Reads every row."""
+    unsearched = Confirmation.sealed_body.is_not(None), Confirmation.email_hash.is_(None)
+    return connection.execute(select(func.count()).select_from(Confirmation).where(*unsearched)).scalar_one()
 
 
-_NOTE = {
+_ADD = {
     dialect: insert_if_absent(dialect, FurtherEmail.__table__, "confirmation_id", "email_hash") for dialect in DIALECTS
 }

@@ -1,8 +1,8 @@
-"""The claim: who holds it may call XONE for this confirmation, and record what came of it.
+"""The lease on a confirmation: its holder may call XONE and record the result.
 
-A claim is a lease with a fencing token. The lease outlasts one call, by the database's clock; before a call it is
-renewed where too little of it is left. Who dies leaves a lease that runs out, and the attempt that was on record
-before the call is then known to have an unknown answer.
+A lease ends at a time of the database's clock and has a fencing token. It outlasts one call, and is renewed before a
+call if too little of it is left. If a worker dies, its lease expires; the attempt that was stored before the call then
+has an unknown answer.
 """
 
 import json
@@ -19,21 +19,22 @@ from models.tables import Attempt, Confirmation
 from worker.storage.database import DIALECTS, now, now_plus, seconds_since
 from worker.storage.encryption import Encryption
 
-STOPPED = "connection-lost", "the worker stopped during this attempt"
+STOPPED = "connection-lost", "the worker stopped during this attempt"  # code and detail of an abandoned attempt
 
 
 class LeaseLost(Exception):
-    """The claim ran out and another one holds the confirmation, or it has ended."""
+    """The lease has expired and another worker holds one, or the confirmation has ended."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What earlier attempts leave to be considered."""
+    """What earlier attempts have shown."""
 
     attempts_used: int = 0
     age: float = 0.0  # seconds since it was queued
     answer_unknown: bool = False  # XONE may have booked
-    read_backs: int = 0  # that did not show the booking
+    read_backs: int = 0  # that did not list the booking
+    # The error of the last attempt:
     code: str | None = None
     http_status: int | None = None
     detail: str | None = None
@@ -45,7 +46,7 @@ class History:
 
 @dataclass
 class Lease:
-    """The right to work on a confirmation, with all that is needed for it."""
+    """The right to work on a confirmation, with all data that this needs."""
 
     id: UUID
     token: UUID
@@ -58,9 +59,9 @@ class Lease:
     body: bytes = field(repr=False)
     idempotency_key: UUID
     number: int
-    crashes: int  # claims before this one, in a row, that nobody came back from
+    crashes: int  # earlier leases in a row whose worker did not come back
     history: History
-    leased_at: float  # monotonic seconds, taken before the database was asked: the lease runs at least from here
+    leased_at: float  # monotonic seconds, before the database was asked: the lease runs at least from then on
 
     @property
     def quote_ids(self) -> frozenset[str]:
@@ -68,14 +69,14 @@ class Lease:
 
 
 def acquire(
-    connection: Connection, encryption: Encryption, these: Sequence[UUID], token: UUID, lease_seconds: float
+    connection: Connection, encryption: Encryption, confirmation_ids: Sequence[UUID], token: UUID, lease_seconds: float
 ) -> dict[UUID, Lease]:
-    """Claims those confirmations that are due. Left out: what is not due, or another one was quicker to claim.
+    """Leases those confirmations that are due, and returns the leases by id. Leaves out those leased by others.
 
-    lease_seconds: seconds. Repeating it with the same token finds what the first try may have done.
+    Repeatable: with the same token it finds again what an earlier try has leased.
     """
     leased_at = time.monotonic()
-    rows = connection.execute(_ACQUIRE, {"these": these, "token": token, "lease_seconds": lease_seconds}).all()
+    rows = connection.execute(_ACQUIRE, {"ids": confirmation_ids, "token": token, "lease_seconds": lease_seconds}).all()
     if rows:
         leased = [row.id for row in rows]
         close_abandoned_attempts(connection, leased, token)
@@ -84,19 +85,19 @@ def acquire(
     return {row.id: lease_from_row(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
 
 
-def close_abandoned_attempts(connection: Connection, these: Sequence[UUID], token: UUID) -> None:
-    """Attempts of other claims that nobody came back from. Who holds one may still come late: see tasks/record.py."""
-    connection.execute(_CLOSE_ABANDONED, {"these": these, "token": token})
+def close_abandoned_attempts(connection: Connection, confirmation_ids: Sequence[UUID], token: UUID) -> None:
+    """Gives open attempts of other leases the outcome "unknown". Their workers may still come late: see record."""
+    connection.execute(_CLOSE_ABANDONED, {"ids": confirmation_ids, "token": token})
 
 
-def open_attempts(connection: Connection, these: Sequence[UUID], token: UUID) -> list[UUID]:
-    """Puts the attempts of what was just claimed with this token on record, before anything is sent; whose they are."""
-    opened = connection.execute(_OPEN_ATTEMPTS[connection.dialect.name], {"these": these, "token": token})
-    return list(opened.scalars())
+def open_attempts(connection: Connection, confirmation_ids: Sequence[UUID], token: UUID) -> list[UUID]:
+    """Stores the attempts of confirmations leased with this token, before anything is sent. Returns their ids."""
+    parameters = {"ids": confirmation_ids, "token": token}
+    return list(connection.execute(_OPEN_ATTEMPTS[connection.dialect.name], parameters).scalars())
 
 
 def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> Lease:
-    """The Claim that a row of confirmations holds. age: seconds since it was queued."""
+    """The lease that a row of ``confirmations`` describes. age: seconds since it was queued."""
     return Lease(
         id=row.id,
         token=row.lease_token,
@@ -124,8 +125,8 @@ def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> 
 
 
 def release(connection: Connection, lease: Lease, wait: float) -> None:
-    """Puts a claimed confirmation back as if it had not been claimed, due in ``wait`` seconds: nothing was sent."""
-    back = connection.execute(
+    """Ends a lease as if it had not been given: nothing was sent. The confirmation is due in ``wait`` seconds."""
+    released = connection.execute(
         update(Confirmation)
         .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
         .values(
@@ -137,12 +138,12 @@ def release(connection: Connection, lease: Lease, wait: float) -> None:
             updated_at=now(),
         )
     )
-    if back.rowcount == 1:
+    if released.rowcount == 1:
         connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
 
 
 def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None:
-    """Lets a confirmation that is due, and that nobody holds, be due again in ``wait`` seconds."""
+    """Makes a confirmation that is due now due again in ``wait`` seconds."""
     connection.execute(
         update(Confirmation)
         .where(Confirmation.id == confirmation_id, Confirmation.due_at <= now())
@@ -151,7 +152,7 @@ def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None
 
 
 def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
-    """Makes the lease run ``lease`` seconds from now. Raises LeaseLost where it is no longer ours."""
+    """Makes the lease run ``lease_seconds`` from now. Raises LeaseLost if another worker holds it."""
     renewed = connection.execute(
         update(Confirmation)
         .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
@@ -163,17 +164,17 @@ def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
 
 # Built once: to build a statement costs more than to execute it.
 _row = Confirmation.__table__.c
-_ours = _row.lease_token == bindparam("token")
-_abandoned = and_(_row.state == State.CONFIRMING, not_(_ours))
+_has_token = _row.lease_token == bindparam("token")
+_abandoned = and_(_row.state == State.CONFIRMING, not_(_has_token))
 _ACQUIRE = (
     update(Confirmation.__table__)
-    .where(_row.id.in_(bindparam("these")), or_(_row.due_at <= now(), _ours))
+    .where(_row.id.in_(bindparam("ids")), or_(_row.due_at <= now(), _has_token))
     .values(
         state=State.CONFIRMING,
         lease_token=bindparam("token"),
         due_at=now_plus(bindparam("lease_seconds")),
         dispatched_until=None,
-        attempts=case((_ours, _row.attempts), else_=_row.attempts + 1),
+        attempts=case((_has_token, _row.attempts), else_=_row.attempts + 1),
         answer_unknown=or_(_row.answer_unknown, _abandoned),
         crashes=_row.crashes + case((_abandoned, 1), else_=0),
         updated_at=now(),
@@ -181,7 +182,7 @@ _ACQUIRE = (
     .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))
 )
 _attempt = Attempt.__table__.c
-_leased = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("these")), _ours)
+_leased = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("ids")), _has_token)
 
 
 def _open_attempts(dialect: str) -> Any:
@@ -197,7 +198,7 @@ _OPEN_ATTEMPTS = {dialect: _open_attempts(dialect) for dialect in DIALECTS}
 _CLOSE_ABANDONED = (
     update(Attempt.__table__)
     .where(
-        _attempt.confirmation_id.in_(bindparam("these")),
+        _attempt.confirmation_id.in_(bindparam("ids")),
         _attempt.outcome.is_(None),
         _attempt.lease_token != bindparam("token"),
     )

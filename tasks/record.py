@@ -1,12 +1,13 @@
-"""Recording what came of an attempt: attempt, state, booking, policies and event in one transaction.
+"""Recording the result of an attempt: attempt, state, booking, policies and event in one transaction.
 
-The fencing token decides who may record. An answer that comes late, from a worker whose lease went to another one,
-changes nothing; but a booking, once seen, is stored whoever brings it. What a person decides is recorded by the same
-pieces: see tasks/resolve.py.
+The fencing token of the lease decides who may record. An answer changes nothing if it comes late, after the lease has
+gone to another worker; but a booking is stored, whichever worker saw it. A person's decision is recorded by the same
+functions: see tasks/operations/resolve.py.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -21,12 +22,12 @@ from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent
 from tasks import email_index
 from tasks.decide import Decision
 from tasks.lease import Lease, close_abandoned_attempts
-from worker.storage.database import Writes, locked, now, now_plus
+from worker.storage.database import StatementBatch, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
 log = structlog.get_logger(__name__)
 
-MAX_KEPT_ANSWER = 64 * 1024  # bytes of an answer that became no booking
+MAX_STORED_ANSWER = 64 * 1024  # bytes of an answer that held no booking
 
 EVENT_OF = {
     State.CONFIRMED: EventType.BOOKING_CONFIRMED,
@@ -36,8 +37,9 @@ EVENT_OF = {
 }
 
 
-class RecordedAttempt(NamedTuple):
-    """What came of an attempt. duration: in seconds."""
+@dataclass(frozen=True)
+class RecordedAttempt:
+    """An attempt that has ended. duration: seconds."""
 
     lease: Lease
     decision: Decision
@@ -45,43 +47,42 @@ class RecordedAttempt(NamedTuple):
 
 
 def record(
-    connection: Connection, encryption: Encryption, made: Sequence[RecordedAttempt], with_links: bool
+    connection: Connection, encryption: Encryption, attempts: Sequence[RecordedAttempt], with_links: bool
 ) -> list[State | None]:
-    """Records decisions. The state that each confirmation has now, or None where the answer came too late to matter.
+    """Records attempts. Returns the state that each confirmation has now, or None if the answer came too late.
 
     with_links: whether events carry customers' links.
     """
-    rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, {"these": [it.lease.id for it in made]})}
-    writes = Writes(connection)
+    locked_ids = {"ids": [attempt.lease.id for attempt in attempts]}
+    rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, locked_ids)}
+    batch = StatementBatch(connection)
     states = []
-    for lease, decision, duration in made:
-        if lease.id not in rows:  # another attempt of this confirmation was recorded just before
-            writes.flush()
-            rows[lease.id] = connection.execute(_LOCK_FOR_DECISION, {"these": [lease.id]}).one()
-        states.append(
-            _record(connection, writes, encryption, rows.pop(lease.id), lease, decision, duration, with_links)
-        )
-    writes.flush()
+    for attempt in attempts:
+        confirmation_id = attempt.lease.id
+        if confirmation_id not in rows:  # another attempt of this confirmation was recorded just before
+            batch.flush()
+            rows[confirmation_id] = connection.execute(_LOCK_FOR_DECISION, {"ids": [confirmation_id]}).one()
+        states.append(_record(connection, batch, encryption, rows.pop(confirmation_id), attempt, with_links))
+    batch.flush()
     return states
 
 
 def _record(
     connection: Connection,
-    writes: Writes,
+    batch: StatementBatch,
     encryption: Encryption,
     row: Row[Any],
-    lease: Lease,
-    decision: Decision,
-    duration: float,
+    attempt: RecordedAttempt,
     with_links: bool,
 ) -> State | None:
-    ours = row.lease_token == lease.token
-    _close_attempt(writes, encryption, lease, decision, duration, ours, row.purged_at is not None)
+    lease, decision = attempt.lease, attempt.decision
+    owns_lease = row.lease_token == lease.token
+    _close_attempt(batch, encryption, attempt, owns_lease, is_purged=row.purged_at is not None)
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
-            stored = connection.execute(_STORED_BOOKING, {"this": lease.id}).scalar_one()
+            stored = connection.execute(_STORED_BOOKING, {"row_id": lease.id}).scalar_one()
             if stored != decision.booking.id:
-                log.error(  # from whichever thread commits for the others: it names its confirmation itself
+                log.error(  # with all ids: the thread that commits for others has another context
                     "second_booking",
                     confirmation=str(lease.id),
                     partner_id=lease.partner_id,
@@ -91,17 +92,17 @@ def _record(
                     seen=decision.booking.id,
                 )
             return None
-        store_booking(writes, encryption, row, decision.booking)
-        if not ours:
+        store_booking(batch, encryption, row, decision.booking)
+        if not owns_lease:
             close_abandoned_attempts(connection, [lease.id], lease.token)
-    elif not ours:
+    elif not owns_lease:
         return None
-    apply_decision(writes, row, decision, lease.number, with_links)
+    apply_decision(batch, row, decision, lease.number, with_links)
     return decision.state
 
 
 def lock_for_decision() -> Select[Any]:
-    """Confirmations, locked, as ``settle`` needs them."""
+    """Selects confirmations and locks them: the rows that ``store_booking`` and ``apply_decision`` need."""
     names = (
         "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
         "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
@@ -109,57 +110,55 @@ def lock_for_decision() -> Select[Any]:
     return locked(select(*(Confirmation.__table__.c[name] for name in names), now().label("now")))
 
 
-def apply_decision(
-    connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool
-) -> None:
-    """The confirmation to the state of a decision; where it has ended, the item of its batch too, and its event.
+def apply_decision(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
+    """Moves a confirmation to the state of a decision. If it has ended, ends its batch item too and writes its event.
 
-    row: of to_be_settled(); attempts: for the event of a failure.
+    row: of ``lock_for_decision``; attempts: their number, for the event of a failure.
     """
-    _move(connection, row.id, decision)
+    _move(batch, row.id, decision)
     if decision.state in EVENT_OF:
         if row.batch_id is not None:
-            end_item(connection, row.batch_id, row.id, decision.state)
-        _write_event(connection, row, decision, attempts, with_links)
+            end_item(batch, row.batch_id, row.id, decision.state)
+        _write_event(batch, row, decision, attempts, with_links)
+
+
+def end_item(batch: StatementBatch, batch_id: int, confirmation_id: UUID, state: State) -> None:
+    """Ends the batch item of a confirmation that has ended in ``state``."""
+    batch.add(_END_ITEM, {"batch": batch_id, "row_id": confirmation_id, "state": state})
 
 
 def _close_attempt(
-    writes: Writes,
-    encryption: Encryption,
-    lease: Lease,
-    decision: Decision,
-    duration: float,
-    ours: bool,
-    is_purged: bool,
+    batch: StatementBatch, encryption: Encryption, attempt: RecordedAttempt, owns_lease: bool, is_purged: bool
 ) -> None:
+    lease, decision = attempt.lease, attempt.decision
     error = decision.error
-    answer = error.answer[:MAX_KEPT_ANSWER] if error is not None and error.answer else None
-    if decision.booking is not None and not ours:
+    answer = error.answer[:MAX_STORED_ANSWER] if error is not None and error.answer else None
+    if decision.booking is not None and not owns_lease:
         answer = write_exact(decision.booking.model_dump()).encode()
-    writes.execute(
+    if is_purged:
+        answer = None
+    batch.add(
         _CLOSE_ATTEMPT,
         {
-            "this": lease.id,
+            "row_id": lease.id,
             "at": lease.number,
             "outcome": decision.outcome,
-            "duration_ms": round(duration * 1000),
+            "duration_ms": round(attempt.duration * 1000),
             "http_status": decision.http_status,
             "code": error.code if error is not None else None,
             "detail": error.detail if error is not None else None,
-            "sealed_answer": encryption.encrypt(lease.id, f"answer {lease.number}", answer)
-            if answer and not is_purged
-            else None,
+            "sealed_answer": encryption.encrypt(lease.id, f"answer {lease.number}", answer) if answer else None,
         },
     )
 
 
-def _move(connection: Connection | Writes, confirmation_id: UUID, decision: Decision) -> None:
-    """The confirmation to its new state. The lease ends with it, also that of another worker who is still asking."""
+def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> None:
+    """Moves a confirmation to its new state. This ends its lease, also one that another worker holds."""
     error = decision.error
-    connection.execute(
+    batch.add(
         _END if decision.state in EVENT_OF else _RETRY,
         {
-            "this": confirmation_id,
+            "row_id": confirmation_id,
             "state": decision.state,
             **({"delay": decision.delay} if decision.delay is not None else {}),
             "used": int(decision.uses_attempt),
@@ -172,9 +171,7 @@ def _move(connection: Connection | Writes, confirmation_id: UUID, decision: Deci
     )
 
 
-def _write_event(
-    connection: Connection | Writes, row: Row[Any], decision: Decision, attempts: int, with_links: bool
-) -> None:
+def _write_event(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
     event_id, event_type = uuid7(), EVENT_OF[decision.state]
     sequence = row.sequence + 1
     error = decision.error
@@ -191,7 +188,7 @@ def _write_event(
         "sequence": sequence,
         **content,
     }
-    connection.execute(
+    batch.add(
         _INSERT_EVENT,
         {
             "id": event_id,
@@ -207,17 +204,18 @@ def _write_event(
     )
 
 
-def store_booking(
-    connection: Connection | Writes, encryption: Encryption, row: Row[Any], booking: xone.Booking
-) -> None:
-    """The booking with its policies and policyholder. Personal data and secrets are sealed. row: of to_be_settled()."""
+def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], booking: xone.Booking) -> None:
+    """Stores a booking with its policies and policyholder. Encrypts personal data and secrets.
+
+    row: the confirmation, of ``lock_for_decision``.
+    """
     confirmation_id: UUID = row.id
 
     def encrypt(column: str, text: str | None) -> bytes | None:
         return encryption.encrypt_text(confirmation_id, column, text)
 
     leftovers = booking.leftovers()
-    connection.execute(
+    batch.add(
         _INSERT_BOOKING,
         {
             "confirmation_id": confirmation_id,
@@ -235,7 +233,7 @@ def store_booking(
     holder = booking.policyholder
     if holder is not None:
         person = _values(holder, xone.Person.model_fields)
-        connection.execute(
+        batch.add(
             _INSERT_POLICYHOLDER,
             {
                 "confirmation_id": confirmation_id,
@@ -246,18 +244,14 @@ def store_booking(
             },
         )
         returned = email_index.of_person(encryption, holder.email)
-        email_index.note(connection, confirmation_id, [one for one in returned if one != row.email_hash])
+        email_index.add(batch, confirmation_id, [digest for digest in returned if digest != row.email_hash])
     if booking.policies:
-        connection.execute(
+        batch.add(
             _INSERT_POLICY,
-            [
-                {
-                    "confirmation_id": confirmation_id,
-                    "position": position,
-                    **_policy_values(policy),
-                }
+            *(
+                {"confirmation_id": confirmation_id, "position": position, **_policy_values(policy)}
                 for position, policy in enumerate(booking.policies)
-            ],
+            ),
         )
 
 
@@ -267,7 +261,7 @@ def _policy_values(policy: xone.Policy) -> dict[str, Any]:
 
 
 def _values(received: xone.Received, names: Iterable[str]) -> dict[str, Any]:
-    """Fields by name: what fitted its type. What did not is among the leftovers."""
+    """Fields by name. A value that did not fit its field is among the leftovers instead."""
     return {name: getattr(received, name) for name in names}
 
 
@@ -275,14 +269,14 @@ _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.column
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
-_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("these"))).order_by(Confirmation.id)
-_STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("this"))
+_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("ids"))).order_by(Confirmation.id)
+_STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("row_id"))
 _CLOSE_ATTEMPT = update(Attempt.__table__).where(
-    _attempts.confirmation_id == bindparam("this"), _attempts.number == bindparam("at")
+    _attempts.confirmation_id == bindparam("row_id"), _attempts.number == bindparam("at")
 )
 _MOVE = (
     update(Confirmation.__table__)
-    .where(_confirmations.id == bindparam("this"))
+    .where(_confirmations.id == bindparam("row_id"))
     .values(
         lease_token=None,
         dispatched_until=None,
@@ -299,17 +293,11 @@ _INSERT_BOOKING = insert(Booking.__table__).values(recorded_at=now())
 _INSERT_POLICYHOLDER = insert(Policyholder.__table__)
 _INSERT_POLICY = insert(Policy.__table__)
 _INSERT_EVENT = insert(OutboxEvent.__table__).values(created_at=now())
-
-
-def end_item(connection: Connection | Writes, batch_id: int, confirmation_id: UUID, state: State) -> None:
-    """The confirmation of an item that was fed in has ended."""
-    connection.execute(_END_ITEM, {"batch": batch_id, "this": confirmation_id, "state": state})
-
-
 _END_ITEM = (
     update(BatchItem.__table__)
     .where(
-        BatchItem.__table__.c.batch_id == bindparam("batch"), BatchItem.__table__.c.confirmation_id == bindparam("this")
+        BatchItem.__table__.c.batch_id == bindparam("batch"),
+        BatchItem.__table__.c.confirmation_id == bindparam("row_id"),
     )
     .values(ended_at=now(), outcome=bindparam("state"))
 )

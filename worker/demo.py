@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine, func, select
 
-from models.states import State
+from models.states import ENDED, State
 from models.tables import Confirmation
 from tasks.operations.lookup import find
 from worker.cli.ui.confirmation_screen import STYLE_OF
@@ -37,7 +37,6 @@ from worker.storage import database, migrator
 
 PARTNER = "P-100"
 DEADLINE = 60.0  # seconds
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,20 @@
-"""What can go wrong, as one small tree with stable codes.
+"""The errors of this program, as one small tree. Codes of XoneError are stable: docs/consumers.md lists them.
 
 ConfirmOfferError
 ├── SettingsError           a setting is missing or wrong: exit code 2
-├── BrokerError             the broker does not have what it must, or did not take a message
-├── SealError               sealed data can't be opened with DATA_KEYS
+├── BrokerError             the broker is not set up as it must be, or did not take a message
+├── DecryptionError         encrypted data can't be decrypted with DATA_KEYS
 ├── EnqueueError            a file of jobs can't be read
 ├── ResolveError            a person's answer to needs_review can't be taken
 └── XoneError               no booking came out of a call; code, http_status, detail
     ├── NotSent             nothing reached XONE             connect
     ├── Busy                XONE did not book, try later     http-423, http-429, http-503
     ├── BadCredentials      XONE did not book                credentials
-    ├── Refused             XONE said no for good            http-4xx, redirect
+    ├── Refused             XONE refused for good            http-4xx, redirect
     ├── AlreadyBooked       a booking exists                 already-booked
     └── Unknown             XONE may have booked             timeout, connection-lost, bad-answer, wrong-offer,
         │                                                    too-large, http-408, http-425, http-5xx
-        └── Poison          its workers die                  poison
+        └── Poison          workers die on it                poison
 """
 
 import traceback
@@ -32,26 +32,26 @@ class SettingsError(ConfirmOfferError):
 
 
 class BrokerError(ConfirmOfferError):
-    """The broker is not as it must be, or refused a message; the text says what to do."""
+    """The broker is not set up as it must be, or refused a message. The text says what to do."""
 
 
 class EnqueueError(ConfirmOfferError):
-    """A file of jobs can't be read; the text says where and why, and holds nothing of a job."""
+    """A file of jobs can't be read. The text says where and why, and contains nothing of a job."""
 
 
 class DecryptionError(ConfirmOfferError):
-    """Sealed data could not be opened."""
+    """Encrypted data can't be decrypted with DATA_KEYS, or belongs to another row or column."""
 
 
 class ResolveError(ConfirmOfferError):
-    """What a person answered to ``needs_review`` can't be recorded; the text says why."""
+    """A person's answer to ``needs_review`` can't be recorded. The text says why."""
 
 
 class XoneError(ConfirmOfferError):
-    """An answer, or the lack of one, that is no booking.
+    """An answer without a booking, or no answer.
 
-    code: stable, one of those in the README; detail: for people, free of personal data;
-    answer: the body that came, for a sealed column; retry_after: seconds that XONE asked for.
+    code: stable, listed in docs/consumers.md. detail: for people, without personal data. answer: the body, to be stored
+    encrypted. retry_after: seconds that XONE asked for.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class NotSent(XoneError):
 
 
 class Busy(XoneError):
-    """XONE did not book and asks to come again later."""
+    """XONE did not book and asks to be called again later."""
 
 
 class BadCredentials(XoneError):
-    """XONE does not accept our client id and secret, or the token they gave. No fault of the offer."""
+    """XONE does not accept the client id and secret, or the token it gave for them. No fault of the offer."""
 
 
 class Refused(XoneError):
@@ -87,7 +87,7 @@ class Refused(XoneError):
 
 
 class AlreadyBooked(XoneError):
-    """XONE says that a booking of this offer exists. ``booking`` where the answer held it."""
+    """XONE says that a booking of this offer exists. ``booking``: set if the answer contained it."""
 
     booking: Booking | None = None
 
@@ -97,20 +97,20 @@ class Unknown(XoneError):
 
 
 class Poison(Unknown):
-    """Workers die on this confirmation again and again. Nobody knows whether XONE has booked."""
+    """Several workers in a row died on this confirmation. XONE may have booked."""
 
 
 def describe(error: BaseException) -> str:
-    """The type of an exception, and the text only of our own, which are written without personal data."""
+    """The type of an exception, with its text if it is of this program: those contain no personal data."""
     name = type(error).__name__
     return f"{name}: {error}" if isinstance(error, ConfirmOfferError) else name
 
 
 def where(trace: TracebackType | None) -> list[str]:
-    """``file:line function`` of the last frames, without the code and without any value."""
+    """The last eight frames, each as ``file:line function``, without code and values."""
     frames = traceback.extract_tb(trace)[-8:]
     return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 class ShuttingDown(Exception):
-    """The process stops while something waited; it goes on elsewhere."""
+    """The process stops while a thread waits. Another process will do the work."""

@@ -1,7 +1,8 @@
-"""The gevent pool: calls in flight are greenlets of one thread, which take turns where one waits.
+"""The gevent pool: calls in flight are greenlets of one thread, which switches to another when one waits.
 
-For that, gevent replaces what waits in the standard library, before anything that uses it is imported: at the start
-of ``confirm-offer worker`` with WORKER_POOL=gevent in the environment, or by Celery where it is given ``-P gevent``.
+gevent replaces ("patches") what waits in the standard library. This must happen before anything that uses it is
+imported: at the start of ``confirm-offer worker`` with WORKER_POOL=gevent in the environment, or by Celery itself if it
+is started with ``-P gevent``.
 """
 
 import os
@@ -10,9 +11,9 @@ from importlib.util import find_spec
 
 
 def patch_if_requested() -> None:
-    """Called first of all. Does nothing where gevent is not installed: ``check`` says so.
+    """Patches if WORKER_POOL asks for it. Must be called first of all. Without gevent, ``require`` says so later.
 
-    Celery's own way imports parts of kombu too early: kombu then sleeps for all of us while the broker is away.
+    Celery's own way imports parts of kombu too early: kombu then blocks all greenlets while the broker is unavailable.
     """
     if os.environ.get("WORKER_POOL") == "gevent" and is_installed():
         from gevent.monkey import patch_all
@@ -25,19 +26,19 @@ def is_installed() -> bool:
 
 
 def is_active() -> bool:
-    """Whether this process is one for it."""
+    """Whether this process is patched."""
     return "gevent.monkey" in sys.modules and bool(sys.modules["gevent.monkey"].is_module_patched("threading"))
 
 
 def restart_with_gevent() -> None:
-    """Starts this program again where only its command line, or .env, asks for the pool."""
+    """Starts this program again, patched, if only its command line or ``.env`` asks for the pool."""
     if os.environ.get("WORKER_POOL") != "gevent":
         os.environ["WORKER_POOL"] = "gevent"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def require() -> None:
-    """Raises SettingsError where this process can't have the pool."""
+    """Raises SettingsError if gevent is not installed or this process is not patched."""
     from worker.errors import SettingsError
 
     if not is_installed():

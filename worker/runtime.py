@@ -1,15 +1,20 @@
-"""What one process works with: settings, database, vault and XONE client. Made at first use, never shared by a fork."""
+"""What one process works with: settings, database, encryption and XONE client.
+
+Each part is made at its first use and belongs to one process: after a fork, the child starts with a new Runtime.
+"""
 
 import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from worker.errors import SettingsError
+from worker.observability import tracing
+from worker.outages import retry_while_unavailable
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
@@ -27,17 +32,20 @@ from worker.storage import database
 from worker.storage.encryption import Encryption
 from worker.storage.group_commit import GroupCommit, Item, Result
 from worker.storage.pause_cache import PauseCache
-from worker.xone.client import Xone
+
+if TYPE_CHECKING:
+    from worker.xone.client import Xone
 
 
 class Runtime:
-    """Each part is made when it is first asked for, so a command needs the settings of what it uses and no others."""
+    """Makes each part when it is first asked for: a command needs only the settings of the parts that it uses."""
 
     def __init__(self, dice: Callable[[], float] = random.random) -> None:
+        """dice: returns a number in [0, 1), for jitter."""
         self.dice = dice
         self.shutting_down = Event()
         self.pauses = PauseCache()
-        self.events_waiting = Event()  # set by a commit that wrote events; wakes the Relay of this process
+        self.events_waiting = Event()  # set by a commit that wrote events; wakes the outbox relay of this process
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._lock = Lock()
 
@@ -78,18 +86,45 @@ class Runtime:
         return Encryption(read(EncryptionSettings).keys)
 
     @cached_property
-    def xone(self) -> Xone:
+    def xone(self) -> "Xone":
+        from worker.xone.client import Xone  # with requests, for which a command that asks the database need not wait
+
         return Xone(self.xone_settings, connections=self.worker_settings.WORKER_CONCURRENCY)
 
-    def commit_in_group(self, store: Callable[["Runtime", Sequence[Item]], Sequence[Result]], item: Item) -> Result:
-        """What came of an item that is stored by ``store``, together with those of other threads. See GroupCommit."""
+    def commit(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs ``work`` in a transaction and returns its result once it is committed.
+
+        Waits while the database is unavailable and then runs ``work`` again, so ``work`` must be repeatable: it may
+        have been committed before the connection broke. Raises ShuttingDown if the process stops while it waits.
+        """
+
+        def transaction() -> Result:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return retry_while_unavailable(transaction, self.shutting_down)
+
+    def in_transaction(self, name: str, work: Callable[[Connection], Result]) -> Result:
+        """As ``commit``, within a span ``name`` that covers all waiting. docs/tracing.md lists the names."""
+        with tracing.transaction(name, self.engine):
+            return self.commit(work)
+
+    def commit_in_group(
+        self, store_batch: Callable[["Runtime", Sequence[Item]], Sequence[Result]], item: Item
+    ) -> Result:
+        """Stores an item with ``store_batch``, together with the items of other threads, and returns its result.
+
+        See GroupCommit. ``store_batch`` returns one result for each item, in their order.
+        """
         with self._lock:
-            group = self._groups.get(store) or self._groups.setdefault(store, GroupCommit(partial(store, self)))
+            group = self._groups.get(store_batch) or self._groups.setdefault(
+                store_batch, GroupCommit(partial(store_batch, self))
+            )
         result: Result = group.store(item)
         return result
 
     def check_settings(self) -> None:
-        """Reads all that a worker needs. Raises SettingsError, in one line for all that is missing or wrong."""
+        """Reads all settings of a worker. Raises SettingsError: one line that names each missing or wrong setting."""
         problems = []
         for section in (
             BrokerSettings,
@@ -111,7 +146,7 @@ class Runtime:
             raise SettingsError("; ".join(problems))
 
     def close(self) -> None:
-        """Gives back the connections to the database."""
+        """Closes the connections to the database."""
         if "engine" in self.__dict__:
             self.engine.dispose()
 
@@ -120,13 +155,13 @@ _current = Runtime()
 
 
 def current() -> Runtime:
-    """The one of this process."""
+    """The Runtime of this process."""
     return _current
 
 
-def _start_afresh() -> None:
+def _renew_after_fork() -> None:
     global _current
     _current = Runtime()
 
 
-os.register_at_fork(after_in_child=_start_afresh)
+os.register_at_fork(after_in_child=_renew_after_fork)

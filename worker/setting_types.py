@@ -1,4 +1,4 @@
-"""Types of settings, with their validation."""
+"""Types of settings. Each function checks a value and raises ValueError with a text for people, without the value."""
 
 import re
 import ssl
@@ -33,7 +33,7 @@ def url_with(*schemes: str) -> AfterValidator:
 
 
 def _is_url(url: str) -> bool:
-    """Whether its host and port can be read."""
+    """Whether the host and port of a URL can be read."""
     try:
         urlsplit(url).port  # noqa: B018 - raises where it is none
     except ValueError:
@@ -50,7 +50,7 @@ def base_url(value: str) -> str:
 def broker_url(value: SecretStr) -> SecretStr:
     if not all(_is_url(url) for url in value.get_secret_value().split(";")):
         raise ValueError(
-            "should be amqp://user:password@host:port/vhost, with letters that mean something in a URL percent-encoded"
+            "should be amqp://user:password@host:port/vhost; characters with a meaning in a URL are percent-encoded"
         )
     return value
 
@@ -60,10 +60,10 @@ def broker_tls(value: SecretStr) -> SecretStr:
     options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
     if "amqps:" not in url:
         if any(name.startswith("ssl") for name in options):
-            raise ValueError("should begin with amqps: where it has options of TLS")
+            raise ValueError("should begin with amqps: if it has options of TLS")
         return value
     if ";" in url:
-        raise ValueError("should name one broker where it begins with amqps:")
+        raise ValueError("should name one broker if it begins with amqps:")
     if options.keys() - {"ssl_ca_certs"}:
         raise ValueError("should have no option but ssl_ca_certs; certificates are always verified")
     if "ssl_ca_certs" in options:
@@ -88,7 +88,7 @@ def database_url(value: SecretStr) -> SecretStr:
 
 def data_keys(value: SecretStr) -> SecretStr:
     for key in value.get_secret_value().split(","):
-        if not re.fullmatch(r"[A-Za-z0-9_-]{43}=", key.strip()):  # Fernet itself overlooks what stands behind the =
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}=", key.strip()):  # Fernet itself ignores what follows the =
             raise ValueError("should be Fernet keys, separated by commas ('confirm-offer keygen' prints one)")
     return value
 

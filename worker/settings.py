@@ -1,6 +1,6 @@
-"""Settings, read from the environment and a ``.env`` file in the working folder. The only place that reads them.
+"""Settings, from the environment and a ``.env`` file in the working folder. No other module reads them.
 
-They come in sections, so that a command asks only for what it uses: ``read(DatabaseSettings)``.
+They come in sections, so that a command needs only the settings that it uses: ``read(DatabaseSettings)``.
 """
 
 import re
@@ -39,7 +39,7 @@ from worker.setting_types import (
 
 
 class Section(BaseSettings):
-    """What is set together. The text below a setting is its description in docs/configuration.md."""
+    """A group of settings. The text below a setting is its description in docs/configuration.md."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
@@ -50,9 +50,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 def read(section: type[SectionType], **given: Any) -> SectionType:
-    """A section of the settings; ``given`` (from the command line) goes before the environment.
+    """Reads a section of the settings. ``given``, from the command line, goes before the environment.
 
-    Raises SettingsError with one line that names what is missing or wrong, and holds no value.
+    Raises SettingsError with one line that names what is missing or wrong, and contains no value.
     """
     try:
         return section(**given)
@@ -79,8 +79,8 @@ class BrokerSettings(Section):
         AfterValidator(broker_url),
         AfterValidator(broker_tls),
     ] = SecretStr("amqp://guest:guest@localhost:5672//")
-    """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Letters that mean something in a
-    URL are percent-encoded."""
+    """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Characters with a meaning in a URL are
+    percent-encoded."""
 
     @property
     def url(self) -> str:
@@ -116,8 +116,8 @@ class StatusSettings(Section):
     """XONE"""
 
     XONE_CONFIRMED_STATUSES: str = "CONFIRMED,ACTIVE"
-    """Statuses, separated by commas, that make a booking `booking.confirmed`; any other makes it `booking.pending`.
-    Case does not count."""
+    """Statuses, separated by commas, that make a booking `booking.confirmed`. Any other status makes it
+    `booking.pending`. Case does not count."""
 
     @cached_property
     def confirmed_statuses(self) -> frozenset[str]:
@@ -130,31 +130,31 @@ class XoneSettings(StatusSettings):
     """XONE"""
 
     XONE_BASE_URL: Annotated[str, AfterValidator(base_url)] = "https://api.xone.xcover.com"
-    """Where XONE is."""
+    """URL of XONE."""
     XONE_ALLOW_PLAIN_HTTP: Literal["on", "off"] = "off"
-    """`on`: `XONE_BASE_URL` may begin with `http:` also where it is not this machine. Tokens and personal data then go
-    in clear."""
+    """`on`: `XONE_BASE_URL` may begin with `http:` even if it is another machine. Tokens and personal data then cross
+    the network unencrypted."""
     XONE_TOKEN_PATH: Annotated[str, Field(min_length=1), path_with()] = "/api/oauth/token"  # noqa: S105 - a path
-    """Where a token is asked for."""
+    """Path that tokens are requested from."""
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), path_with("partner_id", "offer_id")] = (
         "/api/partners/{partner_id}/offers/{offer_id}"
     )
-    """Where an offer is confirmed."""
+    """Path that confirms an offer."""
     XONE_BOOKINGS_PATH: Annotated[str, path_with("partner_id")] = "/api/partners/{partner_id}/bookings"
-    """The list of bookings, read where a booking may exist already. Empty: never read."""
+    """Path of a partner's list of bookings, read if a booking may exist already. Empty: never read."""
     XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]
-    """Of the OAuth client that XONE knows."""
+    """Id of the OAuth client at XONE."""
     XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1)]
-    """Its secret."""
+    """Secret of the OAuth client."""
     XONE_CONNECT_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 5
-    """Seconds until a connection stands."""
+    """Seconds to wait for a connection."""
     XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
-    """Seconds for a whole call, the body included. A lease runs half as long again, and at least 5 s longer."""
+    """Seconds for a whole call, the body included. A lease is half as long again, and at least 5 s longer."""
     XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
-    """What follows an unknown answer: `resend` (read back first, then the same request with the same key), or `review`
-    (read back, else `needs_review`; never a second call)."""
+    """What follows an unknown answer. `resend`: look at the list of bookings first, then send the same request with the
+    same key. `review`: look at the list, else `needs_review`; never a second call."""
     XONE_RATE_LIMIT: Annotated[PositiveFloat | None, BeforeValidator(none_if_empty)] = None
-    """Calls a second over all workers together, shared through the database. Empty: no limit."""
+    """Calls a second, over all workers together. Empty: no limit."""
 
     @model_validator(mode="after")
     def _https_to_others(self) -> "XoneSettings":
@@ -164,12 +164,12 @@ class XoneSettings(StatusSettings):
 
     @property
     def is_plain_to_others(self) -> bool:
-        """Whether tokens and personal data cross a network in clear."""
+        """Whether tokens and personal data cross a network unencrypted."""
         return self.XONE_BASE_URL.startswith("http:") and not is_to_loopback(self.XONE_BASE_URL)
 
     @property
     def lease_seconds(self) -> float:
-        """Seconds that a lease runs: one call with room to spare. Renewed before a call where too little is left."""
+        """Seconds that a lease runs: one call with room to spare. See call_guard.ensure_lease for its renewal."""
         return self.XONE_TIMEOUT + max(5.0, self.XONE_TIMEOUT / 2)
 
 
@@ -177,13 +177,13 @@ class RetrySettings(Section):
     """Retries"""
 
     RETRY_MAX_ATTEMPTS: PositiveInt = 12
-    """Attempts, of which the last ends the retries."""
+    """Attempts at most. The last one ends the retries."""
     RETRY_MAX_AGE: PositiveFloat = 86400
-    """Seconds since the job was accepted, after which there is no further attempt."""
+    """Seconds after the job was accepted. Later there is no further attempt."""
     RETRY_BASE_DELAY: PositiveFloat = 2
-    """Seconds; the pause after the n-th attempt lies between this and this times 2^n."""
+    """Seconds. The delay after the n-th attempt is random between this and this times 2^n."""
     RETRY_MAX_DELAY: PositiveFloat = 300
-    """Seconds that a pause lasts at most."""
+    """Seconds. No delay is longer, unless XONE asks for one."""
 
     @model_validator(mode="after")
     def _base_below_max(self) -> "RetrySettings":
@@ -197,21 +197,21 @@ class EventSettings(Section):
 
     EVENT_LINKS: Literal["on", "off"] = "off"
     """`on`: booking events carry the customer's links (`coi`, `account_url`, `fnol_link`, `sign_up_url`), which may
-    hold a token."""
+    contain a token."""
 
 
 class RetentionSettings(Section):
     """Personal data"""
 
     RETENTION_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(none_if_empty)] = None
-    """Days after which workers blank the personal data of a confirmation that has ended. Empty: never."""
+    """Days after a confirmation has ended until workers erase its personal data. Empty: never."""
 
 
 class LogSettings(Section):
     """Logs"""
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is logged, to standard error."""
+    """The lowest level that is logged, to standard error."""
     LOG_FORMAT: Literal["json", "console"] = "json"
     """`console` is for people."""
 
@@ -220,17 +220,17 @@ class SentrySettings(Section):
     """Sentry"""
 
     SENTRY_DSN: Annotated[SecretStr | None, BeforeValidator(none_if_empty), AfterValidator(sentry_dsn)] = None
-    """Where defects are reported. Empty: nowhere."""
+    """Project that defects are reported to. Empty: none."""
     SENTRY_ENVIRONMENT: Annotated[str, Field(pattern=r"^[^\s/]{1,64}$")] = "production"
-    """What the reports are filed under."""
+    """Environment of the reports."""
     SENTRY_RELEASE: Annotated[str | None, Field(pattern=r"^[^\s/\\]{1,200}$"), BeforeValidator(none_if_empty)] = None
-    """Empty: `confirm-offer@<version>`."""
+    """Release of the reports. Empty: `confirm-offer@<version>`."""
     SENTRY_TRACES_SAMPLE_RATE: Annotated[float, Field(ge=0, le=1)] = 0
     """Share of tasks that are sent as transactions."""
     SENTRY_CRON_MONITOR: Annotated[str | None, Field(pattern=r"^[a-z0-9_-]{1,50}$"), BeforeValidator(none_if_empty)] = (
         None
     )
-    """Slug of a monitor that hears of the Scheduler once a minute. Empty: none does."""
+    """Slug of a monitor that the Scheduler checks in with once a minute. Empty: none."""
 
     @property
     def dsn(self) -> str | None:
@@ -244,25 +244,25 @@ class SentrySettings(Section):
 class TracingSettings(Section):
     """Tracing"""
 
-    # Of OpenTelemetry's own variables those that are read here; its SDK reads others from the environment itself.
+    # Those of OpenTelemetry's variables that are read here. Its SDK reads others from the environment itself.
     OTEL_SDK_DISABLED: str = "false"
     """`true` switches tracing off."""
     OTEL_SERVICE_NAME: Annotated[str | None, BeforeValidator(none_if_empty)] = None
-    """What traces are filed under. Empty: `confirm-offer`."""
+    """Name of the service in traces. Empty: `confirm-offer`."""
     OTEL_TRACES_EXPORTER: str = "otlp"
     """`none` switches tracing off."""
     OTEL_EXPORTER_OTLP_ENDPOINT: CollectorUrl = None
-    """A collector of traces, such as `http://collector:4318`; needs `confirm-offer[tracing]`. Empty: no tracing."""
+    """Collector of traces, such as `http://collector:4318`. Needs `confirm-offer[tracing]`. Empty: no tracing."""
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: CollectorUrl = None
-    """The whole address, in place of the one above with `/v1/traces`."""
+    """The whole URL, in place of `OTEL_EXPORTER_OTLP_ENDPOINT` with `/v1/traces`."""
     OTEL_EXPORTER_OTLP_PROTOCOL: str = ""
-    """`http/protobuf` is what there is."""
+    """Only `http/protobuf` is supported."""
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: str = ""
-    """In place of the one above."""
+    """Goes before `OTEL_EXPORTER_OTLP_PROTOCOL`."""
 
     @property
     def endpoint(self) -> str | None:
-        """Where spans are sent; None where tracing is off."""
+        """The URL that spans are sent to; None if tracing is off."""
         if self.OTEL_SDK_DISABLED.strip().lower() == "true" or self.OTEL_TRACES_EXPORTER not in ("otlp", ""):
             return None
         if self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT:
@@ -281,18 +281,18 @@ class WorkerSettings(Section):
     WORKER_CONCURRENCY: Annotated[PositiveInt, Field(le=2000)] = 64
     """Calls in flight in one worker."""
     WORKER_POOL: Literal["threads", "prefork", "gevent"] = "threads"
-    """`gevent` has greenlets in place of `threads`, and needs `confirm-offer[gevent]`. `prefork` has one process for
+    """`gevent` uses greenlets in place of `threads`, and needs `confirm-offer[gevent]`. `prefork` uses one process for
     each call in flight."""
     WORKER_ONE_CORE: Literal["on", "off"] = "on"
-    """With `threads`, all threads of a worker stay on one core, and move together to another one where others need it
-    too. `off` leaves them to the kernel, which spreads them: a call then takes more than half as much CPU again."""
+    """With `threads`, all threads of a worker stay on one core, and move together if other processes need it. `off`
+    lets the kernel spread them over cores: a call then takes more than half as much CPU again."""
     WORKER_PARTS: str = "tasks,scheduler,relay"
     """The parts that this process runs: some of `tasks`, `scheduler`, `relay`. Each must run somewhere."""
     METRICS_PORT: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(none_if_empty)] = None
-    """Serves metrics for Prometheus at `/metrics`, on all addresses. Each worker of a machine needs its own.
-    Empty: none."""
+    """Port that serves metrics for Prometheus at `/metrics`, on all addresses. Each worker of a machine needs its own.
+    Empty: no metrics."""
     PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(none_if_empty)] = None
-    """With prefork, the folder for files that its processes share. Empty: in the folder for temporary files."""
+    """With `prefork`, the folder of the files in which processes share metrics. Empty: a temporary one."""
 
     @cached_property
     def parts(self) -> frozenset[str]:
@@ -323,5 +323,5 @@ NAMES = tuple(name for section in SECTIONS for name in section.model_fields)
 
 
 def names_in_file() -> set[str]:
-    """The names that stand in ``.env``, whether they are settings or not."""
+    """The names in ``.env``, whether they are settings or not."""
     return set(dotenv_values(".env"))

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from models.states import State
 from models.tables import Confirmation
+from worker.storage import database
 
 OFFERS_AT_ONCE = 1000  # of a file, in one statement
 
@@ -78,7 +79,7 @@ class Selection:
 
 
 def in_literally(*states: State) -> ColumnElement[bool]:
-    return Confirmation.state.in_(bindparam("states", states, unique=True, expanding=True, literal_execute=True))
+    return database.in_literally(Confirmation.state, states)
 
 
 class LeftOut(NamedTuple):

@@ -19,6 +19,7 @@ from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
 from tasks.record import EVENT_OF, apply_decision, lock_for_decision, store_booking
 from worker.errors import ResolveError, XoneError
+from worker.storage.database import StatementBatch
 from worker.storage.encryption import Encryption
 
 MAX_WHY = 500  # characters
@@ -80,8 +81,9 @@ def resolve_booked(
     """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, booking.offer_id)
     decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
-    store_booking(connection, encryption, row, booking)
-    return _conclude(connection, row, decision, with_links, by, reason, booking=booking.id)
+    batch = StatementBatch(connection)
+    store_booking(batch, encryption, row, booking)
+    return _conclude(connection, batch, row, decision, with_links, by, reason, booking=booking.id)
 
 
 def resolve_failed(
@@ -90,7 +92,7 @@ def resolve_failed(
     """XONE has no booking. why: by check_why, for the consumers of the event. Raises ResolveError."""
     row = _to_be_resolved(connection, partner_id, offer_id)
     decision = Decision(State.FAILED, Outcome.REFUSED, error=XoneError("resolved", why), uses_attempt=False)
-    return _conclude(connection, row, decision, False, by, reason or why)
+    return _conclude(connection, StatementBatch(connection), row, decision, False, by, reason or why)
 
 
 def _to_be_resolved(connection: Connection, partner_id: str, offer_id: str) -> Row[Any]:
@@ -109,6 +111,7 @@ def _to_be_resolved(connection: Connection, partner_id: str, offer_id: str) -> R
 
 def _conclude(
     connection: Connection,
+    batch: StatementBatch,
     row: Row[Any],
     decision: Decision,
     with_links: bool,
@@ -116,7 +119,8 @@ def _conclude(
     reason: str | None,
     **details: str,
 ) -> Resolved:
-    apply_decision(connection, row, decision, row.attempts, with_links)
+    apply_decision(batch, row, decision, row.attempts, with_links)
+    batch.flush()
     facts = {"partner": row.partner_id, "offer": row.offer_id, "state": decision.state, **details}
     audit(connection, "resolve", by, reason, 1, **facts)
     return Resolved(decision.state, EVENT_OF[decision.state], row.sequence + 1)

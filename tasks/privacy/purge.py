@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, func, select, update
 
 from models.event import BOOKING_EVENTS, without_links
-from models.states import State
+from models.states import PURGEABLE
 from models.tables import Confirmation, FurtherEmail, OutboxEvent
 from tasks import email_index
 from tasks.operations.failures import in_literally
@@ -22,7 +22,6 @@ from tasks.privacy.sealed_columns import SEALED, id_in
 from worker.storage.database import locked, now
 from worker.storage.encryption import Encryption
 
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED)
 STEP = 100  # confirmations in one transaction
 
 
@@ -31,7 +30,7 @@ def has_ended() -> ColumnElement[bool]:
     unpublished = select(OutboxEvent.id).where(
         OutboxEvent.confirmation_id == Confirmation.id, OutboxEvent.published_at.is_(None)
     )
-    return and_(in_literally(*ENDED), ~unpublished.exists())
+    return and_(in_literally(*PURGEABLE), ~unpublished.exists())
 
 
 def past_query(before: datetime) -> Select[Any]:

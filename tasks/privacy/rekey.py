@@ -17,7 +17,7 @@ from models.tables import Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
 from worker.errors import DecryptionError
-from worker.storage.database import locked
+from worker.storage.database import StatementBatch, locked
 from worker.storage.encryption import Encryption
 
 STEP = 100  # confirmations in one transaction
@@ -124,7 +124,7 @@ def _index(
     further = select(FurtherEmail.__table__).where(FurtherEmail.confirmation_id.in_(ids))
     for row in connection.execute(further):
         stand[row.confirmation_id].append(row.email_hash)
-    number = 0
+    number, batch = 0, StatementBatch(connection)
     for its_id, hashes in stand.items():
         sent, returned = opened.get((its_id, "body")), opened.get((its_id, "person"))
         of_job = email_index.of_request(encryption, sent) if sent is not None else []
@@ -134,6 +134,7 @@ def _index(
         if [first, others] != [hashes[0], set(hashes[1:])]:
             connection.execute(update(Confirmation).where(Confirmation.id == its_id).values(email_hash=first))
             connection.execute(delete(FurtherEmail).where(FurtherEmail.confirmation_id == its_id))
-            email_index.note(connection, its_id, others)
+            email_index.add(batch, its_id, others)
             number += 1
+    batch.flush()
     return number

@@ -15,6 +15,7 @@ from models.tables import AuditEntry, Confirmation, OutboxEvent
 from tests.support.commands import run
 from tests.support.system import System
 from worker.messaging.publisher import Publisher
+from worker.published.json_schema import event_example
 from worker.services.outbox_relay import message_of
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,9 @@ def stored(system: System, confirmations: int, events_each: int) -> None:
             event_rows.append(
                 {
                     "id": event_id, "aggregatetype": "confirmation", "aggregateid": f"P-100/{offer_id}", "type": kind,
-                    "payload": cloud_event(event_id, kind, "P-100", offer_id, at, {"sequence": sequence}),
+                    "payload": cloud_event(
+                        event_id, kind, "P-100", offer_id, at, event_example(kind)["data"] | {"sequence": sequence}
+                    ),
                     "confirmation_id": confirmation_id, "sequence": sequence, "correlation_id": f"C-{number}",
                     "created_at": at, "published_at": at if sequence < events_each else None,
                 }

@@ -212,7 +212,7 @@ def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
 ) -> None:
     for _ in range(5):
         confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
-    circuit_breaker = runtime.xone.circuit_breaker
+    circuit_breaker = runtime.xone.calls.circuit_breaker
     with contextlib.suppress(BadCredentials), circuit_breaker.guard():
         raise BadCredentials("credentials", "test", 401)
     if gate_is == "probing":

@@ -46,7 +46,8 @@ from worker.runtime import Runtime
 from worker.settings import RetrySettings, XoneSettings
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
-from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended, CircuitBreaker
+from worker.xone.call_control import CallControl
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
 
 EXAMPLES = {"postgresql": 20, "sqlite": 60}  # a step on PostgreSQL takes more than twice as long
 SETTINGS = settings(
@@ -105,7 +106,7 @@ class Upstream:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.circuit_breaker = CircuitBreaker(clock)
+        self.calls = CallControl(clock)
         self.can_list_bookings = True
         self.fate = "books"
         self.listing = "shows"
@@ -121,7 +122,7 @@ class Upstream:
         self, partner_id: str, offer_id: str, body: bytes, idempotency_key: UUID, before_call: Callable[[], None]
     ) -> BookingReceived:
         self.before_each()
-        with self.circuit_breaker.guard():
+        with self.calls.guard():
             before_call()
             with self._call(offer_id, (idempotency_key, body)):
                 return self._confirm(offer_id)
@@ -136,7 +137,7 @@ class Upstream:
     ) -> xone.Booking | None:
         self.before_each()
         try:
-            with self.circuit_breaker.guard(proves=False):
+            with self.calls.guard(proves=False):
                 before_call()
                 with self._call(offer_id, None):
                     return self._find(offer_id)
@@ -172,7 +173,7 @@ class Upstream:
             offer_id=offer_id,
             status=STATUS_OF[offer_id],
             price=price,
-            policies=[xone.RetryPolicy(id=f"policy-{offer_id}", price=price)],
+            policies=[xone.Policy(id=f"policy-{offer_id}", price=price)],
         )
 
     @contextmanager
@@ -522,7 +523,7 @@ def test_the_last_read_back_is_not_left_out_where_the_answer_shuts_the_gate(
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0), queued_at=now_plus(-age)))
     for _ in range(FAILURE_THRESHOLD - 1):
-        with pytest.raises(NotSent), upstream.circuit_breaker.guard():
+        with pytest.raises(NotSent), upstream.calls.guard():
             raise NotSent("connect", "refused")
     lease = confirm.lease_due(first.id, runtime)
     assert lease is not None

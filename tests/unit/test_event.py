@@ -7,12 +7,16 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.booking import Booking, Coi, Person, Policyholder
-from models.event import EventType, booking_data, cloud_event, error_data, without_links
+from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, error_data, without_links
+from models.exact_json import write_exact
 
 EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
 MARK = "Geheimnis"  # stands for what must not leave
+COMMON = {"partner_id": "P-1", "offer_id": "o-1", "order_reference": None, "metadata": {}, "sequence": 1}
 
 
 def booking(**changes: Any) -> Booking:
@@ -58,7 +62,7 @@ def booking(**changes: Any) -> Booking:
 
 def published(event_type: EventType, data: dict[str, Any]) -> dict[str, Any]:
     at = datetime(2026, 1, 1, 2, 0, tzinfo=timezone(timedelta(hours=2)))
-    event = json.loads(cloud_event(EVENT_ID, event_type, "P-1", "o-1", at, data))
+    event = json.loads(cloud_event(EVENT_ID, event_type, "P-1", "o-1", at, {**COMMON, **data}))
     assert isinstance(event, dict)
     return event
 
@@ -73,7 +77,10 @@ def published(event_type: EventType, data: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_the_envelope_is_a_cloud_event(event_type: EventType, name: str) -> None:
-    assert published(event_type, {"sequence": 1}) == {
+    error = error_data("connect", None, None, 1)
+    content = booking_data(booking(), with_links=False) if event_type in BOOKING_EVENTS else error
+
+    assert published(event_type, {**content, "more": 1}) == {
         "specversion": "1.0",
         "id": str(EVENT_ID),
         "source": "/confirm-offer",
@@ -82,14 +89,14 @@ def test_the_envelope_is_a_cloud_event(event_type: EventType, name: str) -> None
         "time": "2026-01-01T00:00:00.000000Z",
         "datacontenttype": "application/json",
         "dataschema": f"urn:confirm-offer:{name}:1",
-        "data": {"sequence": 1},
+        "data": {**COMMON, **content},
     }
 
 
 def test_a_booking_event_holds_booking_and_policies() -> None:
     event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(), with_links=False))
 
-    assert event["data"] == {
+    assert event["data"] == COMMON | {
         "booking": {
             "id": "INS-1",
             "status": "CONFIRMED",
@@ -130,7 +137,9 @@ def test_links_are_taken_out_of_an_event_and_nothing_else() -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     kind = EventType.BOOKING_CONFIRMED
     without, with_links = (
-        cloud_event(EVENT_ID, kind, "P", "o", moment, {"metadata": {"coi": "é"}, **booking_data(booking(), links)})
+        cloud_event(
+            EVENT_ID, kind, "P", "o", moment, COMMON | {"metadata": {"coi": "é\x7f"}} | booking_data(booking(), links)
+        )
         for links in (False, True)
     )
 
@@ -179,7 +188,7 @@ def test_a_minimal_booking_has_all_keys() -> None:
 def test_a_failure_event_holds_the_error() -> None:
     event = published(EventType.CONFIRMATION_FAILED, error_data("http-422", 422, "XONE answered 422", 3))
 
-    assert event["data"] == {
+    assert event["data"] == COMMON | {
         "error": {"code": "http-422", "http_status": 422, "detail": "XONE answered 422", "attempts": 3}
     }
 
@@ -191,7 +200,17 @@ def test_an_error_without_an_answer_has_no_status() -> None:
 
 
 def test_times_are_utc() -> None:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    event = json.loads(cloud_event(EVENT_ID, EventType.BOOKING_PENDING, "P", "o", at, {"at": at}))
+    at = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+    event = published(EventType.BOOKING_PENDING, booking_data(booking(created_at=at), with_links=False))
 
-    assert event["data"]["at"] == event["time"] == "2026-01-01T00:00:00.000000Z"
+    assert event["time"] == "2026-01-01T00:00:00.000000Z"
+    assert event["data"]["booking"]["created_at"] == "2025-12-31T22:00:00.000000Z"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_published_as_the_bytes_that_json_of_python_has(text: str) -> None:
+    data = COMMON | {"metadata": {"x": text}} | error_data("connect", None, text, 1)
+    payload = cloud_event(EVENT_ID, EventType.CONFIRMATION_FAILED, "P", "o", datetime.now(UTC), data)
+
+    assert payload == write_exact(json.loads(payload))
+    assert json.loads(payload)["data"] == data

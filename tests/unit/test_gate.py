@@ -196,25 +196,14 @@ def test_wrong_credentials_open_it_at_once(circuit_breaker: CircuitBreaker, cloc
     assert not call(circuit_breaker)
 
 
-def test_a_429_slows_all_calls_for_as_long_as_it_asks(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    assert call(circuit_breaker, Busy("http-429", "", 429, retry_after=30.0))
+def test_a_429_changes_nothing(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+    for _ in range(3 * FAILURE_THRESHOLD):
+        assert call(circuit_breaker, Busy("http-429", "", 429, retry_after=30.0))
+    assert circuit_breaker.wait() == 0
 
-    assert circuit_breaker.wait() == 30.0
-    assert not call(circuit_breaker)
-    clock.now += 30
-    assert call(circuit_breaker)
+    open_it(circuit_breaker)
+    clock.now += 1
+    assert call(circuit_breaker, Busy("http-429", "", 429)), "the probe"
 
-
-def test_429s_without_a_time_slow_more_and_more_until_one_call_succeeds(
-    circuit_breaker: CircuitBreaker, clock: Clock
-) -> None:
-    waits = []
-    for _ in range(8):
-        assert call(circuit_breaker, Busy("http-429", "", 429))
-        waits.append(circuit_breaker.wait())
-        clock.now += circuit_breaker.wait()
-    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
-
-    call(circuit_breaker)
-    call(circuit_breaker, Busy("http-429", "", 429))
-    assert circuit_breaker.wait() == 1.0
+    assert circuit_breaker.open_reason == "connect"
+    assert circuit_breaker.wait() == 0, "the probe is still to be made"

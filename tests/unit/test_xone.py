@@ -25,7 +25,7 @@ from worker.settings import XoneSettings
 from worker.xone import answers
 from worker.xone import client as xone_client
 from worker.xone.answers import retry_after
-from worker.xone.circuit_breaker import CircuitBreaker
+from worker.xone.call_control import CallControl
 from worker.xone.client import Xone
 
 KEY = UUID("01890000-0000-4000-8000-000000000001")
@@ -445,7 +445,7 @@ def test_a_secret_that_was_changed_means_wrong_credentials_until_it_is_right(san
 
     assert type(failure(lambda: confirm(client, "o-2"))) is BadCredentials
     sandbox.rotate_secret("sandbox-secret")
-    client.circuit_breaker = CircuitBreaker()  # as if its pause were over
+    client.calls = CallControl()  # as if its pause were over
     assert confirm(client, "o-2").booking.offer_id == "o-2"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row
 
-from models.states import State
+from models.states import PURGEABLE, State
 from tasks import email_index
 from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
@@ -78,7 +78,7 @@ def _erase(engine: Engine, encryption: Encryption, email: str, row: Row[Any]) ->
 def _why(row: Row[Any]) -> str:
     if row.state == State.NEEDS_REVIEW:
         return "resolve it first"
-    return "its event is not yet published" if row.state in purging.ENDED else "under way"
+    return "its event is not yet published" if row.state in PURGEABLE else "under way"
 
 
 def _tell_left(left: list[Row[Any]], unsearched: int) -> None:

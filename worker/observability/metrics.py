@@ -17,18 +17,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from models.event import EventType
+from models.event import ERROR_CODES, EventType
 from models.job import DEAD_LETTER_CODES
-from models.states import Outcome, State
+from models.states import ENDED, Outcome, State
 
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
 CALLS = ("confirm", "bookings", "token")
 NO_ERROR = "none"
-CODES = frozenset(
-    {"connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked"}
-    | {"credentials", "poison"}
-    | {f"http-{status.value}" for status in HTTPStatus}
-)
+CODES = frozenset({*ERROR_CODES, *(f"http-{status.value}" for status in HTTPStatus)})
 OTHER = "other"  # an HTTP status that is not registered
 
 CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 300)  # seconds

@@ -1,4 +1,4 @@
-"""The AsyncAPI document: all channels by which the outside and this program speak, in one text for tools."""
+"""The AsyncAPI document: all channels between this program and others, in one text for tools."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ TRACEPARENT = {"type": "string", "description": "W3C Trace Context; the job's go
 
 
 def document() -> dict[str, Any]:
-    """AsyncAPI 3.0, which all its tools read, with the AMQP binding 0.3.0."""
+    """The document: AsyncAPI 3.0, which all its tools read, with the AMQP binding 0.3.0."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -111,7 +111,7 @@ def _queue(queue: "Queue") -> dict[str, Any]:
 
 
 def _name(event_type: EventType) -> str:
-    """``bookingConfirmed``: generators of code make names of these keys."""
+    """``bookingConfirmed``: code generators make names of these keys."""
     first, *others = event_type.replace("_", ".").split(".")
     return first + "".join(word.capitalize() for word in others)
 
@@ -156,7 +156,7 @@ def _messages() -> dict[str, Any]:
 
 
 def dead_letter_headers() -> dict[str, Any]:
-    """What this program writes. Letters that RabbitMQ itself gave up bear its ``x-death`` in place of these."""
+    """The headers that this program writes. Dead letters of RabbitMQ itself have its ``x-death`` instead."""
     return {
         "type": "object",
         "description": "Letters that RabbitMQ itself gave up bear its x-death in place of these.",
@@ -173,7 +173,7 @@ def dead_letter_headers() -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    """AsyncAPI's own dialect, a superset of draft 07, in which our schemas mean the same without their names."""
+    """In AsyncAPI's dialect, a superset of draft 07: these schemas mean the same in it without their ids."""
     job = job_schema(refs="#/components/schemas/{model}")
     parts = job.pop("$defs")
     return {

@@ -1,9 +1,9 @@
 """docs/configuration.md, made from the settings by ``python -m worker.published.settings_page``."""
 
+import sys
 from itertools import groupby
 from typing import Any
 
-import click
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
@@ -20,7 +20,7 @@ This page is made from the program (`make configuration`).
 
 
 def page() -> str:
-    """The whole page. Sections of one title stand together."""
+    """The whole page. Sections with the same title share a table."""
     parts = [HEAD]
     for title, sections in groupby(SECTIONS, lambda section: section.__doc__):
         parts.append(
@@ -59,4 +59,4 @@ def values_of(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(page(), nl=False)
+    sys.stdout.write(page())

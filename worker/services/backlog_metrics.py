@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import structlog
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import Connection, Engine, func, literal, select
+from sqlalchemy import Connection, Engine, func, select
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
-from worker.storage.database import limit_statement_time, seconds_since
+from worker.storage.database import in_literally, limit_statement_time, seconds_since
 from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
@@ -78,11 +78,6 @@ class _NoRows(NamedTuple):
     overdue: float | None = None
 
 
-def _as_literal(state: State | BatchState) -> object:
-    """A state as a literal: PostgreSQL uses a partial index only if it sees the value when it plans the query."""
-    return literal(state.value, literal_execute=True)
-
-
 _NO_ROWS = _NoRows()
 _due_first = (
     select(Confirmation.state, Confirmation.queued_at, Confirmation.due_at)
@@ -99,7 +94,7 @@ _OPEN = select(
 ).group_by(_due_first.c.state)
 _IN_REVIEW = select(
     func.count().label("number"), seconds_since(func.min(Confirmation.updated_at)).label("oldest")
-).where(Confirmation.state == _as_literal(State.NEEDS_REVIEW))
+).where(in_literally(Confirmation.state, [State.NEEDS_REVIEW]))
 _oldest_events = (
     select(OutboxEvent.created_at)
     .where(OutboxEvent.published_at.is_(None))
@@ -112,7 +107,7 @@ _UNPUBLISHED = select(
 ).select_from(_oldest_events)
 _OPEN_BATCHES = (
     select(Batch.id, Batch.total)
-    .where(Batch.state.in_([_as_literal(BatchState.RUNNING), _as_literal(BatchState.PAUSED)]))
+    .where(in_literally(Batch.state, [BatchState.RUNNING, BatchState.PAUSED]))
     .order_by(Batch.id)
     .limit(MAX_BATCHES)
 )

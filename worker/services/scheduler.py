@@ -48,20 +48,20 @@ class Scheduler(Service):
     def run_once(self) -> bool:
         """Dispatches due confirmations, then items of batches. Dispatches nothing while calls to XONE are suspended."""
         self.interval = IDLE
-        circuit_breaker = self._runtime.xone.circuit_breaker
-        if circuit_breaker.wait() > 0:
+        calls = self._runtime.xone.calls
+        if calls.wait() > 0:
             return False
         self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
             paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
-            free = (1 if circuit_breaker.is_half_open else self._max_in_flight) - _dispatched(connection)
+            free = (1 if calls.is_half_open else self._max_in_flight) - _dispatched(connection)
             due = _take_due(connection, _TAKE_LIVE, free, paused)
             batch_items = batches.under_way(connection)
             room = self._room() - batch_items.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
-            to_feed = [] if circuit_breaker.is_half_open else batches.running(connection)
+            to_feed = [] if calls.is_half_open else batches.running(connection)
         fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - batch_items.open), paused)
         if due or retries or fed:
             sent = self._send([*due, *retries, *fed])

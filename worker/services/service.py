@@ -5,6 +5,7 @@ from threading import Event, Thread
 
 import structlog
 
+from worker.backoff import exponential
 from worker.observability.sentry import report
 from worker.outages import unavailable_dependency
 
@@ -76,7 +77,7 @@ class Service:
             if not self._failures:
                 self._log_failure(error)
             self._failures += 1
-            return min(INITIAL_BACKOFF * 2.0 ** min(self._failures, 10), MAX_BACKOFF)
+            return exponential(INITIAL_BACKOFF, self._failures, MAX_BACKOFF)
         if self._failures:
             log.info("duty_goes_on", duty=self.name, after_failures=self._failures)
         self._failures = 0

@@ -1,10 +1,24 @@
-"""The database: engine, clock, and all that PostgreSQL and SQLite do not share."""
+"""The database: engines, its clock, and what PostgreSQL and SQLite do differently."""
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, ExceptionContext, Float, Select, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    Float,
+    Select,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -17,7 +31,7 @@ from models.types import Time
 
 
 class now_plus(FunctionElement[Any]):  # noqa: N801 - reads as a function of SQL
-    """The database's clock, now, plus seconds: the only clock that leases and due times know."""
+    """Now, by the database's clock, plus seconds. Leases and due times know no other clock."""
 
     type = Time()
     inherit_cache = True
@@ -35,7 +49,7 @@ def _now_plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 def now() -> now_plus:
-    """The database's clock."""
+    """Now, by the database's clock."""
     return now_plus(0.0)
 
 
@@ -80,14 +94,25 @@ DIALECTS: dict[str, Any] = {"postgresql": postgresql, "sqlite": sqlite}
 
 
 def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
-    """An INSERT that does nothing where a row with the same ``unique`` columns stands. dialect: of DIALECTS."""
+    """An INSERT that does nothing if there is a row with the same ``unique`` columns. dialect: of DIALECTS."""
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
-class Writes:
-    """Statements that are kept until ``flush``, which executes each of them once for all its rows.
+def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
+    """A condition that a column has one of these values, with the values as literals in the statement.
 
-    Takes the place of a Connection where no result is wanted. Statements go in the order in which they first came.
+    Only then can PostgreSQL, which plans for any parameters, and SQLite prove that a partial index holds all such rows.
+    """
+    is_one_of: ColumnElement[bool] = column.in_(
+        bindparam("values", values, unique=True, expanding=True, literal_execute=True)
+    )
+    return is_one_of
+
+
+class StatementBatch:
+    """Collects writes whose results are not needed, and executes each statement once for all its rows.
+
+    ``flush`` executes the statements in the order in which each was first added.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -95,36 +120,38 @@ class Writes:
         self._connection = connection
         self._rows: dict[Any, list[dict[str, Any]]] = {}
 
-    def execute(self, statement: Any, rows: dict[str, Any] | list[dict[str, Any]]) -> None:
-        self._rows.setdefault(statement, []).extend([rows] if isinstance(rows, dict) else rows)
+    def add(self, statement: Any, *rows: dict[str, Any]) -> None:
+        """Adds rows: the parameters of one execution each. The same statement object is executed once for all."""
+        self._rows.setdefault(statement, []).extend(rows)
 
     def flush(self) -> None:
+        """Executes what was added since the last flush."""
         pending, self._rows = self._rows, {}
         for statement, rows in pending.items():
             self._connection.execute(statement, rows)
 
 
 def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:
-    """The rows locked until the end of the transaction. SQLite has one writer, who holds all from its begin on."""
+    """Locks the rows until the transaction ends. On SQLite a transaction that writes has locked all from its begin."""
     return query.with_for_update(skip_locked=skip_locked)
 
 
 def advisory_lock(connection: Connection, lock: int) -> None:
-    """Waits until no other transaction holds this lock, and holds it to the end. SQLite has one writer anyway."""
+    """Waits for a lock and holds it until the transaction ends. SQLite has only one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
 def limit_statement_time(connection: Connection, seconds: float) -> None:
-    """Lets no statement of this transaction take longer. SQLite has no such limit."""
+    """Ends any statement of this transaction that takes longer. Without effect on SQLite."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))
 
 
 def connect(url: str, connections: int = 16) -> Engine:
-    """An engine for this process, to be used after a fork only in the process that made it.
+    """An engine. After a fork, only the process that made it may use it.
 
-    connections: how many at most; threads that want one wait for their turn.
+    connections: how many at most. Further threads wait until one is free.
     """
     if make_url(url).get_backend_name() == "sqlite":
         return _connect_sqlite(url)
@@ -138,7 +165,7 @@ def connect(url: str, connections: int = 16) -> Engine:
         hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
-            "tcp_user_timeout": 30_000,  # ms: a machine that is gone without a word is known to be
+            "tcp_user_timeout": 30_000,  # ms: until a machine that does not answer is known to be gone
             "keepalives_idle": 10,
             "keepalives_interval": 10,
             "keepalives_count": 2,
@@ -151,7 +178,7 @@ def connect(url: str, connections: int = 16) -> Engine:
 
 
 def _leave_a_standby(context: ExceptionContext) -> None:
-    """A server that takes no writes was the primary until now, or will be it: all connections are made anew."""
+    """Drops all connections if a server accepts no writes: it was the primary until now, or is not yet."""
     if getattr(context.original_exception, "sqlstate", None) == "25006":  # read-only transaction
         context.is_disconnect = True
 
@@ -166,7 +193,7 @@ def _connect_sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy's "begin" event below begins, not the driver
+        connection.isolation_level = None  # the "begin" event below begins a transaction, not the driver
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -179,7 +206,7 @@ def _connect_sqlite(url: str) -> Engine:
 
 
 def read_only(url: str) -> Engine:
-    """An engine for a look: its transactions can change nothing, and wait for no writer. Makes no SQLite file."""
+    """An engine that only reads: its transactions can change nothing and wait for no writer. Creates no SQLite file."""
     address = make_url(url)
     if address.get_backend_name() != "sqlite":
         return connect(url, connections=1).execution_options(postgresql_readonly=True)
@@ -188,7 +215,7 @@ def read_only(url: str) -> Engine:
 
 
 def is_away(error: Exception) -> bool:
-    """Whether the database could not be reached, or the connection broke: worth trying the same again."""
+    """Whether the database can't be reached or the connection broke. The same may succeed later."""
     if lacks_tables(error):
         return False
     if isinstance(error, PoolTimeout | InterfaceError | OperationalError):
@@ -197,7 +224,7 @@ def is_away(error: Exception) -> bool:
 
 
 def lacks_tables(error: Exception) -> bool:
-    """Whether a table or column is missing: the migrations have not run."""
+    """Whether a table or column is missing: migrations have not run."""
     if not isinstance(error, DBAPIError):
         return False
     missing = getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
@@ -205,10 +232,10 @@ def lacks_tables(error: Exception) -> bool:
 
 
 def lacks_rights(error: Exception) -> bool:
-    """Whether the role of DATABASE_URL may not do this: rights were not granted to it."""
+    """Whether the role of DATABASE_URL lacks a right for this."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "42501"
 
 
 def distrusts(error: Exception) -> bool:
-    """Whether the database's certificate was refused. Only libpq's text tells."""
+    """Whether the database's certificate was refused. Only libpq's text shows it."""
     return isinstance(error, OperationalError) and "certificate" in str(error.orig)

@@ -1,7 +1,7 @@
-"""Sealing of personal data and secrets: Fernet with the keys of DATA_KEYS, bound to the row and column.
+"""Encryption of personal data and secrets: Fernet with the keys of DATA_KEYS, bound to row and column.
 
-A sealed value holds the name of its place, so one that was moved to another row or column does not open.
-An e-mail that is to be found again is hashed with keys that are derived from the same ones.
+An encrypted value contains the name of its place, so a value that was moved to another row or column is not decrypted.
+E-mails that must be found again are hashed with HMAC-SHA-256, under keys that HKDF (RFC 5869) derives from DATA_KEYS.
 """
 
 import hmac
@@ -16,7 +16,7 @@ from worker.errors import DecryptionError
 
 
 class Encryption:
-    """Seals with the first key and opens with any."""
+    """Encrypts with the first key and decrypts with any of them."""
 
     def __init__(self, keys: list[str]) -> None:
         self._first = Fernet(keys[0])
@@ -27,13 +27,13 @@ class Encryption:
         return self._fernet.encrypt(_place(confirmation_id, column) + content)
 
     def encrypt_text(self, confirmation_id: UUID, column: str, content: str | None) -> bytes | None:
-        """As ``seal``; nothing stays nothing."""
+        """As ``encrypt``, for a text. None stays None."""
         if content is None:
             return None
         return self.encrypt(confirmation_id, column, content.encode("utf-8", "surrogatepass"))
 
     def decrypt(self, confirmation_id: UUID, column: str, sealed: bytes) -> bytes:
-        """Raises SealError where no key fits or the value belongs to another place."""
+        """Raises DecryptionError if no key fits or the value belongs to another row or column."""
         place = _place(confirmation_id, column)
         try:
             content = self._fernet.decrypt(bytes(sealed))
@@ -47,7 +47,7 @@ class Encryption:
         return content[len(place) :]
 
     def is_current(self, sealed: bytes) -> bool:
-        """Whether the first key is the one that opens it. A sealed value does not say which key it is of."""
+        """Whether the first key decrypts a value. The value itself does not name its key."""
         try:
             self._first.decrypt(bytes(sealed))
         except InvalidToken:
@@ -55,13 +55,13 @@ class Encryption:
         return True
 
     def email_hash(self, email: str) -> bytes:
-        """What an e-mail is stored as to be found again, whatever its case: 32 bytes, under the first key."""
+        """The keyed hash that an e-mail is found by, whatever its case: 32 bytes, under the first key."""
         return self.email_hashes(email)[0]
 
     def email_hashes(self, email: str) -> list[bytes]:
-        """As ``email_hash`` under each of the keys: what it may have been stored as."""
-        plain = email.strip().lower().encode("utf-8", "surrogatepass")
-        return [hmac.digest(key, plain, "sha256") for key in self._hash_keys]
+        """The hashes of an e-mail under each of the keys: it may be stored under any."""
+        normalised = email.strip().lower().encode("utf-8", "surrogatepass")
+        return [hmac.digest(key, normalised, "sha256") for key in self._hash_keys]
 
 
 def _hash_key(key: str) -> bytes:

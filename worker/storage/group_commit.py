@@ -1,7 +1,7 @@
-"""Group commit: what many threads want to store at the same time goes into one transaction.
+"""Group commit: items that many threads store at the same time go into one transaction.
 
-A commit, and each statement in it, costs nearly as much for one row as for twenty. So the thread that comes first
-stores for all that wait, while more gather for the next one. Whoever comes alone waits for nobody.
+A commit, and each statement in it, costs nearly as much for one row as for twenty. So the first thread stores the items
+of all that wait, while more gather for the next group. A lone caller commits at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,15 @@ from worker.observability import metrics
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MAX_GROUP = 50  # in one group
+MAX_GROUP = 50  # items in one transaction
 
 
 class _Entry(Generic[Item, Result]):
-    """What one thread wants to have stored."""
+    """An item of one thread."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
-        self.results: list[Result] = []  # the one, when it is stored
+        self.results: list[Result] = []  # one, once it is stored
         self.error: BaseException | None = None
         self._asleep = Lock()
         self._asleep.acquire()
@@ -32,7 +32,7 @@ class _Entry(Generic[Item, Result]):
         return bool(self.results) or self.error is not None
 
     def sleep(self) -> None:
-        """Until it has ended, or is to lead the next group."""
+        """Waits until this entry has ended, or must lead the next group."""
         self._asleep.acquire()
 
     def wake(self) -> None:
@@ -40,29 +40,31 @@ class _Entry(Generic[Item, Result]):
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Threads share it. ``store``: stores items in one transaction, all or none, and returns what came of each."""
+    """Stores items of many threads in groups. Threads share it."""
 
     def __init__(self, store: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
+        """store: stores items in one transaction, all or none, and returns a result for each, in their order."""
         self._store = store
         self._lock = Lock()
         self._waiting: list[_Entry[Item, Result]] = []
         self._is_led = False
 
     def store(self, item: Item) -> Result:
-        """What came of an item, once it stands in the database. Raises what storing it alone raised."""
-        ours: _Entry[Item, Result] = _Entry(item)
+        """Returns the result of an item once it is committed. Raises what storing this item alone raised."""
+        own: _Entry[Item, Result] = _Entry(item)
         with self._lock:
-            self._waiting.append(ours)
+            self._waiting.append(own)
             leads, self._is_led = not self._is_led, True
         if not leads:
-            ours.sleep()
-        if not ours.has_ended:
-            self._lead(ours)
-        if ours.error is not None:
-            raise ours.error
-        return ours.results[0]
+            own.sleep()
+        if not own.has_ended:
+            self._lead(own)
+        if own.error is not None:
+            raise own.error
+        return own.results[0]
 
-    def _lead(self, ours: _Entry[Item, Result]) -> None:
+    def _lead(self, own: _Entry[Item, Result]) -> None:
+        """Stores a group, and wakes its threads and the leader of the next one."""
         with self._lock:
             group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
         try:
@@ -73,7 +75,7 @@ class GroupCommit(Generic[Item, Result]):
                 following = self._waiting[:1]
                 self._is_led = bool(following)
             for entry in (*following, *group):
-                if entry is not ours:
+                if entry is not own:
                     entry.wake()
 
     def _store_group(self, group: Sequence[_Entry[Item, Result]]) -> None:
@@ -84,7 +86,7 @@ class GroupCommit(Generic[Item, Result]):
             if len(group) == 1 or isinstance(error, ShuttingDown):
                 for entry in group:
                     entry.error = error
-            else:  # one of them is at fault, and only that one is to suffer
+            else:  # one item is at fault: the others are stored without it
                 for entry in group:
                     self._store_group([entry])
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""The database's schema: bringing it up to date, and telling whether it is.
+"""Migrations: brings the database's schema up to date, and says whether it is.
 
-Alembic is imported where it is used: workers and most commands need none of its 8 MB.
+Alembic is imported where it is used: workers and most commands do not need its 8 MB.
 """
 
 from pathlib import Path
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-
-LOCK = 0x636F6E666972  # any number of our own
+LOCK = 0x636F6E666972  # the advisory lock of migrations: an arbitrary number
 
 
 def config(connection: Connection) -> "Config":
-    """Alembic's configuration for a connection whose transaction the caller commits."""
+    """Alembic's configuration for a connection. The caller commits its transaction."""
     settings = _without_connection()
     settings.attributes["connection"] = connection
     return settings
@@ -35,9 +34,9 @@ def _without_connection() -> "Config":
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str | None]:
-    """Applies all migrations that are missing, in one transaction. Returns the revision before and after.
+    """Applies all missing migrations in one transaction. Returns the revisions before and after.
 
-    Leaves the tables of a later version as they are: that version is being rolled back, and this one can use them.
+    Leaves the tables of a later version as they are: that version was rolled back, and this one can use its tables.
     """
     from alembic import command
 
@@ -51,19 +50,19 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision that the database has; None for an empty one."""
+    """The revision of the database; None if it is empty."""
     from alembic.migration import MigrationContext
 
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def newest() -> str | None:
-    """The revision that this program was written for."""
+    """The revision that this program needs."""
     return _scripts().get_current_head()
 
 
 def is_known(revision: str) -> bool:
-    """Whether this program knows a revision, and not only a newer one does."""
+    """Whether this program knows a revision; otherwise a later version made it."""
     return revision in {script.revision for script in _scripts().walk_revisions()}
 
 

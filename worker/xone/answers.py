@@ -1,4 +1,8 @@
-"""The one place that turns an answer of XONE into a booking or an error."""
+"""What an answer of XONE means: a booking, or an error. The only place that decides this.
+
+XONE's Confirm Offer page documents the successful answer. The meaning of refusals follows RFC 9110 (HTTP), and that of
+409 and 422 "booking already exists" the observation of XONE's older API.
+"""
 
 import re
 from dataclasses import dataclass
@@ -17,13 +21,14 @@ from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import TlsError
 
 MAX_RETRY_AFTER = 3600.0  # seconds
+# Statuses; any other one may mean that XONE has booked.
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
 LATER = frozenset({423, 429, 503})
 
 
 @dataclass(frozen=True)
 class BookingReceived:
-    """A booking that XONE returned, and the status of the answer."""
+    """A booking that XONE returned, with the HTTP status of the answer."""
 
     booking: Booking
     http_status: int
@@ -31,12 +36,14 @@ class BookingReceived:
 
 @dataclass(frozen=True)
 class HttpAnswer:
+    """An answer that came whole."""
+
     status: int
     headers: Any
     body: bytes
 
     def json(self) -> Any:
-        """The body, decimals exact. None where it is no JSON."""
+        """The body as JSON with exact decimals; None if it is no JSON."""
         try:
             return read_exact(self.body)
         except (ValueError, RecursionError):
@@ -44,7 +51,7 @@ class HttpAnswer:
 
 
 def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
-    """The booking in an answer to confirm. Raises the XoneError that the answer means."""
+    """The booking in an answer to confirm. Raises XoneError for any other answer."""
     if not 200 <= answer.status < 300:
         raise failure_of(answer, offer_id)
     content = answer.json()
@@ -74,9 +81,9 @@ def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
 
 
 def failure_of(answer: HttpAnswer, offer_id: str | None = None) -> XoneError:
-    """The error that a status other than 2xx means."""
-    status, code, said = answer.status, f"http-{answer.status}", refusal_text(answer.body)
-    detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {said}" if said else "")
+    """The error that an answer with another status than 2xx means."""
+    status, code, text = answer.status, f"http-{answer.status}", refusal_text(answer.body)
+    detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {text}" if text else "")
     if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
         return _already_booked(answer, offer_id)
     if 300 <= status < 400:
@@ -104,12 +111,12 @@ def _already_booked(answer: HttpAnswer, offer_id: str | None) -> AlreadyBooked:
 
 
 def transport_failure(error: requests.RequestException) -> XoneError:
-    """Connect, TLS and name failures: nothing was sent. Anything later: XONE may have booked."""
+    """The error that a failed call means. Name, connection, TLS: nothing was sent. Later: XONE may have booked."""
     cause: BaseException | None = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
     cause = getattr(cause, "reason", None) or cause
     if isinstance(cause, TlsError):
         return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
-    if isinstance(cause, ConnectTimeoutError):  # its kinds: refused, no such name, no answer in time
+    if isinstance(cause, ConnectTimeoutError):  # also the base of: refused, no such name
         return NotSent("connect", "XONE can't be reached")
     if isinstance(error, requests.Timeout) or "Timeout" in str(error):
         return Unknown("timeout", "no whole answer within XONE_TIMEOUT")
@@ -117,7 +124,10 @@ def transport_failure(error: requests.RequestException) -> XoneError:
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or a date; bounded to an hour. None where it is neither."""
+    """Seconds that a Retry-After header asks for, at most an hour; None if it is invalid or missing.
+
+    The value is a number of seconds or a date (RFC 9110, section 10.2.3).
+    """
     if not value:
         return None
     try:

@@ -1,12 +1,13 @@
-"""The gate before XONE, one for a process: a circuit breaker, and the pauses that XONE asks for.
+"""The circuit breaker of one process: stops calls while XONE is down or refuses the credentials.
 
-closed    calls pass. RUN failures in a row that say "XONE is down", or one that says "wrong credentials", open it.
-open      no call passes. Those who wanted to call put their confirmation back; no attempt is used up.
-half-open after a pause one call passes as a probe. An answer closes the gate; none makes the next pause longer:
-          1, 2, 4, 5, 5, … seconds. Where the list of bookings fails, one more call may pass, for XONE may confirm
-          though its list is broken.
+closed     Calls pass. FAILURE_THRESHOLD failures in a row that show an outage open it, and so does one refusal of the
+           credentials.
+open       No call passes. A confirmation that needed one is put back, and uses up no attempt.
+half-open  After a delay one call passes as a probe. If XONE answers it, the breaker closes; if not, the next delay is
+           longer: 1, 2, 4, 5, 5, … seconds. If the list of bookings fails as a probe, one more call may pass, for XONE
+           may confirm though its list is broken.
 
-A 429 lets nothing pass for as long as it asks; without Retry-After for 1, 2, 4, … 60 seconds while 429s go on.
+Source of the pattern: Michael Nygard, "Release It!", 2007.
 """
 
 import time
@@ -16,20 +17,21 @@ from threading import Lock
 
 import structlog
 
+from worker.backoff import exponential
 from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
 from worker.observability import metrics
 from worker.observability.sentry import report
+from worker.xone.throttle import is_throttling
 
 log = structlog.get_logger(__name__)
 
-FAILURE_THRESHOLD = 5  # failures
-FIRST_PROBE_DELAY, MAX_PROBE_DELAY = 1.0, 5.0  # seconds between probes
-FIRST_THROTTLE, MAX_THROTTLE = 1.0, 60.0  # seconds after a 429 that names none
-DOWN_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: a page for all, such as of maintenance
+FAILURE_THRESHOLD = 5  # failures in a row
+INITIAL_PROBE_DELAY, MAX_PROBE_DELAY = 1.0, 5.0  # seconds
+OUTAGE_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: such as a page about maintenance
 
 
 class CallsSuspended(Exception):
-    """No call may be made now; ``wait``: seconds until it is worth trying again."""
+    """No call may be made now. ``wait``: seconds until it is worth trying again."""
 
     def __init__(self, wait: float) -> None:
         super().__init__(f"no call for {wait:.1f} s")
@@ -37,19 +39,18 @@ class CallsSuspended(Exception):
 
 
 class CircuitBreaker:
-    """Threads share it. ``with gate.passing():`` around each call; it learns from what the call raises."""
+    """``with circuit_breaker.guard():`` stands around each call. Threads share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: monotonic seconds."""
         self._clock = clock
         self._lock = Lock()
         self._failures = 0  # in a row
         self._open_reason: str | None = None  # code of the error that opened it
-        self._probe_delay = FIRST_PROBE_DELAY
-        self._probe_at = 0.0
+        self._failed_probes = 0
+        self._probe_at = 0.0  # of the clock
         self._probe_in_flight = False
         self._list_failed = False  # as the last probe
-        self._next_throttle = FIRST_THROTTLE
-        self._throttled_until = 0.0
 
     @property
     def open_reason(self) -> str | None:
@@ -62,15 +63,15 @@ class CircuitBreaker:
         return self._open_reason is not None
 
     def wait(self) -> float:
-        """Seconds until a call may pass; 0 where one may now."""
+        """Seconds until a call may pass; 0 if one may now."""
         with self._lock:
             return self._wait()
 
     @contextmanager
     def guard(self, proves: bool = True) -> Iterator[None]:
-        """Lets one call pass, and learns from how it ends. Raises Held where none may.
+        """Lets one call pass, and learns from what it raises. Raises CallsSuspended if none may pass.
 
-        proves: whether it shows that XONE confirms again, or does not; the list of bookings shows neither.
+        proves: whether the call shows that XONE confirms again, or does not. The list of bookings shows neither.
         """
         is_probe = self._enter()
         try:
@@ -80,21 +81,20 @@ class CircuitBreaker:
             raise
         except BaseException:  # no call was made
             with self._lock:
-                self._probe_in_flight = self._probe_in_flight and not is_probe
+                self._release_probe(is_probe)
             raise
         else:
             self._record(None, is_probe, proves)
 
     def _wait(self) -> float:
-        now = self._clock()
-        slow = self._throttled_until - now
         if self._open_reason is None:
-            return max(slow, 0.0)
-        until_probe = FIRST_PROBE_DELAY if self._probe_in_flight else self._probe_at - now
-        return max(slow, until_probe, 0.0)
+            return 0.0
+        if self._probe_in_flight:
+            return INITIAL_PROBE_DELAY
+        return max(self._probe_at - self._clock(), 0.0)
 
     def _enter(self) -> bool:
-        """Whether the call that passes is a probe."""
+        """Lets a call pass; whether it is a probe."""
         with self._lock:
             wait = self._wait()
             if wait > 0:
@@ -102,20 +102,16 @@ class CircuitBreaker:
             self._probe_in_flight = self._open_reason is not None
             return self._probe_in_flight
 
+    def _release_probe(self, is_probe: bool) -> None:
+        self._probe_in_flight = self._probe_in_flight and not is_probe
+
     def _record(self, error: XoneError | None, is_probe: bool, proves: bool) -> None:
         with self._lock:
-            self._probe_in_flight = self._probe_in_flight and not is_probe
-            if isinstance(error, Busy) and error.http_status == 429:
-                self._throttle(error)
-            elif error is not None and (isinstance(error, BadCredentials) or _is_down(error)):
+            self._release_probe(is_probe)
+            if error is not None and is_outage(error):
                 self._record_failure(error, is_probe, proves or isinstance(error, BadCredentials | NotSent))
-            elif proves:
+            elif proves and not is_throttling(error):
                 self._close()
-
-    def _throttle(self, error: Busy) -> None:
-        metrics.slowed_down()
-        self._throttled_until = max(self._throttled_until, self._clock() + (error.retry_after or self._next_throttle))
-        self._next_throttle = min(self._next_throttle * 2, MAX_THROTTLE)
 
     def _record_failure(self, error: XoneError, is_probe: bool, proves: bool) -> None:
         self._failures += 1
@@ -124,16 +120,22 @@ class CircuitBreaker:
                 self._list_failed = True
             elif is_probe:
                 self._list_failed = False
-                self._probe_delay = min(self._probe_delay * 2, MAX_PROBE_DELAY)
-                self._probe_at = self._clock() + self._probe_delay
+                self._failed_probes += 1
+                self._schedule_probe()
         elif self._failures >= FAILURE_THRESHOLD or isinstance(error, BadCredentials):
-            self._open_reason = error.code
-            self._probe_delay = FIRST_PROBE_DELAY
-            self._probe_at = self._clock() + self._probe_delay
-            metrics.circuit_breaker_opened(error.code)
-            log.warning("calls_pause", code=error.code, detail=error.detail)
-            if isinstance(error, BadCredentials):
-                report(error, code=error.code)
+            self._open(error)
+
+    def _open(self, error: XoneError) -> None:
+        self._open_reason = error.code
+        self._failed_probes = 0
+        self._schedule_probe()
+        metrics.circuit_breaker_opened(error.code)
+        log.warning("calls_pause", code=error.code, detail=error.detail)
+        if isinstance(error, BadCredentials):
+            report(error, code=error.code)
+
+    def _schedule_probe(self) -> None:
+        self._probe_at = self._clock() + exponential(INITIAL_PROBE_DELAY, self._failed_probes, MAX_PROBE_DELAY)
 
     def _close(self) -> None:
         if self._open_reason is not None:
@@ -142,14 +144,13 @@ class CircuitBreaker:
         self._failures = 0
         self._open_reason = None
         self._list_failed = False
-        self._next_throttle = FIRST_THROTTLE
 
 
-def _is_down(error: XoneError) -> bool:
-    """Whether an error says that XONE is down, and not only that it has trouble with one offer."""
-    if isinstance(error, NotSent):
+def is_outage(error: XoneError) -> bool:
+    """Whether an error shows that XONE is down or refuses the credentials, and is not about one offer or a 429."""
+    if isinstance(error, NotSent | BadCredentials):
         return True
     if isinstance(error, Busy):
         return error.http_status == 503
-    by_status = error.http_status is not None and error.http_status >= 500
-    return isinstance(error, Unknown) and (error.code in DOWN_CODES or by_status)
+    has_server_error = error.http_status is not None and error.http_status >= 500
+    return isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)

@@ -1,7 +1,8 @@
-"""XONE: token, confirm and read-back, and the one place that turns an answer into a booking or an error.
+"""The client of XONE: token, confirm, and the list of bookings.
 
-Facts about XONE: its Confirm Offer page (path, body, response, bearer token by client credentials), and observation of
-its older API where that page is silent (token path and body, idempotency key, list of bookings, 409 and 422).
+What is known of XONE, and from where: its Confirm Offer page documents path, body and response, and a bearer token by
+client credentials. Observation of its older API shows the path and body for tokens, the idempotency key, the list of
+bookings, and the meaning of 409 and 422.
 """
 
 import json
@@ -28,7 +29,7 @@ from worker.xone.answers import (
     retry_after,
     transport_failure,
 )
-from worker.xone.circuit_breaker import CircuitBreaker
+from worker.xone.call_control import CallControl
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
 from worker.xone.read_back import ReadBack
 from worker.xone.transport import AnswerTooLarge, Transport
@@ -37,13 +38,13 @@ MAX_PAGES = 50  # of the list of bookings
 
 
 class Xone:
-    """A client for one process; threads share it."""
+    """The client of one process. Threads share it."""
 
     def __init__(self, settings: XoneSettings, connections: int = 64) -> None:
         self._settings = settings
         self._http = Transport(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
         self.tokens = TokenCache(self._request_token)
-        self.circuit_breaker = CircuitBreaker()
+        self.calls = CallControl()
         self._read_back = ReadBack()
         base = urlsplit(settings.XONE_BASE_URL)
         self._server: dict[str, str | int] = {
@@ -63,14 +64,15 @@ class Xone:
         idempotency_key: UUID,
         before_call: Callable[[], None] = lambda: None,
     ) -> BookingReceived:
-        """Confirms an offer and returns its booking. Raises XoneError, and Held where no call may be made now.
+        """Confirms an offer and returns its booking. Raises XoneError, and CallsSuspended if no call may be made now.
 
-        before_call: called before anything is sent; what it raises stops the call.
+        body: JSON. idempotency_key: the same for the same body, so that XONE books once. before_call: called before
+        anything is sent; what it raises ends the call.
         """
         template = self._settings.XONE_CONFIRM_PATH
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
-        with self.circuit_breaker.guard():
+        with self.calls.guard():
             answer = self._authorized("confirm", "POST", template, self._url(path), headers, body, before_call)
             return read_confirm_answer(answer, offer_id)
 
@@ -82,13 +84,14 @@ class Xone:
         before_call: Callable[[], None] = lambda: None,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> Booking | None:
-        """The booking of an offer from the partner's list of bookings, or None. Raises XoneError and Held.
+        """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
-        before_call: as in confirm, before each page. while_waiting: called every second while another thread reads.
+        quote_ids: of the offer, for a list that does not name offers. before_call: as in confirm, before each page.
+        while_waiting: called every second while another thread reads the list.
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
-            with self.circuit_breaker.guard(proves=False):
+            with self.calls.guard(proves=False):
                 yield from self._bookings(partner_id, before_call)
 
         listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
@@ -133,7 +136,7 @@ class Xone:
         body: bytes | None,
         before_call: Callable[[], None],
     ) -> HttpAnswer:
-        """The answer to a call with the bearer token; on a 401 once more with a new one."""
+        """The answer to a call with the bearer token. After a 401, calls once more with a new token."""
         answer = None
         for _ in range(2):
             token = self.tokens.get()

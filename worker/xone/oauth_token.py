@@ -1,4 +1,4 @@
-"""The OAuth token: client credentials, cached until shortly before its end, one refresh at a time."""
+"""The OAuth token, by client credentials (RFC 6749, section 4.4). One thread renews it shortly before it expires."""
 
 import time
 from collections.abc import Callable
@@ -7,33 +7,33 @@ from threading import Lock
 
 from worker.observability import metrics
 
-DEFAULT_LIFETIME = 300.0  # seconds, where the answer has no expires_in
+DEFAULT_LIFETIME = 300.0  # seconds, for an answer without expires_in
 
 
 @dataclass(frozen=True)
 class Token:
     value: str
-    fresh_until: float  # monotonic seconds: from here on it is renewed
-    good_until: float  # monotonic seconds: until here it may still be used
+    fresh_until: float  # monotonic seconds: then it is renewed
+    good_until: float  # monotonic seconds: then it expires
 
     def __repr__(self) -> str:
         return "Token(…)"
 
 
 def issued(value: str, lifetime: float, asked_at: float) -> Token:
-    """A token of ``lifetime`` seconds that was asked for at ``asked_at``.
+    """A token that was requested at ``asked_at`` (monotonic seconds) and lives ``lifetime`` seconds.
 
-    Renewed a margin before its end: the smaller of 60 s and a tenth of its life.
+    It is renewed before it expires: by 60 s or a tenth of its lifetime, whichever is smaller.
     """
     margin = min(60.0, lifetime / 10)
     return Token(value, asked_at + lifetime - margin, asked_at + lifetime)
 
 
 class TokenCache:
-    """Shares one token between threads. While one thread renews it, the others use the old one if it is still good."""
+    """One token for all threads. While one thread renews it, the others use the old one until it expires."""
 
     def __init__(self, request: Callable[[], Token], clock: Callable[[], float] = time.monotonic) -> None:
-        """request: asks the token endpoint; what it raises reaches the thread that asked."""
+        """request: calls the token endpoint. What it raises reaches all threads that wait for the token."""
         self._request = request
         self._clock = clock
         self._renewing = Lock()
@@ -42,7 +42,7 @@ class TokenCache:
         self._failure: Exception | None = None  # of the last renewal
 
     def get(self) -> str:
-        """A token that is good now. Raises what the token endpoint's call raised, for all who waited for it."""
+        """A token that has not expired. Raises what the call of the token endpoint raised."""
         token, renewals = self._token, self._renewals
         if token is not None and self._clock() < token.fresh_until:
             return token.value
@@ -52,7 +52,7 @@ class TokenCache:
             return token.value
         try:
             token = self._token
-            if self._renewals != renewals:  # another thread asked while we waited for the lock
+            if self._renewals != renewals:  # another thread renewed it while this one waited
                 if self._failure is not None:
                     raise self._failure
                 if token is not None:
@@ -76,7 +76,7 @@ class TokenCache:
             self._renewals += 1
 
     def drop(self, value: str) -> None:
-        """XONE did not accept this token. Does nothing where another thread has replaced it already."""
+        """Drops a token that XONE did not accept, unless another thread has replaced it already."""
         token = self._token
         if token is not None and token.value == value:
             self._token = None

@@ -1,8 +1,8 @@
-"""Read-back: what exists already, from a partner's list of bookings. Callers who wait share one reading.
+"""Read-back: finds a booking that exists already in its partner's list of bookings.
 
-The list can't be asked for one offer, and may be thousands long: after an outage, when hundreds of answers are
-unknown at once, a reading for each of them would be hundreds of thousands of calls. So a partner's list is read by
-one caller at a time; who asks meanwhile waits for the next reading, which begins after that and serves all of them.
+The list can't be asked for a single offer, and may have thousands of bookings. After an outage hundreds of answers are
+unknown at once, and a reading for each would be hundreds of thousands of calls. So threads share readings: one thread
+at a time reads a partner's list. Those that ask meanwhile wait for the next reading, which serves all of them.
 """
 
 from collections import defaultdict
@@ -18,15 +18,15 @@ from worker.xone.circuit_breaker import CallsSuspended
 Listed = dict[str, Any]
 Reading = Callable[[], Generator[Listed, None, None]]
 
-WAIT = 1.0  # seconds between two looks after the own lease
+WAIT = 1.0  # seconds between two calls of while_waiting
 
 
 @dataclass
 class _Round:
-    """One reading, and who is served by it."""
+    """One reading, with the offers that it is for and what it found."""
 
-    wanted: dict[str, frozenset[str]] = field(default_factory=dict)  # quote ids by offer id
-    found: dict[str, Listed] = field(default_factory=dict)  # by offer id
+    wanted: dict[str, frozenset[str]] = field(default_factory=dict)  # quote ids, by offer id
+    bookings: dict[str, Listed] = field(default_factory=dict)  # as listed, by offer id
     failure: XoneError | CallsSuspended | None = None
     has_ended: bool = False
 
@@ -36,18 +36,18 @@ class _Round:
         for listed in listing:
             offer_id = listed.get("offer_id") or by_quote.get(_quote_of(listed))
             if isinstance(offer_id, str) and offer_id in wanted:
-                self.found.setdefault(offer_id, listed)
-                if len(self.found) == len(wanted):
+                self.bookings.setdefault(offer_id, listed)
+                if len(self.bookings) == len(wanted):
                     return
 
 
 class ReadBack:
-    """Threads share it."""
+    """Shared readings of the lists of bookings. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._next: dict[str, _Round] = {}  # by partner: a reading that has not begun, so that it can be joined
-        self._turns: defaultdict[str, Lock] = defaultdict(Lock)  # by partner: held by who reads
+        self._next: dict[str, _Round] = {}  # by partner: a reading that has not begun and can be joined
+        self._reading: defaultdict[str, Lock] = defaultdict(Lock)  # by partner: held by the thread that reads
 
     def find(
         self,
@@ -57,37 +57,37 @@ class ReadBack:
         reading: Reading,
         while_waiting: Callable[[], None],
     ) -> Listed | None:
-        """What the list holds for an offer: by ``offer_id`` where the listed booking has one, else by ``quote.uuid``.
+        """The listed booking of an offer, or None: by its ``offer_id`` if it has one, else by its ``quote.uuid``.
 
-        reading: reads the list. Of those who wait one does it, for all; all get what it raises of XoneError and Held.
-        Where it raises anything else, that is its caller's own matter, and another one reads.
-        while_waiting: called every second; what it raises ends the waiting of its caller alone.
+        reading: yields the listed bookings. One of the waiting threads runs it, for all of them. XoneError and
+        CallsSuspended that it raises reach all of them. Any other exception reaches only the thread that ran it, and
+        another thread reads. while_waiting: called every second; what it raises ends the wait of its own thread.
         """
         with self._lock:
-            ours = self._next.setdefault(partner_id, _Round())
-            ours.wanted[offer_id] = quote_ids
-            turn = self._turns[partner_id]
-        while not turn.acquire(timeout=WAIT):
+            round_ = self._next.setdefault(partner_id, _Round())
+            round_.wanted[offer_id] = quote_ids
+            is_reading = self._reading[partner_id]
+        while not is_reading.acquire(timeout=WAIT):
             while_waiting()
         try:
-            if not ours.has_ended:
-                self._read(partner_id, ours, reading)
+            if not round_.has_ended:
+                self._read(partner_id, round_, reading)
         finally:
-            turn.release()
-        if offer_id not in ours.found and ours.failure is not None:
-            raise ours.failure
-        return ours.found.get(offer_id)
+            is_reading.release()
+        if offer_id not in round_.bookings and round_.failure is not None:
+            raise round_.failure
+        return round_.bookings.get(offer_id)
 
-    def _read(self, partner_id: str, ours: _Round, reading: Reading) -> None:
+    def _read(self, partner_id: str, round_: _Round, reading: Reading) -> None:
         with self._lock:
-            if self._next.get(partner_id) is ours:
+            if self._next.get(partner_id) is round_:
                 del self._next[partner_id]
         try:
             with closing(reading()) as listing:
-                ours.read(listing)
+                round_.read(listing)
         except (XoneError, CallsSuspended) as failure:
-            ours.failure = failure
-        ours.has_ended = True
+            round_.failure = failure
+        round_.has_ended = True
 
 
 def _quote_of(listed: Listed) -> str:

@@ -1,12 +1,12 @@
-"""What a refusal says, in words that hold no personal data: for the error's detail, by which failures are grouped.
+"""The text of a refusal without personal data: for the detail of an error, by which failures are grouped.
 
-XONE may echo what was sent to it, and nothing tells its own words from a customer's. So only words of a fixed
-vocabulary survive; each run of other words and numbers becomes one ``…``:
+XONE may echo what was sent to it, and its own words can't be told from a customer's. So only words of a fixed
+vocabulary stay; each run of other words and numbers becomes one ``…``:
 
     {"errors": [{"field": "policyholder.email", "message": "'ada@example.com' is not a valid email address."}]}
     policyholder.email: … is not a valid email address
 
-XONE's page does not say how it words a refusal. The shapes read here are those of its older API and of common
+XONE's page does not document the body of a refusal. The shapes that are read are those of its older API and of common
 frameworks: texts under ``errors``, ``error``, ``detail``, ``message`` and the like, one by one or by field.
 """
 
@@ -36,9 +36,9 @@ _FIELD_KEYS = ("field", "loc", "pointer", "param", "parameter", "name", "path", 
 
 
 def refusal_text(body: bytes) -> str:
-    """The messages of an answer with the names of their fields, normalised. Empty where there are none.
+    """The messages of an answer with the names of their fields; empty if there are none.
 
-    body: of any answer, JSON or not. At most 200 characters, of the vocabulary only.
+    Contains words of the vocabulary only, and at most 200 characters. body: of any answer, JSON or not.
     """
     if len(body) > MAX_BODY:
         return ""
@@ -46,35 +46,35 @@ def refusal_text(body: bytes) -> str:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    texts = islice(_texts(content, (), is_told=not isinstance(content, dict)), MAX_TEXTS)
+    texts = islice(_texts(content, (), is_message=not isinstance(content, dict)), MAX_TEXTS)
     clauses = dict.fromkeys(_clause(path, text) for path, text in texts)
     return _shortened("; ".join(clause for clause in clauses if clause))
 
 
-def _texts(node: Any, path: Path, is_told: bool) -> Iterator[tuple[Path, str]]:
-    """Each message with the path of what it is about. is_told: whether a bare text is a message, not an echo."""
-    if isinstance(node, str) and is_told:
+def _texts(node: Any, path: Path, is_message: bool) -> Iterator[tuple[Path, str]]:
+    """Each message with the path of its subject. is_message: whether a bare text is a message and no echo."""
+    if isinstance(node, str) and is_message:
         yield path, node
     if len(path) > MAX_DEPTH:
         return
     if isinstance(node, list):
         for item in node:
-            yield from _texts(item, (*path, ""), is_told or isinstance(item, str))
+            yield from _texts(item, (*path, ""), is_message or isinstance(item, str))
     elif isinstance(node, dict):
         texts = [node[key] for key in _TEXT_KEYS if isinstance(node.get(key), str)]
         parts = [node[key] for key in (*_TEXT_KEYS, *_LIST_KEYS) if isinstance(node.get(key), dict | list)]
         if texts:
-            telling = (text for text in texts if _normalised(text).strip(OTHER))
-            yield (*path, *_field_beside(node)), next(telling, texts[0])
+            with_known_words = (text for text in texts if _normalised(text).strip(OTHER))
+            yield (*path, *_field_beside(node)), next(with_known_words, texts[0])
         for part in parts:
-            yield from _texts(part, (*path, ""), is_told=True)
+            yield from _texts(part, (*path, ""), is_message=True)
         if not texts and not parts:  # its keys are the fields
             for key, value in node.items():
-                yield from _texts(value, (*path, key), is_told)
+                yield from _texts(value, (*path, key), is_message)
 
 
 def _field_beside(node: dict[str, Any]) -> Path:
-    """The field that stands beside a message: ``"a.b"``, ``["a", "b"]`` or ``{"pointer": "/a/b"}``."""
+    """The field that is named beside a message: ``"a.b"``, ``["a", "b"]`` or ``{"pointer": "/a/b"}``."""
     named = next((node[key] for key in _FIELD_KEYS if node.get(key)), None)
     if isinstance(named, dict):
         named = next((named[key] for key in _FIELD_KEYS if named.get(key)), None)
@@ -85,13 +85,13 @@ def _field_beside(node: dict[str, Any]) -> Path:
 
 
 def _clause(path: Path, text: str) -> str:
-    """``policyholder.email: this field is required``. Empty where nothing of it survives."""
+    """``policyholder.email: this field is required``; empty if no known word is left."""
     steps = [step for whole in path for step in re.split(r"[.\[\]/]+", whole[:MAX_READ]) if not _is_index(step)]
     place = ".".join(_runs_as_one(_known(step) or OTHER for step in steps)) if steps else ""
-    said = _normalised(text)
+    words = _normalised(text)
     if not place.strip(OTHER):
-        return said if said.strip(OTHER) else ""
-    return f"{place}: {said}" if said else place
+        return words if words.strip(OTHER) else ""
+    return f"{place}: {words}" if words else place
 
 
 def _is_index(step: str) -> bool:
@@ -99,9 +99,9 @@ def _is_index(step: str) -> bool:
 
 
 def _normalised(text: str) -> str:
-    """The words of a text: the known ones in small letters, with their punctuation; each run of others as ``…``.
+    """The known words of a text in small letters, with their punctuation, and each run of other words as ``…``.
 
-    Only ``…`` where nothing but function words are known, for they tell nothing by themselves.
+    Only ``…`` if all known words are function words, which say nothing by themselves.
     """
     words = list(_runs_as_one(_word(chunk) for chunk in text[:MAX_READ].split()))
     if words and all(word.rstrip(",;:.") in _SAY_NOTHING_ALONE for word in words):
@@ -124,7 +124,7 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def _known(word: str) -> str | None:
-    """The word in small letters where it is known, or all its parts are: ``offerExpired``, ``offer_expired``."""
+    """The word in small letters if it, or each of its parts, is known: ``offerExpired``, ``offer_expired``."""
     if len(word) > MAX_WORD:
         return None
     small = word.replace("’", "'").lower().removesuffix("'s")
@@ -136,7 +136,7 @@ def _known(word: str) -> str | None:
 
 
 def _runs_as_one(words: Iterator[str]) -> Iterator[str]:
-    """Without what is empty, and one ``…`` for each run of them."""
+    """Drops empty words, and leaves one ``…`` of each run."""
     before = ""
     for word in words:
         if word and not (word == before == OTHER):
@@ -158,7 +158,7 @@ _FIELDS = {
     for name in model.model_fields
 }  # fmt: skip
 
-# No word here that is likelier a name than a word of a refusal: "will", "may", "grant", "mark" and such are left out.
+# Words that are likelier names than words of a refusal are left out: "will", "may", "grant", "mark" and such.
 _FUNCTION_WORDS = """
     a about above after again all already also although always an and another any are as at be because been before
     being below between but by can could did do does each either else every for from had has have how however if

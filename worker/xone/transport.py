@@ -1,7 +1,7 @@
-"""HTTP to XONE: one pooled session of requests, with a deadline over the whole call and a bound on the answer.
+"""HTTP to XONE: pooled connections, with a deadline for the whole call and a limit on the size of the answer.
 
-The time-outs of sockets are for single operations, so an answer that drips in outlasts them. Here the time that is
-left is set anew before each read, headers included.
+A socket's timeout is for one operation, so an answer that trickles in outlasts it. Here the remaining time is set again
+before each read, headers included.
 """
 
 import http.client
@@ -18,9 +18,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 from urllib3.util.ssl_match_hostname import CertificateError
 
-MAX_ANSWER = 5 * 1024 * 1024
-CHUNK = 64 * 1024
-READ_AHEAD = 16 * 1024  # for each call in flight: room for most answers
+MAX_ANSWER = 5 * 1024 * 1024  # bytes
+CHUNK = 64 * 1024  # bytes
+READ_AHEAD = 16 * 1024  # bytes, for each call in flight: most answers fit
 
 
 class AnswerTooLarge(Exception):
@@ -32,7 +32,7 @@ class TlsError(NewConnectionError):
 
 
 class _UntilDeadline(io.RawIOBase):
-    """A socket's bytes until a deadline; after it, TimeoutError."""
+    """A socket's bytes until a deadline (monotonic seconds). Raises TimeoutError after it."""
 
     def __init__(self, source: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
         self._source = source
@@ -72,7 +72,11 @@ class _SecureConnection(HTTPSConnection):
     def connect(self) -> None:
         try:
             super().connect()
-        except (OSError, SSLError, CertificateError) as error:  # later, the same errors do not tell what was sent
+        except (
+            OSError,
+            SSLError,
+            CertificateError,
+        ) as error:  # after the handshake, the same errors do not show what was sent
             raise TlsError(self, f"no TLS connection: {type(error).__name__}") from error
 
 
@@ -90,17 +94,17 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        """Status, headers and what is still to be read: no cookies, and no history."""
+        """Status, headers and the body to be read: no cookies, and no history."""
         response = requests.Response()
         response.status_code, response.headers, response.raw = resp.status, CaseInsensitiveDict(resp.headers), resp
         return response
 
 
 class Transport:
-    """A pool of connections that threads share. Follows no redirect, keeps no cookie, reads no .netrc."""
+    """A pool of connections. Follows no redirect, keeps no cookie, reads no .netrc. Threads share it."""
 
     def __init__(self, connections: int, connect_timeout: float, timeout: float) -> None:
-        """connections: kept open at most; connect_timeout, timeout: seconds, the second over the whole call."""
+        """connections: how many are kept open; connect_timeout, timeout: seconds, the second for the whole call."""
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._adapter = _Adapter(pool_connections=2, pool_maxsize=connections, max_retries=0)
@@ -108,9 +112,9 @@ class Transport:
     def send(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None = None
     ) -> tuple[int, CaseInsensitiveDict[str], bytes]:
-        """Status, headers and whole body of the answer.
+        """Sends a request and returns status, headers and whole body of the answer.
 
-        Raises requests' exceptions, and AnswerTooLarge. A body that breaks off or drips past the deadline raises too.
+        Raises requests.RequestException, also if the body breaks off or outlasts the deadline, and AnswerTooLarge.
         """
         request = requests.PreparedRequest()
         request.method, request.body = method, body

@@ -1,0 +1,102 @@
+"""Throttling after a 429, beside the circuit breaker, against a clock of the test's own."""
+
+import contextlib
+
+import pytest
+
+from worker.errors import Busy, NotSent, Refused, XoneError
+from worker.xone.call_control import CallControl
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def calls(clock: Clock) -> CallControl:
+    return CallControl(clock)
+
+
+def call(calls: CallControl, error: XoneError | None = None, proves: bool = True) -> bool:
+    """Whether a call passed; it ends with the error."""
+    try:
+        with contextlib.suppress(XoneError), calls.guard(proves):
+            if error is not None:
+                raise error
+    except CallsSuspended:
+        return False
+    return True
+
+
+def throttled(retry_after: float | None = None) -> Busy:
+    return Busy("http-429", "", 429, retry_after=retry_after)
+
+
+def test_a_429_stops_all_calls_for_as_long_as_it_asks(calls: CallControl, clock: Clock) -> None:
+    assert call(calls, throttled(30.0))
+
+    assert calls.wait() == 30.0
+    assert not call(calls)
+    clock.now += 30
+    assert call(calls)
+
+
+@pytest.mark.parametrize("answer", [None, Refused("http-422", "", 422)], ids=["booked", "refused"])
+def test_429s_without_a_time_stop_calls_for_longer_until_one_is_answered(
+    answer: XoneError | None, calls: CallControl, clock: Clock
+) -> None:
+    waits = []
+    for _ in range(8):
+        assert call(calls, throttled())
+        waits.append(calls.wait())
+        clock.now += calls.wait()
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+    call(calls, answer)
+    call(calls, throttled())
+    assert calls.wait() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("error", "proves"), [(NotSent("connect", ""), True), (None, False)], ids=["an outage", "the list of bookings"]
+)
+def test_what_does_not_show_that_xone_confirms_again_resets_nothing(
+    error: XoneError | None, proves: bool, calls: CallControl, clock: Clock
+) -> None:
+    call(calls, throttled())
+    clock.now += 1
+    call(calls, error, proves)
+    call(calls, throttled())
+
+    assert calls.wait() == 2.0
+
+
+def test_a_shorter_time_does_not_end_a_longer_one(calls: CallControl) -> None:
+    with contextlib.suppress(Busy), calls.guard():
+        call(calls, throttled(30.0))
+        raise throttled(1.0)
+
+    assert calls.wait() == 30.0
+
+
+def test_the_longer_wait_counts_of_breaker_and_throttle(calls: CallControl, clock: Clock) -> None:
+    with contextlib.suppress(Busy), calls.guard():
+        for _ in range(FAILURE_THRESHOLD):
+            call(calls, NotSent("connect", ""))
+        raise throttled(0.5)
+    assert calls.wait() == 1.0
+
+    clock.now += 1
+    assert call(calls, throttled(30.0)), "the probe"
+    assert calls.wait() == 30.0
+    assert calls.circuit_breaker.open_reason == "connect"
