@@ -108,7 +108,7 @@ def still_unknown(outcome: Outcome, delay: tuple[float, float] | None = None, **
 unseen = BookingNotFound  # a short name for the table
 
 # One representative of each class of answer, after each kind of past that makes a difference. The properties at the
-# end of this file say that nothing else makes one. Which status belongs to which class is held by test_xone.py.
+# end of this file say that nothing else makes one. Which status belongs to which class is held by test_xone_client.py.
 TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     # Booked: whatever was before.
     ("booked", BookingReceived(booking(), 201), FIRST, Expected(CONFIRMED, BOOKED)),

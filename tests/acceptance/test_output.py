@@ -101,5 +101,5 @@ def test_a_defect_is_told_by_its_place_and_without_its_text(url: str, monkeypatc
 
     assert done.exit_code == 1
     assert done.stderr.startswith("confirm-offer: a defect of this program, please report it: KeyError\n")
-    assert "test_console.py" in done.stderr
+    assert "test_output.py" in done.stderr
     assert MARK not in done.output

@@ -80,7 +80,7 @@ def test_the_places_hold_neither_code_nor_values() -> None:
     places = where(caught(fail).__traceback__)
 
     assert [place.split(" ")[1] for place in places] == ["caught", "fail"]
-    assert all(place.startswith("unit/test_report.py:") for place in places)
+    assert all(place.startswith("unit/test_sentry.py:") for place in places)
 
 
 def test_no_trace_has_no_places() -> None:
@@ -387,7 +387,7 @@ def test_a_defect_is_logged_with_type_place_and_facts(output: io.StringIO) -> No
 
     lines = output.getvalue()
     assert MARK not in lines
-    for part in ("defect", "ValueError", "test_report.py", "fail", "c-1", "DecryptionError: body opens with no key"):
+    for part in ("defect", "ValueError", "test_sentry.py", "fail", "c-1", "DecryptionError: body opens with no key"):
         assert part in lines
 
 
