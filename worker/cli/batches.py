@@ -25,8 +25,7 @@ from worker.cli.ui.console import (
 )
 from worker.cli.ui.paused import standing, tell_paused
 from worker.cli.ui.tables import add_row, new_table, print_text
-from worker.formatting import in_utc as in_utc
-from worker.formatting import local_time, pluralize, short_time
+from worker.formatting import in_utc, local_time, pluralize, short_time
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 

@@ -12,8 +12,7 @@ from worker.cli.ui.console import handle_errors, json_option, out, print_csv, pr
 from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.paused import standing, tell_paused
 from worker.cli.ui.tables import add_row, new_table, print_commands, print_text
-from worker.formatting import in_utc as in_utc
-from worker.formatting import local_time, short_time
+from worker.formatting import in_utc, local_time, short_time
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 

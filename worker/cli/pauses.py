@@ -11,7 +11,7 @@ from tasks.operations.pauses import paused_scope
 from worker.cli.ui.console import handle_errors, json_option, out, print_json, reason_option
 from worker.cli.ui.paused import standing, tell_paused
 from worker.cli.ui.tables import print_text
-from worker.formatting import in_utc as in_utc
+from worker.formatting import in_utc
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 from worker.storage.pause_cache import ALL

@@ -16,8 +16,7 @@ from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.offers_file import read_offers
 from worker.cli.ui.paused import standing, tell_paused
 from worker.cli.ui.tables import print_commands, print_text
-from worker.formatting import in_utc as in_utc
-from worker.formatting import local_time, pluralize
+from worker.formatting import in_utc, local_time, pluralize
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 

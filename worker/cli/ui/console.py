@@ -8,16 +8,16 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from worker.errors import ConfirmOfferError, SettingsError, describe, where
-from worker.messaging import broker
-from worker.storage import database
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -58,7 +58,7 @@ class UsageError(Failed):
 
 @contextmanager
 def user_error() -> Iterator[None]:
-    """Turns what a command can run into to one line that says what to do, and exit code 1."""
+    """Turns an error that a command can meet into one line that says what to do, and exit code 1."""
     try:
         yield
     except (SettingsError, click.ClickException, click.Abort, click.exceptions.Exit):
@@ -71,28 +71,40 @@ def user_error() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _FULL:
             print_error(f"what it writes to is full: {error.strerror}")
             out.on_broken_pipe()  # drops what waits to be written, and ends with exit code 1
-        if broker.lacks_queues(error):
-            raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
-        if why := broker.refuses(error):
-            raise Failed(f"{why}; check user and virtual host in BROKER_URL, and the user's rights") from None
-        if why := broker.distrusts(error):
-            raise Failed(
-                f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
-            ) from None
-        if broker.is_away(error):
-            raise Failed(f"the broker can't be reached ({type(error).__name__}); check BROKER_URL") from None
-        if database.lacks_tables(error):
-            raise Failed("the database has not the tables of this version; run 'confirm-offer db upgrade'") from None
-        if database.lacks_rights(error):
-            raise Failed("the role of DATABASE_URL lacks a right; see docs/database-roles.md") from None
-        if database.distrusts(error):
-            raise Failed(
-                "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
-            ) from None
-        if database.is_away(error):
-            raise Failed(f"the database can't be reached ({type(error).__name__}); check DATABASE_URL") from None
+        if (remedy := _broker_remedy(error) or _database_remedy(error)) is not None:
+            raise Failed(remedy) from None
         places = "".join(f"\n  {place}" for place in where(error.__traceback__))
         raise Failed(f"a defect of this program, please report it: {describe(error)}{places}") from None
+
+
+def _broker_remedy(error: Exception) -> str | None:
+    """What went wrong with the broker, and what to do; None where it is not the broker."""
+    from worker.messaging import broker  # kombu: most commands do without it
+
+    if broker.lacks_queues(error):
+        return "the broker lacks an exchange or queue; run 'confirm-offer broker declare'"
+    if why := broker.refuses(error):
+        return f"{why}; check user and virtual host in BROKER_URL, and the user's rights"
+    if why := broker.distrusts(error):
+        return f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
+    if broker.is_away(error):
+        return f"the broker can't be reached ({type(error).__name__}); check BROKER_URL"
+    return None
+
+
+def _database_remedy(error: Exception) -> str | None:
+    """What went wrong with the database, and what to do; None where it is not the database."""
+    from worker.storage import database
+
+    if database.lacks_tables(error):
+        return "the database has not the tables of this version; run 'confirm-offer db upgrade'"
+    if database.lacks_rights(error):
+        return "the role of DATABASE_URL lacks a right; see docs/database-roles.md"
+    if database.distrusts(error):
+        return "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
+    if database.is_away(error):
+        return f"the database can't be reached ({type(error).__name__}); check DATABASE_URL"
+    return None
 
 
 def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,8 +116,10 @@ def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def progress(shown: bool = True) -> Progress:
+def progress(shown: bool = True) -> "Progress":
     """A progress bar on a terminal, gone when the work is done; nothing elsewhere, or where it is not to be shown."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -9,7 +9,6 @@ from rich.text import Text
 from worker.cli.ui.console import out
 from worker.cli.ui.tables import add_row, new_table, print_text
 from worker.cli.ui.time_param import MOMENT
-from worker.formatting import in_utc as in_utc
 from worker.formatting import local_time, pluralize
 
 

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from tasks.operations import pauses
 from tasks.operations.pauses import paused_scope
 from worker.cli.ui.tables import print_commands, print_text
-from worker.formatting import in_utc as in_utc
 from worker.formatting import local_time
 from worker.storage.pause_cache import ALL
 
