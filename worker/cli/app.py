@@ -3,10 +3,12 @@
 A command's module is imported when the command is called, so that ``confirm-offer --help`` imports none of them.
 """
 
+import gc
 import signal
 import sys
 from collections import UserDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -22,6 +24,17 @@ class CommandEntry(NamedTuple):
     short_help: str
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """For imports: what they make stays, and looking through it for garbage takes a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class LazyCommands(UserDict[str, click.Command]):
     """Commands by name. Each is imported when it is looked up."""
 
@@ -32,7 +45,8 @@ class LazyCommands(UserDict[str, click.Command]):
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.data:
             module, _, attribute = self.entries[name].target.partition(":")
-            self.data[name] = getattr(import_module(module), attribute)
+            with _without_garbage_collection():
+                self.data[name] = getattr(import_module(module), attribute)
         return self.data[name]
 
     def __contains__(self, name: object) -> bool:
