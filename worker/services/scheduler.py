@@ -152,9 +152,9 @@ def _in_turn(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
         .limit(LOOK_AT)
         .subquery()
     )
-    run_once = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
-    ranked = select(oldest.c.id, oldest.c.due_at, run_once.label("turn")).subquery()
-    return select(ranked.c.id).order_by(ranked.c.run_once, ranked.c.due_at)
+    turn = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
+    ranked = select(oldest.c.id, oldest.c.due_at, turn.label("turn")).subquery()
+    return select(ranked.c.id).order_by(ranked.c.turn, ranked.c.due_at)
 
 
 # Built once: to build a statement costs more than to execute it.
