@@ -1,4 +1,4 @@
-"""``confirm-offer doctor``: what is wrong with this set-up, and what to do."""
+"""``confirm-offer doctor``: what is wrong with this installation, and what to do."""
 
 import sys
 from collections import Counter

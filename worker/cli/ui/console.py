@@ -1,4 +1,4 @@
-"""What all commands share: the consoles, JSON or text, one line for what goes wrong."""
+"""What all commands share: consoles, output as text or JSON, and one line for each error."""
 
 import csv
 import errno
@@ -23,35 +23,35 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-reason_option = click.option("--reason", help="Why, for the record.")
+reason_option = click.option("--reason", help="Why, for the audit.")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def print_wrapped(console: Console, text: str) -> None:
-    """Lines wrapped at words on a terminal; whole elsewhere, for who searches them."""
+    """Prints lines: wrapped at words on a terminal, whole elsewhere, so that they can be searched."""
     console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
 def print_note(text: str) -> None:
-    """What is no result, on standard error."""
+    """Prints a note to standard error."""
     print_wrapped(err, text)
 
 
 def print_error(text: str) -> None:
-    """What went wrong, and what to do."""
+    """Prints an error, and what to do about it."""
     print_note(f"confirm-offer: {text}")
 
 
 class Failed(click.ClickException):
-    """Not done: exit code 1."""
+    """The command could not do its work: exit code 1."""
 
     def show(self, file: Any = None) -> None:
         print_error(self.message)
 
 
 class UsageError(Failed):
-    """It was not said what to do: exit code 2."""
+    """The command was used wrongly: exit code 2."""
 
     exit_code = 2
 
@@ -108,6 +108,8 @@ def _database_remedy(error: Exception) -> str | None:
 
 
 def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``user_error`` around a command."""
+
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         with user_error():
@@ -117,7 +119,7 @@ def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def progress(shown: bool = True) -> "Progress":
-    """A progress bar on a terminal, gone when the work is done; nothing elsewhere, or where it is not to be shown."""
+    """A progress bar on a terminal, which disappears at the end. shown: False for none."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -132,29 +134,30 @@ def progress(shown: bool = True) -> "Progress":
 
 
 def print_json(content: Any) -> None:
-    with _to_who_reads():
+    """Prints what ``json.dumps`` takes: indented on a terminal, in one line elsewhere."""
+    with _ignoring_closed_pipe():
         click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """A header and rows, by the names of the columns."""
+    """Prints a header and rows. columns: keys of the rows, in order; other keys are left out."""
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
-    with _to_who_reads():
+    with _ignoring_closed_pipe():
         writer.writeheader()
         writer.writerows(rows)
         sys.stdout.flush()
 
 
 @contextmanager
-def _to_who_reads() -> Iterator[None]:
+def _ignoring_closed_pipe() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader, such as head, has enough
         out.on_broken_pipe()
 
 
 def ask(question: str, yes: bool) -> None:
-    """Goes on where the answer is yes. yes: it was given with the command."""
+    """Asks a question, and raises Failed unless the answer is yes. yes: do not ask; needed without a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -165,7 +168,7 @@ def ask(question: str, yes: bool) -> None:
 
 
 def print_result(as_json: bool, text: str, **content: Any) -> None:
-    """The result of a command: a text for a person, or its facts as JSON."""
+    """Prints the result of a command: the text, or the content as JSON."""
     if as_json:
         print_json(content)
     else:
