@@ -78,7 +78,7 @@ ENTRIES = {
     "db": CommandEntry("worker.cli.db:db", "The database's schema."),
     "dead-letters": CommandEntry("worker.cli.dead_letters:dead_letters", "What could not be accepted as a job."),
     "demo": CommandEntry("worker.cli.demo:demo", "Runs the whole system in one process, with nothing installed."),
-    "doctor": CommandEntry("worker.cli.doctor:doctor", "Checks all that a worker needs, and says what to mend."),
+    "doctor": CommandEntry("worker.cli.doctor:doctor", "Checks all that a worker needs, and says what to fix."),
     "enqueue": CommandEntry("worker.cli.enqueue:enqueue", "Publishes jobs from a file, JSON Lines or CSV."),
     "erase": CommandEntry("worker.cli.erase:erase", "Forgets a person, found by an e-mail."),
     "events": CommandEntry("worker.cli.events:events", "The events that consumers get."),

@@ -182,5 +182,5 @@ _add_move("resume", BatchState.RUNNING, "Goes on with a batch that was paused.")
 _add_move(
     "cancel",
     BatchState.CANCELLED,
-    "Ends a batch for good. Items that were not tried stay failed; items under way go on.",
+    "Ends a batch; it can't be resumed. Items that were not tried stay failed; items under way go on.",
 )

@@ -21,7 +21,7 @@ from worker.storage.encryption import Encryption
 @click.command(short_help="Forgets a person, found by an e-mail.")
 @click.option("--email", required=True, help='The person\'s e-mail; its case does not count ("-": standard input).')
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", help="Why, for the record: write no personal data.")
+@click.option("--reason", help="Why, for the audit: write no personal data.")
 @json_option
 @handle_errors
 def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
@@ -41,14 +41,18 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         raise click.UsageError("--email should be an e-mail address")
     encryption, engine = Encryption(read(EncryptionSettings).keys), database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
-        found = purging.of_person(connection, encryption, email)
+        confirmations = purging.of_person(connection, encryption, email)
         unsearched = email_index.count_unsearched(connection)
-    ended = [row for row in found if row.has_ended]
+    ended = [confirmation for confirmation in confirmations if confirmation.has_ended]
     if ended:
-        under_way = f" ({len(found) - len(ended):,} more can't be yet)" if len(ended) < len(found) else ""
-        ask(f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}, for good?", yes)
+        under_way = (
+            f" ({len(confirmations) - len(ended):,} more can't be yet)" if len(ended) < len(confirmations) else ""
+        )
+        ask(
+            f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}? This can't be undone.", yes
+        )
     erased = {row.id for row in ended if _erase(engine, encryption, email, row)}
-    left = [row for row in found if row.id not in erased]
+    left = [confirmation for confirmation in confirmations if confirmation.id not in erased]
     with engine.begin() as connection:
         audit(
             connection,
@@ -62,7 +66,7 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
     if as_json:
         named = [{"partner_id": row.partner_id, "offer_id": row.offer_id, "state": row.state} for row in left]
         print_json({"erased": len(erased), "left": named, "unsearched": unsearched})
-    elif found:
+    elif confirmations:
         click.echo(f"{pluralize(len(erased), 'confirmation')} erased")
     else:
         click.echo("nobody was found by this e-mail")

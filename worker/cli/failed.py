@@ -76,12 +76,17 @@ def _csv_rows(groups: Iterable[FailureGroup]) -> Iterator[dict[str, Any]]:
 
 def _print_list(confirmations: Sequence[FailedConfirmation]) -> None:
     table = new_table("failed", "partner", "offer", "code")
-    for one in confirmations[:MAX_ROWS]:
-        code = f"{one.code}, review" if one.state is State.NEEDS_REVIEW else str(one.code)
-        add_row(table, short_time(one.updated_at), one.partner_id, one.offer_id, code)
+    for confirmation in confirmations[:MAX_ROWS]:
+        failed_at, ids = short_time(confirmation.updated_at), (confirmation.partner_id, confirmation.offer_id)
+        add_row(table, failed_at, *ids, _code(confirmation))
     out.print(table)
     if len(confirmations) > MAX_ROWS:
         print_text(out, f"and {len(confirmations) - MAX_ROWS:,} more; --csv or --json prints all", style="dim")
+
+
+def _code(confirmation: FailedConfirmation) -> str:
+    review = ", review" if confirmation.state is State.NEEDS_REVIEW else ""
+    return f"{confirmation.code}{review}"
 
 
 def _print_in_review(count: int, selection: Selection) -> None:

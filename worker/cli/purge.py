@@ -57,7 +57,7 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
     if dry_run or not total:
         text = f"{pluralize(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
         return print_result(as_json, text + "; nothing was changed", purged=0, left=total)
-    ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}, for good?", yes)
+    ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}? This can't be undone.", yes)
     purged = 0
     with Tally(engine, "purge", reason, before=moment(before)) as tally, progress() as bar:
         task = bar.add_task("blanking", total=total)

@@ -127,7 +127,7 @@ def _print_left_out(plan: Plan) -> None:
 
 
 def _concerns(pause: ActivePause, matched: Matched) -> bool:
-    return pause.partner_id is None or any(pause.partner_id == one.partner_id for one in matched.confirmations)
+    return pause.partner_id is None or pause.partner_id in {row.partner_id for row in matched.confirmations}
 
 
 def _at(rate: float | None) -> str:
