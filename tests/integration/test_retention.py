@@ -43,7 +43,7 @@ from worker.services.retention import Retention
 from worker.settings import EncryptionSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Encryption
-from worker.storage.pause_cache import ALL, Pauses
+from worker.storage.pause_cache import ALL, PauseCache
 from worker.xone.answers import BookingReceived
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"
@@ -128,7 +128,7 @@ def failed_late(runtime: Runtime, lease: Lease) -> None:
 def stop_calls(runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "a test", "tester@here")
-    runtime.pauses = Pauses()  # it looks again
+    runtime.pauses = PauseCache()  # it looks again
 
 
 # --- finding a person ---
@@ -296,7 +296,7 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: 
     assert [step.confirmations for step in done] == [1, 1]
     stored = next(row for row in rows(runtime, Confirmation) if row.id == lease.id).sealed_body
     assert new_vault.is_current(stored)
-    assert json.loads(new_vault.open(lease.id, "body", stored)) == changed
+    assert json.loads(new_vault.decrypt(lease.id, "body", stored)) == changed
 
 
 # --- purge ---
