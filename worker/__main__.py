@@ -4,18 +4,14 @@ import sys
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["health"]:  # a probe runs every few seconds, and needs a tenth of what the others import
-        from worker.cli.health import health
+    """Runs a command. For a worker, gevent replaces parts of the standard library before anything else is imported."""
+    if sys.argv[1:2] == ["worker"]:
+        from worker import gevent_support
 
-        health.main(sys.argv[2:], prog_name="confirm-offer health")
-    else:
-        if sys.argv[1:2] == ["worker"]:
-            from worker import gevent_support
+        gevent_support.patch_if_requested()
+    from worker.cli.app import main as run_command
 
-            gevent_support.patch_if_requested()
-        from worker.cli.app import main as others
-
-        others()
+    run_command()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ ConfirmOfferError
 
 import traceback
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from models.booking import Booking
+if TYPE_CHECKING:
+    from models.booking import Booking  # pydantic, which a command that only reads the database does not need
 
 
 class ConfirmOfferError(Exception):
@@ -89,7 +91,7 @@ class Refused(XoneError):
 class AlreadyBooked(XoneError):
     """XONE says that a booking of this offer exists. ``booking``: set if the answer contained it."""
 
-    booking: Booking | None = None
+    booking: "Booking | None" = None
 
 
 class Unknown(XoneError):

@@ -1,34 +1,49 @@
-"""Numbers, times and texts for people and for JSON."""
+"""Numbers, times and texts for people, and values for JSON."""
 
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
 from models.exact_json import moment
 
-
-def printable(text: str) -> str:
-    """Without characters that a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+OMIT_IF_NONE: Mapping[str, bool] = {"omit_if_none": True}  # metadata of a dataclass's field, for to_json
 
 
-def in_utc(value: Any) -> Any:
-    """Times in UTC and decimals as strings, for ``--json``."""
+def to_json(value: Any) -> Any:
+    """What ``--json`` prints of a value.
+
+    Dataclasses become objects with their fields in order (without those that are None and marked OMIT_IF_NONE), times
+    strings in UTC, decimals and all other values strings.
+    """
+    if is_dataclass(value):
+        shown = ((field, getattr(value, field.name)) for field in fields(value))
+        return {
+            field.name: to_json(content)
+            for field, content in shown
+            if content is not None or "omit_if_none" not in field.metadata
+        }
     if isinstance(value, dict):
-        return {str(name): in_utc(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [in_utc(item) for item in value]
+        return {str(name): to_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
     if isinstance(value, datetime):
         return moment(value)
     return value if isinstance(value, bool | int | float | None) else encodable(str(value))
 
 
 def encodable(text: str) -> str:
+    """The text with escapes in place of what UTF-8 can't hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def local_time(value: datetime | None) -> str:
-    """A time in the zone of who reads it."""
-    return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value is not None else "-"
+def printable(text: str) -> str:
+    """The text with a replacement character for each one that a terminal might obey, line breaks included."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", encodable(text))
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # line breaks and direction overrides too
 
 
 def pluralize(number: int, one: str, many: str | None = None) -> str:
@@ -36,9 +51,14 @@ def pluralize(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def short_time(moment: datetime | None) -> str:
-    """A time in the local zone, as ``31 Jan 14:00``."""
-    return moment.astimezone().strftime("%d %b %H:%M") if moment is not None else "-"
+def local_time(value: datetime | None) -> str:
+    """A time in the local zone, as ``2026-01-31 14:00:05``; ``-`` for None."""
+    return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value is not None else "-"
+
+
+def short_time(value: datetime | None) -> str:
+    """A time in the local zone, as ``31 Jan 14:00``; ``-`` for None."""
+    return value.astimezone().strftime("%d %b %H:%M") if value is not None else "-"
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     SecretStr,
 )
-from sentry_sdk.utils import Dsn
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -95,6 +94,8 @@ def data_keys(value: SecretStr) -> SecretStr:
 
 def sentry_dsn(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
+        from sentry_sdk.utils import Dsn  # takes long to import, and only a worker has a DSN
+
         try:
             Dsn(value.get_secret_value())
         except ValueError:

@@ -42,7 +42,7 @@ class Section(BaseSettings):
     """A group of settings. The text below a setting is its description in docs/configuration.md."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, defer_build=True
     )
 
 

@@ -15,7 +15,7 @@ WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
 
 
 def who() -> str:
-    """The person at the terminal, as ``user@host``."""
+    """The user of this process, as ``user@host``."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -24,7 +24,11 @@ def who() -> str:
 
 
 def audit(connection: Connection, command: str, by: str, reason: str | None, count: int, **details: Any) -> int:
-    """Writes a row and returns its id. details: ids, filters and numbers, no personal data."""
+    """Writes an audit row and returns its id.
+
+    by: ``user@host``; count: confirmations, letters or events that were changed; details: ids, filters and numbers, no
+    personal data.
+    """
     return connection.execute(
         insert(AuditEntry)
         .values(at=now(), by=by, command=command, reason=reason, count=count, details=details)
@@ -33,7 +37,10 @@ def audit(connection: Connection, command: str, by: str, reason: str | None, cou
 
 
 class Tally:
-    """A row whose count grows with the work. It stands before the first change, so a killed command has left it too."""
+    """An audit row whose count grows with the work.
+
+    It is written before the first change, so a command that is killed leaves it too.
+    """
 
     def __init__(self, engine: Engine, command: str, reason: str | None = None, **details: Any) -> None:
         self._engine = engine
@@ -43,11 +50,13 @@ class Tally:
             self._id = audit(connection, command, who(), reason, 0, **details)
 
     def add(self, number: int) -> None:
+        """Counts so many more; writes the row at most once in WRITE_EVERY seconds."""
         self._count += number
         if time.monotonic() - self._written_at >= WRITE_EVERY:
             self.write()
 
     def write(self) -> None:
+        """Writes the count."""
         with self._engine.begin() as connection:
             connection.execute(update(AuditEntry).where(AuditEntry.id == self._id).values(count=self._count))
         self._written_at = time.monotonic()
@@ -59,5 +68,5 @@ class Tally:
         if error is None:
             self.write()
         else:
-            with suppress(Exception):  # what went wrong first is told
+            with suppress(Exception):  # the first error is the one to report
                 self.write()

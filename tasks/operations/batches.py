@@ -1,11 +1,12 @@
-"""Reprocessing in batches: a selection that was fixed when the batch was made, fed in by the Scheduler at its rate.
+"""Reprocessing in batches. A batch's items are fixed when it is made; the scheduler feeds them in at the batch's rate.
 
-An item is fed in when its confirmation is put back to ``queued``. What happened to it in the meantime counts: where
-another batch, a corrected job or a person was quicker, the item is skipped, so no work is done twice.
+An item is fed in by putting its confirmation back to ``queued``. If the confirmation is no longer failed by then,
+because another batch, a corrected job or a person came first, the item is skipped: no work is done twice.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -32,14 +33,58 @@ from worker.storage.database import locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
 CANCELLED = "cancelled"
-SAVED_UP = 1.0  # seconds of its rate that a batch may catch up on
-MAX_OPEN = 2000  # items of all batches that were fed in and have not ended, those included that wait for a retry
+MAX_CATCH_UP = 1.0  # seconds of its rate that a batch may catch up on
+MAX_OPEN = 2000  # items of all batches that were fed in and have not ended, including those that wait for a retry
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """A batch and how many of its items are where, as JSON shows it. rate: items a second, None for no limit."""
+
+    id: int
+    state: BatchState
+    reason: str | None
+    by: str
+    created_at: datetime
+    ended_at: datetime | None
+    total: int
+    waiting: int  # not fed in yet, or not tried because the batch was cancelled
+    running: int
+    confirmed: int  # or pending
+    failed: int  # or in need of review
+    skipped: int
+    rate: float | None
+
+    @property
+    def ended(self) -> int:
+        """How many items have ended."""
+        return self.total - self.waiting - self.running
+
+
+@dataclass(frozen=True)
+class ItemOutcome:
+    """An item of a batch, as JSON shows it.
+
+    outcome: the state its confirmation reached, or ``waiting``, ``running``, ``skipped``, ``cancelled``; code: of the
+    error, if the confirmation is still in that state.
+    """
+
+    partner_id: str
+    offer_id: str
+    outcome: str
+    code: str | None
+    fed_at: datetime | None
+    ended_at: datetime | None
 
 
 def create(
     connection: Connection, ids: Sequence[UUID], selection: Selection, reason: str | None, by: str, rate: float | None
 ) -> int:
-    """Makes a batch of confirmations, running from now on. Returns its id. rate: items a second, None for no limit."""
+    """Makes a batch of confirmations, which runs from now on. Returns its id.
+
+    ids: in the order in which they are tried; selection: how they were chosen, for the audit; rate: items a second,
+    None for no limit.
+    """
     batch_id = connection.execute(
         insert(Batch)
         .values(
@@ -62,7 +107,7 @@ def create(
 
 
 def move(connection: Connection, batch_id: int, to: BatchState, by: str, reason: str | None = None) -> bool:
-    """Pauses, resumes or cancels a batch. Returns False where it has ended, or there is none."""
+    """Pauses, resumes or cancels a batch. Returns False if it has ended or does not exist."""
     moved = connection.execute(
         update(Batch)
         .where(Batch.id == batch_id, Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED]))
@@ -74,7 +119,7 @@ def move(connection: Connection, batch_id: int, to: BatchState, by: str, reason:
 
 
 def running(connection: Connection) -> list[int]:
-    """The batches to be fed in, the oldest first."""
+    """The ids of the batches that are being fed in, the oldest first."""
     return list(connection.execute(_RUNNING).scalars())
 
 
@@ -82,11 +127,11 @@ class UnderWay(NamedTuple):
     """Items of all batches that were fed in and have not ended."""
 
     open: int
-    at_work: int  # of them: with a worker, or on the way to one; the others wait for a retry
+    at_work: int  # those of them that a worker has, or will have at once; the others wait for a retry
 
 
 def under_way(connection: Connection) -> UnderWay:
-    """What the batches have under way now."""
+    """How much the batches have under way now."""
     return UnderWay(*connection.execute(_UNDER_WAY).one())
 
 
@@ -100,11 +145,11 @@ _UNDER_WAY = (
 )
 
 
-def feed(connection: Connection, batch_id: int, most: int, paused: Sequence[str], dispatch_lease: float) -> list[UUID]:
-    """Puts the next items of a batch back to ``queued``, marked as dispatched. Returns their confirmations.
+def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str], dispatch_lease: float) -> list[UUID]:
+    """Puts the next items of a batch back to ``queued``, marked as dispatched. Returns the ids of their confirmations.
 
-    most: the room that is left; paused: partners whose items wait; dispatch_lease: seconds. Does nothing where another
-    Scheduler is at it. A batch whose items have all ended is done.
+    limit: how many more may be under way; paused: partners whose items wait; dispatch_lease: seconds. Does nothing
+    while another scheduler feeds the batch. Sets a batch whose items have all ended to done.
     """
     batch = connection.execute(
         locked(
@@ -116,8 +161,8 @@ def feed(connection: Connection, batch_id: int, most: int, paused: Sequence[str]
     ).one_or_none()
     if batch is None:
         return []
-    credit = float(most) if batch.rate is None else _credit(batch.rate, batch.unused)
-    allowed = min(most, int(credit))
+    credit = float(limit) if batch.rate is None else _credit(batch.rate, batch.unused)
+    allowed = min(limit, int(credit))
     items = _waiting(connection, batch_id, allowed, paused) if allowed > 0 else []
     if not items:
         if allowed > 0:
@@ -141,16 +186,16 @@ def feed(connection: Connection, batch_id: int, most: int, paused: Sequence[str]
 
 
 def _credit(rate: float, unused: float) -> float:
-    """Items that a rate allows now; unused: seconds since all that was due was fed. At least one can be saved up."""
-    return min(max(unused, 0.0) * rate, max(SAVED_UP * rate, 1.0))
+    """Items that a rate allows now. unused: seconds that no item was fed for. At least one item can be saved up."""
+    return min(max(unused, 0.0) * rate, max(MAX_CATCH_UP * rate, 1.0))
 
 
-def _waiting(connection: Connection, batch_id: int, most: int, paused: Sequence[str]) -> list[UUID]:
+def _waiting(connection: Connection, batch_id: int, limit: int, paused: Sequence[str]) -> list[UUID]:
     query: Select[Any] = (
         select(BatchItem.confirmation_id)
         .where(BatchItem.batch_id == batch_id, BatchItem.fed_at.is_(None))
         .order_by(BatchItem.position)
-        .limit(most)
+        .limit(limit)
     )
     if paused:
         query = query.join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
@@ -190,14 +235,14 @@ def _end_if_done(connection: Connection, batch_id: int) -> None:
 
 
 def skip_everywhere(connection: Connection, confirmation_id: UUID) -> None:
-    """Lets all batches skip a confirmation that they have not fed in yet: a person was quicker.
+    """Makes all batches skip a confirmation that they have not fed in yet: a person came first.
 
-    Called before the confirmation itself is locked, for a batch that is being fed in locks first itself.
+    Call it before the confirmation is locked: ``feed`` locks batch and confirmation in this order too.
     """
     waits = (BatchItem.confirmation_id == confirmation_id, BatchItem.fed_at.is_(None))
-    holds_it = select(BatchItem.position).where(BatchItem.batch_id == Batch.id, *waits).exists()
+    has_item = select(BatchItem.position).where(BatchItem.batch_id == Batch.id, *waits).exists()
     is_open = Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED])
-    batches = connection.execute(locked(select(Batch.id).where(is_open, holds_it).order_by(Batch.id))).scalars().all()
+    batches = connection.execute(locked(select(Batch.id).where(is_open, has_item).order_by(Batch.id))).scalars().all()
     connection.execute(
         update(BatchItem)
         .where(BatchItem.batch_id.in_(batches), *waits)
@@ -205,16 +250,19 @@ def skip_everywhere(connection: Connection, confirmation_id: UUID) -> None:
     )
 
 
-def overview(connection: Connection, batch_id: int | None = None, limit: int = 50) -> list[dict[str, Any]]:
-    """Batches with their progress, the newest first, in the shape of ``batches --json`` (times as datetime)."""
-    chosen = select(Batch.__table__).order_by(Batch.id.desc()).limit(limit)
-    if batch_id is not None:
-        chosen = chosen.where(Batch.id == batch_id)
-    batches = connection.execute(chosen).all()
-    return [_with_progress(connection, batch) for batch in batches]
+def overview(connection: Connection, limit: int = 50) -> list[BatchProgress]:
+    """The newest batches with their progress, the newest first."""
+    batches = connection.execute(select(Batch.__table__).order_by(Batch.id.desc()).limit(limit)).all()
+    return [_progress(connection, batch) for batch in batches]
 
 
-def _with_progress(connection: Connection, batch: Row[Any]) -> dict[str, Any]:
+def progress(connection: Connection, batch_id: int) -> BatchProgress | None:
+    """A batch with its progress; None if there is none of this id."""
+    batch = connection.execute(select(Batch.__table__).where(Batch.id == batch_id)).one_or_none()
+    return _progress(connection, batch) if batch is not None else None
+
+
+def _progress(connection: Connection, batch: Row[Any]) -> BatchProgress:
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
         return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
@@ -227,16 +275,21 @@ def _with_progress(connection: Connection, batch: Row[Any]) -> dict[str, Any]:
             count(BatchItem.outcome == SKIPPED).label("skipped"),
         ).where(BatchItem.batch_id == batch.id)
     ).one()
-    return {
-        **{name: batch._mapping[name] for name in ("id", "state", "reason", "by", "created_at", "ended_at")},
-        "total": batch.total,
-        **{name: int(value) for name, value in counts._mapping.items()},
-        "rate": batch.rate,
-    }
+    return BatchProgress(
+        id=batch.id,
+        state=BatchState(batch.state),
+        reason=batch.reason,
+        by=batch.by,
+        created_at=batch.created_at,
+        ended_at=batch.ended_at,
+        total=batch.total,
+        rate=batch.rate,
+        **{name: int(number) for name, number in counts._mapping.items()},
+    )
 
 
-def items(connection: Connection, batch_id: int) -> list[dict[str, Any]]:
-    """Every item of a batch with what came of it, in order. code: of the error, where that still stands."""
+def items(connection: Connection, batch_id: int) -> list[ItemOutcome]:
+    """Every item of a batch with its outcome so far, in the batch's order."""
     rows = connection.execute(
         select(
             Confirmation.partner_id,
@@ -256,4 +309,4 @@ def items(connection: Connection, batch_id: int) -> list[dict[str, Any]]:
         .where(BatchItem.batch_id == batch_id)
         .order_by(BatchItem.position)
     )
-    return [dict(row._mapping) for row in rows]
+    return [ItemOutcome(**row._mapping) for row in rows]

@@ -1,6 +1,6 @@
-"""Publishing stored events again: same ids, same bytes, in the order of their confirmation.
+"""Publishing stored events again: same ids, same bytes, those of a confirmation in their order.
 
-The Relay's columns are not touched: an event stays published, and what is not yet published is the Relay's.
+This changes no column: an event stays published, and those that are not published yet are left to the outbox relay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ PAGE = 500
 
 
 @dataclass(frozen=True)
-class Which:
-    """Published events written at or after ``since`` and before ``until``, of one type or offer where named."""
+class EventSelection:
+    """Published events written at or after ``since`` and before ``until``; only of one type or offer, if given."""
 
     since: datetime
     until: datetime
@@ -27,35 +27,40 @@ class Which:
     offer_id: str | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        found: list[ColumnElement[bool]] = [
+        """Conditions on events."""
+        conditions: list[ColumnElement[bool]] = [
             OutboxEvent.published_at.is_not(None),
             OutboxEvent.created_at >= self.since,
             OutboxEvent.created_at < self.until,
         ]
         if self.type is not None:
-            found.append(OutboxEvent.type == self.type)
+            conditions.append(OutboxEvent.type == self.type)
         if self.offer_id is not None:
             of_offer = select(Confirmation.id).where(Confirmation.offer_id == self.offer_id)
-            found.append(OutboxEvent.confirmation_id.in_(of_offer))
-        return found
+            conditions.append(OutboxEvent.confirmation_id.in_(of_offer))
+        return conditions
 
 
 def clock(connection: Connection) -> datetime:
-    """The database's: what is written from now on is not stored yet."""
+    """The time by the database's clock: an upper bound that leaves out events which are written from now on."""
     at: datetime = connection.execute(select(now())).scalar_one()
     return at
 
 
-def count(connection: Connection, which: Which) -> int:
-    return connection.execute(select(func.count()).select_from(OutboxEvent).where(*which.conditions())).scalar_one()
+def count(connection: Connection, selection: EventSelection) -> int:
+    """How many events are selected."""
+    return connection.execute(select(func.count()).select_from(OutboxEvent).where(*selection.conditions())).scalar_one()
 
 
-def pages(engine: Engine, which: Which, size: int = PAGE) -> Iterator[Sequence[Row[Any]]]:
-    """The events by confirmation, the oldest first, and by sequence. No transaction is open between two pages."""
+def pages(engine: Engine, selection: EventSelection, size: int = PAGE) -> Iterator[Sequence[Row[Any]]]:
+    """The events in pages, by confirmation, the oldest first, and by sequence. No transaction is open between pages.
+
+    size: events in a page.
+    """
     place = tuple_(OutboxEvent.confirmation_id, OutboxEvent.sequence)
     query = (
         select(OutboxEvent.__table__)
-        .where(*which.conditions())
+        .where(*selection.conditions())
         .order_by(OutboxEvent.confirmation_id, OutboxEvent.sequence)
         .limit(size)
     )

@@ -1,15 +1,16 @@
-"""What has ended badly: a selection of confirmations, what it matches, and the causes with their counts.
+"""Failed confirmations: selecting them, and counting them by cause.
 
-The states stand literally in the conditions. Only then can PostgreSQL, in a plan for any parameters, and SQLite prove
-that the partial index ``ix_confirmations_ended_badly`` holds all that is looked for.
+The conditions contain the states literally, not as parameters. Otherwise PostgreSQL, in a plan for any parameters, and
+SQLite can't prove that the partial index ``ix_confirmations_ended_badly`` holds all rows that are asked for.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
@@ -17,9 +18,9 @@ from models.states import State
 from models.tables import Confirmation
 from worker.storage import database
 
-OFFERS_AT_ONCE = 1000  # of a file, in one statement
+MAX_OFFERS = 1000  # in one statement
 
-_ROW: tuple[Any, ...] = (
+_COLUMNS: tuple[Any, ...] = (
     Confirmation.id,
     Confirmation.partner_id,
     Confirmation.offer_id,
@@ -37,10 +38,11 @@ _ROW: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Which failed confirmations. ``offers``: pairs of partner (None: any) and offer id, in place of filters.
+    """Which failed confirmations are meant.
 
-    since, until: when it failed, the first included, the second not; limit: those that failed first; purged: whether
-    their personal data was, None for both. What was purged can't be tried again: there is nothing left to send.
+    since, until: when it failed, the first included, the second not; limit: at most so many, those that failed first;
+    purged: whether the personal data was purged, None for both (a purged confirmation can't be tried again: there is
+    nothing left to send); offers: pairs of partner (None: any) and offer id, in place of filters.
     """
 
     partner: str | None = None
@@ -54,10 +56,11 @@ class Selection:
 
     @property
     def states(self) -> tuple[State, ...]:
+        """The states that are meant."""
         return (State.FAILED, State.NEEDS_REVIEW) if self.include_needs_review else (State.FAILED,)
 
     def conditions(self, *states: State) -> list[ColumnElement[bool]]:
-        """For a WHERE over confirmations, all but ``limit`` and ``offers``. states: other ones than its own."""
+        """Conditions on confirmations, without ``limit`` and ``offers``. states: in place of those of the selection."""
         chosen = [in_literally(State.FAILED, State.NEEDS_REVIEW), in_literally(*(states or self.states))]
         if self.partner is not None:
             chosen.append(Confirmation.partner_id == self.partner)
@@ -72,18 +75,36 @@ class Selection:
         return chosen
 
     def facts(self) -> dict[str, Any]:
-        """For the audit."""
+        """The filters that are set, for the audit; of offers only their number."""
         facts = {name: value for name, value in asdict(self).items() if value not in (None, False) and name != "offers"}
         facts |= {"offers": len(self.offers)} if self.offers is not None else {}
         return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in facts.items()}
 
 
 def in_literally(*states: State) -> ColumnElement[bool]:
+    """A condition that a confirmation has one of these states, with the states literally in it."""
     return database.in_literally(Confirmation.state, states)
 
 
-class LeftOut(NamedTuple):
-    """An offer that was asked for and is not taken. state: None where it is unknown."""
+@dataclass(frozen=True)
+class FailedConfirmation:
+    """A failed confirmation, as JSON shows it. code, http_status, detail: of its last error."""
+
+    partner_id: str
+    offer_id: str
+    order_reference: str | None
+    state: State
+    code: str | None
+    http_status: int | None
+    detail: str | None
+    attempts: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An offer that was asked for and does not match. state: None if there is no such confirmation."""
 
     partner_id: str | None
     offer_id: str
@@ -91,48 +112,61 @@ class LeftOut(NamedTuple):
     purged_at: datetime | None = None
 
 
-class Matched(NamedTuple):
-    """What a selection matches: rows with the columns of ``failed --list --json``, and their ids."""
+@dataclass(frozen=True)
+class Matched:
+    """What a selection matches. ids: of the confirmations, in their order."""
 
-    rows: list[Row[Any]]
+    ids: list[UUID]
+    confirmations: list[FailedConfirmation]
     left_out: list[LeftOut]
 
 
 def match(connection: Connection, selection: Selection) -> Matched:
-    """The confirmations that a selection matches now, in the order in which they failed, or of its offers."""
+    """The confirmations that a selection matches now, in the order in which they failed or in that of its offers."""
     if selection.offers is not None:
         return _match_offers(connection, selection, selection.offers)
-    return Matched(list(connection.execute(rows_query(selection))), [])
+    return _matched(connection.execute(rows_query(selection)), [])
+
+
+def _matched(rows: Iterable[Row[Any]], left_out: list[LeftOut]) -> Matched:
+    rows = list(rows)
+    return Matched([row.id for row in rows], [_confirmation(row) for row in rows], left_out)
+
+
+def _confirmation(row: Row[Any]) -> FailedConfirmation:
+    columns = {field.name: row._mapping[field.name] for field in fields(FailedConfirmation)}
+    return FailedConfirmation(**columns | {"state": State(row.state)})
 
 
 def rows_query(selection: Selection) -> Select[Any]:
     """The rows that the filters of a selection match."""
-    query: Select[Any] = select(*_ROW).where(*selection.conditions())
+    query: Select[Any] = select(*_COLUMNS).where(*selection.conditions())
     return query.order_by(Confirmation.updated_at, Confirmation.id).limit(selection.limit)
 
 
 def _match_offers(connection: Connection, selection: Selection, offers: Sequence[tuple[str | None, str]]) -> Matched:
     by_offer: dict[str, list[Row[Any]]] = defaultdict(list)
     offer_ids = list(dict.fromkeys(offer for _, offer in offers))
-    for start in range(0, len(offer_ids), OFFERS_AT_ONCE):
-        some = offer_ids[start : start + OFFERS_AT_ONCE]
-        query: Select[Any] = select(*_ROW).where(Confirmation.offer_id.in_(some))
+    for start in range(0, len(offer_ids), MAX_OFFERS):
+        page = offer_ids[start : start + MAX_OFFERS]
+        query: Select[Any] = select(*_COLUMNS).where(Confirmation.offer_id.in_(page))
         for row in connection.execute(query):
             by_offer[row.offer_id].append(row)
-    rows: dict[Any, Row[Any]] = {}
+    matching: dict[UUID, Row[Any]] = {}
     left_out = []
     for partner, offer in dict.fromkeys(offers):
-        found = [row for row in by_offer[offer] if partner in (None, row.partner_id)]
-        fit = {row.id: row for row in found if row.state in selection.states and not _is_purged(row, selection)}
-        rows |= fit
+        candidates = [row for row in by_offer[offer] if partner in (None, row.partner_id)]
+        fit = {row.id: row for row in candidates if row.state in selection.states and not _is_purged(row, selection)}
+        matching |= fit
         if not fit:
-            first = found[0] if found else None
-            left_out.append(
-                LeftOut(partner, offer, State(first.state), first.purged_at)
-                if first is not None
-                else LeftOut(partner, offer, None)
-            )
-    return Matched(list(rows.values())[: selection.limit], left_out)
+            left_out.append(_left_out(partner, offer, candidates))
+    return _matched(list(matching.values())[: selection.limit], left_out)
+
+
+def _left_out(partner: str | None, offer: str, candidates: Sequence[Row[Any]]) -> LeftOut:
+    if not candidates:
+        return LeftOut(partner, offer, None)
+    return LeftOut(partner, offer, State(candidates[0].state), candidates[0].purged_at)
 
 
 def _is_purged(row: Row[Any], selection: Selection) -> bool:
@@ -140,8 +174,8 @@ def _is_purged(row: Row[Any], selection: Selection) -> bool:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """So many failures of one cause and one partner; offer_id: one of them."""
+class FailureCount:
+    """How many confirmations of one partner failed with one cause. offer_id: an example."""
 
     code: str | None
     http_status: int | None
@@ -153,13 +187,35 @@ class Seen:
     offer_id: str
 
 
-def groups(connection: Connection, selection: Selection) -> list[dict[str, Any]]:
-    """Failures by cause, the most frequent first, in the shape of ``failed --json`` (times as datetime)."""
-    return by_cause(Seen(*row) for row in connection.execute(groups_query(selection)))[: selection.limit]
+@dataclass(frozen=True)
+class Sample:
+    """A confirmation as an example."""
+
+    partner_id: str
+    offer_id: str
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """The failures of one cause, as JSON shows them. partners: their ids, sorted."""
+
+    code: str | None
+    http_status: int | None
+    detail: str | None
+    count: int
+    partners: tuple[str, ...]
+    first_seen: datetime
+    last_seen: datetime
+    sample: Sample
+
+
+def groups(connection: Connection, selection: Selection) -> list[FailureGroup]:
+    """Failures by cause, the most frequent first. limit of the selection: at most so many causes."""
+    return by_cause(FailureCount(*row) for row in connection.execute(groups_query(selection)))[: selection.limit]
 
 
 def groups_query(selection: Selection) -> Select[Any]:
-    """A row for each cause and partner, with the columns of Seen."""
+    """A row for each cause and partner, with the columns of FailureCount."""
     cause: tuple[Any, ...] = (Confirmation.error_code, Confirmation.error_http_status, Confirmation.error_detail)
     query: Select[Any] = select(
         *cause,
@@ -172,61 +228,63 @@ def groups_query(selection: Selection) -> Select[Any]:
     return query.where(*selection.conditions()).group_by(*cause, Confirmation.partner_id)
 
 
-def of_rows(rows: Iterable[Row[Any]]) -> Iterator[Seen]:
-    """Rows of ``match`` one by one, for ``by_cause``."""
-    for row in rows:
-        yield Seen(
-            row.code, row.http_status, row.detail, row.partner_id, 1, row.updated_at, row.updated_at, row.offer_id
-        )
+def groups_of(confirmations: Iterable[FailedConfirmation]) -> list[FailureGroup]:
+    """As ``groups``, of confirmations that ``match`` returned."""
+    return by_cause(
+        FailureCount(c.code, c.http_status, c.detail, c.partner_id, 1, c.updated_at, c.updated_at, c.offer_id)
+        for c in confirmations
+    )
 
 
-def by_cause(seen: Iterable[Seen]) -> list[dict[str, Any]]:
-    """Puts together what differs only in the ids and numbers that its detail names."""
-    causes: dict[tuple[Any, ...], list[Seen]] = defaultdict(list)
-    for one in seen:
-        causes[one.code, one.http_status, without_ids(one.detail)].append(one)
-    found = [_group(several, detail) for (_, _, detail), several in causes.items()]
-    return sorted(found, key=lambda group: (-group["count"], group["code"] or "", group["detail"] or ""))
+def by_cause(counts: Iterable[FailureCount]) -> list[FailureGroup]:
+    """Groups by cause, the most frequent first. Details that differ only in ids and numbers are one cause."""
+    causes: dict[tuple[Any, ...], list[FailureCount]] = defaultdict(list)
+    for count in counts:
+        causes[count.code, count.http_status, without_ids(count.detail)].append(count)
+    found = [_group(counts, general_detail) for (_, _, general_detail), counts in causes.items()]
+    return sorted(found, key=lambda group: (-group.count, group.code or "", group.detail or ""))
 
 
-def _group(several: list[Seen], general_detail: str | None) -> dict[str, Any]:
-    most = min(several, key=lambda one: (-one.count, one.partner_id, one.offer_id))
-    details = {one.detail for one in several}
-    return {
-        "code": most.code,
-        "http_status": most.http_status,
-        "detail": most.detail if len(details) == 1 else general_detail,
-        "count": sum(one.count for one in several),
-        "partners": sorted({one.partner_id for one in several}),
-        "first_seen": min(one.first_seen for one in several),
-        "last_seen": max(one.last_seen for one in several),
-        "sample": {"partner_id": most.partner_id, "offer_id": most.offer_id},
-    }
+def _group(counts: Sequence[FailureCount], general_detail: str | None) -> FailureGroup:
+    largest = min(counts, key=lambda count: (-count.count, count.partner_id, count.offer_id))
+    details = {count.detail for count in counts}
+    return FailureGroup(
+        code=largest.code,
+        http_status=largest.http_status,
+        detail=largest.detail if len(details) == 1 else general_detail,
+        count=sum(count.count for count in counts),
+        partners=tuple(sorted({count.partner_id for count in counts})),
+        first_seen=min(count.first_seen for count in counts),
+        last_seen=max(count.last_seen for count in counts),
+        sample=Sample(largest.partner_id, largest.offer_id),
+    )
 
 
 _ID = re.compile(r"\b(?=[\w-]*\d)[\w-]{6,}")
 
 
 def without_ids(detail: str | None) -> str | None:
-    """A detail with … for words of six characters or more that hold a digit: ids of offers, quotes, bookings."""
+    """A detail with … in place of words of six or more characters with a digit: ids of offers, quotes, bookings."""
     return _ID.sub("…", detail) if detail is not None else None
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """So many that wait to be tried. code: of their last answer, None where there was none yet; since: the oldest."""
+class WaitingCount:
+    """How many confirmations wait to be tried after the same error. code: None before the first answer; since: when the
+    oldest was queued."""
 
     code: str | None
     count: int
     since: datetime
 
 
-def waiting(connection: Connection, partner: str | None) -> list[Waiting]:
-    """What waits for its turn or its next attempt, by the last answer, the most frequent first."""
-    return [Waiting(*row) for row in connection.execute(waiting_query(partner))]
+def waiting(connection: Connection, partner: str | None) -> list[WaitingCount]:
+    """Confirmations that wait for their first or next attempt, by their last error, the most frequent first."""
+    return [WaitingCount(*row) for row in connection.execute(waiting_query(partner))]
 
 
 def waiting_query(partner: str | None) -> Select[Any]:
+    """A row for each code, with the columns of WaitingCount."""
     columns: tuple[Any, ...] = (Confirmation.error_code, func.count(), func.min(Confirmation.queued_at))
     query: Select[Any] = select(*columns)
     waits = (in_literally(State.QUEUED, State.RETRYING), Confirmation.due_at.is_not(None))
@@ -240,16 +298,18 @@ def waiting_for_review(connection: Connection, selection: Selection) -> int:
     return int(connection.execute(review_query(selection)).scalar_one())
 
 
+def review_query(selection: Selection) -> Select[Any]:
+    """The number that ``waiting_for_review`` returns."""
+    query: Select[Any] = select(func.count()).select_from(Confirmation)
+    return query.where(*selection.conditions(State.NEEDS_REVIEW))
+
+
 def purged(connection: Connection, selection: Selection) -> int:
-    """How many of what the filters match were purged."""
+    """How many confirmations that the filters match were purged."""
     return int(connection.execute(purged_query(selection)).scalar_one())
 
 
 def purged_query(selection: Selection) -> Select[Any]:
+    """The number that ``purged`` returns."""
     query: Select[Any] = select(func.count()).select_from(Confirmation)
     return query.where(*replace(selection, purged=True).conditions())
-
-
-def review_query(selection: Selection) -> Select[Any]:
-    query: Select[Any] = select(func.count()).select_from(Confirmation)
-    return query.where(*selection.conditions(State.NEEDS_REVIEW))

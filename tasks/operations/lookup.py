@@ -1,8 +1,9 @@
 """All that is known of a confirmation, read from the database. Decrypts nothing: see tasks/privacy/reveal.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
@@ -10,28 +11,144 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 from models.states import BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
 from tasks.operations import pauses
-from worker.storage import pause_cache
+from tasks.operations.pauses import ActivePause
+from worker.formatting import OMIT_IF_NONE
 from worker.storage.database import now
 
-MAX_FOUND = 20  # of one name
-_NEVER_SHOWN = ("confirmation_id", "recorded_at", "position")
+MAX_FOUND = 20  # confirmations of one name
 _BOOKED = (State.CONFIRMED, State.PENDING)
+
+Details = TypeVar("Details")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A confirmation. ``told`` is what ``show --json`` prints, with times as datetime; the rest is for the screen."""
+class ErrorDetails:
+    """The last error of a confirmation."""
+
+    code: str
+    http_status: int | None
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class AttemptDetails:
+    """An attempt. outcome: None while it is under way."""
+
+    number: int
+    started_at: datetime
+    duration_ms: int | None
+    outcome: str | None
+    http_status: int | None
+    code: str | None
+
+
+@dataclass(frozen=True)
+class BookingDetails:
+    """What is stored of a booking without encryption."""
+
+    id: str
+    offer_id: str
+    provider_reference: str | None
+    language: str | None
+    provider_customer_id: str | None
+    status: str | None
+    currency: str | None
+    price: Decimal | None
+    created_at: datetime | None
+    updated_at: datetime | None
+    is_instant_booking: bool | None
+    payment_status: str | None
+    quote_uuid: str | None
+
+
+@dataclass(frozen=True)
+class PolicyDetails:
+    """A policy of a booking."""
+
+    id: str | None
+    parent_id: str | None
+    status: str | None
+    policy_type: str | None
+    policy_code: str | None
+    policy_version: str | None
+    policy_start_date: datetime | None
+    policy_start_date_tz_offset: str | None
+    policy_end_date: datetime | None
+    policy_end_date_tz_offset: str | None
+    price: Decimal | None
+    tax: Decimal | None
+    commission: Decimal | None
+    cover_amount: Decimal | None
+    claim_selector_id: str | None
+    pds_url: str | None
+    confirmed_at: datetime | None
+    cancelled_at: datetime | None
+    created_at: datetime | None
+    updated_at: datetime | None
+    policy_content: dict[str, Any] | None
+    extra_fields: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class EventDetails:
+    """An event of a confirmation. published_at: None while the broker has not taken it."""
 
     id: UUID
-    told: dict[str, Any]
+    type: str
+    sequence: int
+    time: datetime
+    published_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ConfirmationDetails:
+    """A confirmation, as ``show --json`` prints it."""
+
+    partner_id: str
+    offer_id: str
+    order_reference: str | None
+    state: State
+    error: ErrorDetails | None
+    next_attempt_at: datetime | None
+    attempts: tuple[AttemptDetails, ...]
+    booking: BookingDetails | None
+    policies: tuple[PolicyDetails, ...]
+    events: tuple[EventDetails, ...]
+    purged_at: datetime | None = field(metadata=OMIT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class BatchMembership:
+    """A batch that will feed a confirmation in, or has done so. fed_at: None before it has."""
+
+    id: int
+    state: BatchState
+    reason: str | None
+    by: str
+    fed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class FoundConfirmation:
+    """A confirmation, and what decides when it is tried next.
+
+    now: by the database's clock; due_at: when a worker may take it, or take it over; batches: those that have not
+    finished with it; pauses: those that stop its calls.
+    """
+
+    id: UUID
+    details: ConfirmationDetails
     now: datetime
     due_at: datetime | None
-    batches: list[Row[Any]]
-    pauses: list[Row[Any]]
+    batches: tuple[BatchMembership, ...]
+    pauses: tuple[ActivePause, ...]
 
 
-def find(engine: Engine, name: str, partner_id: str | None = None) -> list[Found]:
-    """All confirmations of an offer id, or where there is none of an order reference; of one partner or all."""
+def find(engine: Engine, name: str, partner_id: str | None = None) -> list[FoundConfirmation]:
+    """At most MAX_FOUND confirmations with this offer id or, if there is none, with this order reference.
+
+    partner_id: None for all partners.
+    """
     with engine.connect() as connection:
         rows = _rows(connection, Confirmation.offer_id == name, partner_id) or _rows(
             connection, Confirmation.order_reference == name, partner_id
@@ -47,74 +164,58 @@ def _rows(connection: Connection, is_meant: ColumnElement[bool], partner_id: str
     return list(connection.execute(in_order.limit(MAX_FOUND)))
 
 
-def _with_details(connection: Connection, row: Row[Any]) -> Found:
-    def all_of(table: Any, order: Any) -> list[Row[Any]]:
+def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
+    def rows_of(table: Any, order: Any) -> list[Row[Any]]:
         query = select(table.__table__).where(table.confirmation_id == row.id).order_by(order)
         return list(connection.execute(query))
 
-    bookings = all_of(Booking, Booking.id)
+    bookings = rows_of(Booking, Booking.id)
     waits = row.state in (State.QUEUED, State.RETRYING)
-    told = {
-        "partner_id": row.partner_id,
-        "offer_id": row.offer_id,
-        "order_reference": row.order_reference,
-        "state": row.state,
-        "error": {"code": row.error_code, "http_status": row.error_http_status, "detail": row.error_detail}
-        if row.error_code
-        else None,
-        "next_attempt_at": row.due_at if waits else None,
-        "attempts": [_attempt(attempt) for attempt in all_of(Attempt, Attempt.number)],
-        "booking": _columns(bookings[0]) if bookings else None,
-        "policies": [_columns(policy) for policy in all_of(Policy, Policy.position)],
-        "events": [_event(event) for event in all_of(OutboxEvent, OutboxEvent.sequence)],
-        **({"purged_at": row.purged_at} if row.purged_at else {}),
-    }
-    standing = [] if row.state in _BOOKED else pauses.standing(connection)
-    return Found(
+    details = ConfirmationDetails(
+        partner_id=row.partner_id,
+        offer_id=row.offer_id,
+        order_reference=row.order_reference,
+        state=State(row.state),
+        error=ErrorDetails(row.error_code, row.error_http_status, row.error_detail) if row.error_code else None,
+        next_attempt_at=row.due_at if waits else None,
+        attempts=tuple(_details(AttemptDetails, attempt) for attempt in rows_of(Attempt, Attempt.number)),
+        booking=_details(BookingDetails, bookings[0]) if bookings else None,
+        policies=tuple(_details(PolicyDetails, policy) for policy in rows_of(Policy, Policy.position)),
+        events=tuple(
+            EventDetails(event.id, event.type, event.sequence, event.created_at, event.published_at)
+            for event in rows_of(OutboxEvent, OutboxEvent.sequence)
+        ),
+        purged_at=row.purged_at,
+    )
+    active_pauses = [] if row.state in _BOOKED else pauses.active(connection)
+    return FoundConfirmation(
         id=row.id,
-        told=told,
+        details=details,
         now=row.now,
         due_at=row.due_at,
         batches=_batches(connection, row),
-        pauses=[pause for pause in standing if pause.partner_id in (pause_cache.ALL, row.partner_id)],
+        pauses=tuple(pause for pause in active_pauses if pause.partner_id in (None, row.partner_id)),
     )
 
 
-def _attempt(row: Row[Any]) -> dict[str, Any]:
-    names = ("number", "started_at", "duration_ms", "outcome", "http_status", "code")
-    return {name: row._mapping[name] for name in names}
+def _details(shape: type[Details], row: Any) -> Details:
+    """A dataclass with the columns of a row that have the names of its fields."""
+    return shape(**{field.name: row._mapping[field.name] for field in fields(shape)})  # type: ignore[arg-type]
 
 
-def _event(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "type": row.type,
-        "sequence": row.sequence,
-        "time": row.created_at,
-        "published_at": row.published_at,
-    }
-
-
-def _columns(row: Row[Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in row._mapping.items()
-        if not name.startswith("sealed_") and name not in _NEVER_SHOWN
-    }
-
-
-def _batches(connection: Connection, row: Row[Any]) -> list[Row[Any]]:
-    """The batch that feeds it in, and those in which it waits for its turn."""
+def _batches(connection: Connection, row: Row[Any]) -> tuple[BatchMembership, ...]:
+    """The batch that has fed a confirmation in, and those in which it still waits to be fed in."""
     is_open = Batch.state.in_([BatchState.RUNNING, BatchState.PAUSED])
-    return list(
-        connection.execute(
-            select(Batch.id, Batch.state, Batch.reason, Batch.by, BatchItem.fed_at)
-            .join(BatchItem, BatchItem.batch_id == Batch.id)
-            .where(
-                or_(is_open, Batch.id == row.batch_id),
-                BatchItem.confirmation_id == row.id,
-                BatchItem.ended_at.is_(None),
-            )
-            .order_by(Batch.id)
+    batches = connection.execute(
+        select(Batch.id, Batch.state, Batch.reason, Batch.by, BatchItem.fed_at)
+        .join(BatchItem, BatchItem.batch_id == Batch.id)
+        .where(
+            or_(is_open, Batch.id == row.batch_id),
+            BatchItem.confirmation_id == row.id,
+            BatchItem.ended_at.is_(None),
         )
+        .order_by(Batch.id)
+    )
+    return tuple(
+        BatchMembership(batch.id, BatchState(batch.state), batch.reason, batch.by, batch.fed_at) for batch in batches
     )

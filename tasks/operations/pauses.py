@@ -1,26 +1,38 @@
-"""Pauses: a person stops calls to XONE, for all or one partner, until they are resumed. Jobs wait as rows."""
+"""Pauses: a person stops calls to XONE, for all partners or one, until they are resumed. Jobs wait in the database."""
 
-from sqlalchemy import Connection, Row, delete, select
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, select
 
 from models.tables import Pause
 from tasks.operations.audit import audit
 from worker.storage.database import insert_if_absent, now
-from worker.storage.pause_cache import ALL
+
+
+@dataclass(frozen=True)
+class ActivePause:
+    """A pause that has not ended, as JSON shows it. partner_id: None where it holds for all partners."""
+
+    partner_id: str | None
+    reason: str
+    by: str
+    created_at: datetime
 
 
 def pause(connection: Connection, partner_id: str, reason: str, by: str) -> bool:
-    """Pauses a partner, or ALL. Returns False where it was paused already (the first reason stays)."""
-    made = connection.execute(
+    """Pauses calls for a partner, or for ALL. Returns False if they were paused already; the first reason stays."""
+    paused = connection.execute(
         insert_if_absent(connection.dialect.name, Pause, "partner_id")
         .values(partner_id=partner_id, reason=reason, by=by, created_at=now())
         .returning(Pause.partner_id)
     ).all()
-    audit(connection, "pause", by, reason, len(made), partner=partner_id or None)
-    return bool(made)
+    audit(connection, "pause", by, reason, len(paused), partner=partner_id or None)
+    return bool(paused)
 
 
 def resume_calls(connection: Connection, partner_id: str | None, by: str, reason: str | None = None) -> list[str]:
-    """Ends the pause of one partner or ALL, or with None every pause. Returns those that ended."""
+    """Ends the pause of one partner or of ALL; None ends every pause. Returns the partners whose pause has ended."""
     chosen = delete(Pause).returning(Pause.partner_id)
     if partner_id is not None:
         chosen = chosen.where(Pause.partner_id == partner_id)
@@ -29,14 +41,12 @@ def resume_calls(connection: Connection, partner_id: str | None, by: str, reason
     return ended
 
 
-def standing(connection: Connection) -> list[Row[tuple[Pause]]]:
-    """All pauses, the oldest first."""
-    return list(connection.execute(select(Pause.__table__).order_by(Pause.created_at)))
+def active(connection: Connection) -> list[ActivePause]:
+    """All pauses that have not ended, the oldest first."""
+    rows = connection.execute(select(Pause.__table__).order_by(Pause.created_at))
+    return [ActivePause(row.partner_id or None, row.reason, row.by, row.created_at) for row in rows]
 
 
-__all__ = ["ALL", "pause", "resume_calls", "standing"]
-
-
-def paused_scope(partner_id: str) -> str:
-    """Who is paused."""
-    return "all partners" if partner_id == ALL else f"partner {partner_id}"
+def paused_scope(partner_id: str | None) -> str:
+    """Whose calls are paused, in words. partner_id: None or ALL for all partners."""
+    return f"partner {partner_id}" if partner_id else "all partners"

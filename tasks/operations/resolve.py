@@ -27,7 +27,7 @@ MAX_WHY = 500  # characters
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a confirmation has become."""
+    """The new state of a confirmation, and the event that says so."""
 
     state: State
     event_type: EventType
@@ -35,7 +35,10 @@ class Resolved:
 
 
 def read_booking(content: bytes, offer_id: str) -> Booking:
-    """The booking in XONE's answer, ``{"data": {…}}`` or what stands in it. Raises ResolveError."""
+    """The booking in an answer of XONE: ``{"data": {…}}``, or only the object within.
+
+    offer_id: the offer that the booking must be of. Raises ResolveError.
+    """
     try:
         answer = read_exact(content)
     except (ValueError, RecursionError) as error:
@@ -54,18 +57,18 @@ def read_booking(content: bytes, offer_id: str) -> Booking:
 
 
 def check_why(text: str) -> str:
-    """The text for consumers, without space around it. Raises ResolveError where it can't be sent to them."""
+    """The text for consumers, without space around it. Raises ResolveError if it can't be sent to them."""
     text = text.strip()
     if not text:
         raise ResolveError("a text is needed")
     if len(text) > MAX_WHY:
         raise ResolveError(f"{len(text)} characters; at most {MAX_WHY} are accepted")
-    if any(unicodedata.category(character) in _UNFIT for character in text):
+    if any(unicodedata.category(character) in _NOT_ACCEPTED for character in text):
         raise ResolveError("control characters and line breaks are not accepted")
     return text
 
 
-_UNFIT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, halves of surrogate pairs, line and paragraph separators
+_NOT_ACCEPTED = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, lone surrogates, line and paragraph separators
 
 
 def resolve_booked(
@@ -78,8 +81,11 @@ def resolve_booked(
     by: str,
     reason: str | None,
 ) -> Resolved:
-    """XONE has this booking: records it as if XONE had answered with it. Raises ResolveError."""
-    row = _to_be_resolved(connection, partner_id, booking.offer_id)
+    """Records a booking that XONE has, as if XONE had answered with it. Raises ResolveError.
+
+    confirmed_statuses: in capitals; with_links: whether the event carries customers' links; by: ``user@host``.
+    """
+    row = _lock_for_review(connection, partner_id, booking.offer_id)
     decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
     batch = StatementBatch(connection)
     store_booking(batch, encryption, row, booking)
@@ -89,14 +95,14 @@ def resolve_booked(
 def resolve_failed(
     connection: Connection, partner_id: str, offer_id: str, why: str, by: str, reason: str | None
 ) -> Resolved:
-    """XONE has no booking. why: by check_why, for the consumers of the event. Raises ResolveError."""
-    row = _to_be_resolved(connection, partner_id, offer_id)
+    """Records that XONE has no booking. why: from check_why, for consumers of the event. Raises ResolveError."""
+    row = _lock_for_review(connection, partner_id, offer_id)
     decision = Decision(State.FAILED, Outcome.REFUSED, error=XoneError("resolved", why), uses_attempt=False)
     return _conclude(connection, StatementBatch(connection), row, decision, False, by, reason or why)
 
 
-def _to_be_resolved(connection: Connection, partner_id: str, offer_id: str) -> Row[Any]:
-    """The row of a confirmation that needs review, locked; no batch will feed it in any more."""
+def _lock_for_review(connection: Connection, partner_id: str, offer_id: str) -> Row[Any]:
+    """Locks a confirmation that needs review and returns its row. No batch feeds it in any more."""
     confirmation_id: UUID | None = connection.execute(
         select(Confirmation.id).where(Confirmation.partner_id == partner_id, Confirmation.offer_id == offer_id)
     ).scalar_one_or_none()

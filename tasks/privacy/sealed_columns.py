@@ -1,4 +1,4 @@
-"""What is sealed, over all tables: read off the names of the columns, so that a new column can't be forgotten."""
+"""The encrypted columns of all tables, found by their names, so that a new column can't be forgotten."""
 
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,6 @@ def id_in(table: Table) -> Column[UUID]:
 
 
 def place_of(column: Column[Any], row: Any) -> str:
-    """The name of its place that a value is sealed with, beside the confirmation's id."""
+    """The name that a value is encrypted with, beside the confirmation's id: it binds the value to its place."""
     name = column.name.removeprefix("sealed_")
     return f"{name} {row.number}" if column.table is Attempt.__table__ else name

@@ -268,7 +268,7 @@ def test_an_audit_row_only_where_a_database_is_named(broker_url: str, sqlite_url
 
     assert (with_it.returncode, with_it.stderr) == (0, "")
     assert (without.returncode, without.stdout) == (0, "1 published, 0 not\n")
-    assert without.stderr == "confirm-offer: no audit row is written, for the database can't be reached\n"
+    assert without.stderr == "confirm-offer: no audit row is written, because the database can't be reached\n"
     engine = database.connect(sqlite_url)
     with engine.connect() as connection:
         (row,) = connection.execute(select(AuditEntry.__table__)).all()
@@ -292,7 +292,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     file.write_text(line * 45_000)
     script = (
         "import resource, sys\n"
-        "from worker.enqueue import Source, check, good_records, in_batches\n"
+        "from worker.messaging.bulk_publish import in_batches\n"
+        "from worker.messaging.job_file import Source, check, good_records\n"
         "with open(sys.argv[1], 'rb') as file:\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "    source = Source(file, False)\n"

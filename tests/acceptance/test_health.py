@@ -290,7 +290,7 @@ def test_a_worker_that_can_note_nothing_says_so_and_works(system: System, tmp_pa
 def test_a_probe_imports_little() -> None:
     """It runs every few seconds in every container."""
     script = (
-        "import sys; from worker.commands.health import health;"
+        "import sys; from worker.cli.health import health;"
         "health.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)

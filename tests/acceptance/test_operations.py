@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from sqlalchemy import Engine, select, update
 
 from models.states import State
 from models.tables import AuditEntry, Confirmation
-from tasks.operations.batches import overview
+from tasks.operations.batches import progress
 from tests.support.commands import environment_of, on_a_terminal
 from tests.support.stored import fail
 from tests.support.system import PROJECT, System, job, until
 from worker.cli.app import cli
-from worker.cli.ui.batch_progress import Pace, look
+from worker.cli.ui.batch_progress import Pace, read_progress
 from worker.storage import database
 
 pytestmark = pytest.mark.slow
@@ -60,8 +61,9 @@ def quickly(url: str, *arguments: str) -> Result:
 
 def batch_of(engine: Engine, batch_id: int) -> dict[str, Any]:
     with engine.connect() as connection:
-        (batch,) = overview(connection, batch_id)
-        return batch
+        batch = progress(connection, batch_id)
+        assert batch is not None
+        return asdict(batch)
 
 
 def audit_of(engine: Engine) -> list[tuple[str, str | None, int]]:
@@ -343,9 +345,9 @@ def test_a_pause_is_told_where_it_holds_the_batch(after_a_failure: tuple[str, En
     assert quickly(url, "reprocess", "--yes").exit_code == 0
 
     quickly(url, "pause", "--partner", "P-7", "--reason", "they asked")
-    _, of_another = look(engine, 1, Pace())
+    _, of_another = read_progress(engine, 1, Pace())
     quickly(url, "pause", "--reason", "maintenance")
-    _, of_all = look(engine, 1, Pace())
+    _, of_all = read_progress(engine, 1, Pace())
 
     assert of_another == ""
     assert of_all == "Calls to XONE are paused for all partners: maintenance"

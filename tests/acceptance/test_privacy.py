@@ -55,7 +55,7 @@ LOUD = (
     "-c",
     f"""
 import logging, sys
-from worker import logs
+from worker.observability import logs
 as_it_is = logs.configure
 
 def loud(*arguments):
@@ -65,7 +65,7 @@ def loud(*arguments):
 
 logs.configure = loud
 sys.argv = ["confirm-offer", "worker"]
-from worker.cli import main
+from worker.cli.app import main
 main()
 """,
 )  # a worker whose libraries tell all they can

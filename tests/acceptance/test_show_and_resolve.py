@@ -48,40 +48,40 @@ def database_url(sqlite_url: str) -> str:
 
 
 @pytest.fixture
-def settings(process: Runtime, environment: dict[str, str], database_url: str) -> dict[str, str]:
+def settings(runtime: Runtime, environment: dict[str, str], database_url: str) -> dict[str, str]:
     return {"DATABASE_URL": database_url, "DATA_KEYS": environment["DATA_KEYS"], "TZ": "UTC"}
 
 
 @pytest.fixture
-def confirmed(process: Runtime) -> Callable[..., None]:
-    """Puts an offer through one attempt, in this process."""
+def confirmed(runtime: Runtime) -> Callable[..., None]:
+    """Puts an offer through one attempt, in this runtime."""
 
     def go(offer_id: str, **changes: Any) -> None:
         content = job(offer_id, **{"policyholder": PERSON, **changes})
-        lease = confirm.accept_job(json.dumps(content).encode(), Delivery(), process)
+        lease = confirm.accept_job(json.dumps(content).encode(), Delivery(), runtime)
         if lease is not None:
-            confirm.attempt(lease, process)
+            confirm.attempt(lease, runtime)
 
     return go
 
 
-def again(process: Runtime, offer_id: str) -> None:
-    with process.engine.begin() as connection:
+def again(runtime: Runtime, offer_id: str) -> None:
+    with runtime.engine.begin() as connection:
         its_id = connection.execute(
             update(Confirmation)
             .where(Confirmation.offer_id == offer_id)
             .values(due_at=now_plus(-1.0))
             .returning(Confirmation.id)
         ).scalar_one()
-    lease = confirm.lease_due(its_id, process)
+    lease = confirm.lease_due(its_id, runtime)
     assert lease is not None
-    confirm.attempt(lease, process)
+    confirm.attempt(lease, runtime)
 
 
-def review(process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], offer_id: str) -> None:
+def review(runtime: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], offer_id: str) -> None:
     sandbox.bookings_mode = "forbidden"
     confirmed(offer_id)
-    again(process, offer_id)
+    again(runtime, offer_id)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def _at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def here(*arguments: str, stdin: str | None = None, **settings: str) -> Result:
-    """As ``run``, in this process, which is quicker."""
+    """As ``run``, in this runtime, which is quicker."""
     return CliRunner().invoke(cli, arguments, input=stdin, env={"DATA_KEYS": "", **settings})
 
 
@@ -107,8 +107,8 @@ def fits(screen: str) -> str:
     return screen
 
 
-def audits(process: Runtime) -> list[Any]:
-    with process.engine.connect() as connection:
+def audits(runtime: Runtime) -> list[Any]:
+    with runtime.engine.connect() as connection:
         return list(connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)))
 
 
@@ -116,7 +116,7 @@ def audits(process: Runtime) -> list[Any]:
 
 
 def test_a_booked_offer_on_one_screen(
-    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1", quotes=[{"id": "q-1", "insured": [{"first_name": "Grace", "last_name": "Hopper"}]}])
 
@@ -133,7 +133,7 @@ def test_a_booked_offer_on_one_screen(
     assert any(line[:3] == ["event_ticket_protection", "ETP-01", "CONFIRMED"] for line in lines)
     for mark in (*OF_THE_PERSON, "https://", "security_token"):
         assert mark not in screen
-    assert audits(process) == []
+    assert audits(runtime) == []
 
 
 def test_without_data_keys_the_sealed_parts_are_left_out(
@@ -164,10 +164,10 @@ def test_json_has_the_promised_keys_and_nothing_of_a_person(
 
 
 def test_reveal_opens_all_that_is_sealed_and_is_audited(
-    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1~html~1")
-    again(process, "offer-1~html~1")
+    again(runtime, "offer-1~html~1")
     upstream = sandbox.bookings["P-100", "offer-1~html~1"]
 
     told = json.loads(here("show", "offer-1~html~1", "--reveal", "--json", **settings).stdout)
@@ -186,14 +186,14 @@ def test_reveal_opens_all_that_is_sealed_and_is_audited(
     for part in ("ada@example.com", "Lovelace", "Countess", upstream["security_token"], "<html>"):
         assert part in screen
     assert "•" not in screen
-    entries = audits(process)
+    entries = audits(runtime)
     assert [(entry.command, entry.count) for entry in entries] == [("show --reveal", 1)] * 2
     assert entries[0].details == {"partner": "P-100", "offer": "offer-1~html~1"}
     assert "@" in entries[0].by
 
 
 def test_reveal_needs_the_right_keys_and_else_shows_and_audits_nothing(
-    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1")
 
@@ -203,13 +203,13 @@ def test_reveal_needs_the_right_keys_and_else_shows_and_audits_nothing(
     assert (without.returncode, without.stderr) == (2, "confirm-offer: DATA_KEYS is not set\n")
     assert (wrong.exit_code, wrong.stdout) == (1, "")
     assert "add the key that was in use when it was stored" in wrong.stderr
-    assert audits(process) == []
+    assert audits(runtime) == []
 
 
 def test_needs_review_says_what_to_do(
-    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
-    review(process, sandbox, confirmed, "offer-1~drop-after~1")
+    review(runtime, sandbox, confirmed, "offer-1~drop-after~1")
 
     screen = shown("SO-offer-1", **settings)
 
@@ -223,16 +223,16 @@ def test_needs_review_says_what_to_do(
 
 
 def test_retrying_says_when_next_and_paused_says_why(
-    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     confirmed("offer-1~http-503")
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(600.0)))
     retrying = shown("offer-1~http-503", **settings)
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-600.0)))
     overdue = shown("offer-1~http-503", **settings)
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         pauses.pause(connection, "P-200", "of another partner", "bob@here")
         pauses.pause(connection, "P-100", "maintenance of XONE until six", "ann@here")
         pauses.pause(connection, pause_cache.ALL, "all of it", "ann@here")
@@ -249,11 +249,11 @@ def test_retrying_says_when_next_and_paused_says_why(
 
 
 def test_the_batch_it_is_in_is_shown(
-    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     for number in (1, 2):
         confirmed(f"offer-{number}~http-422")
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         ids = list(connection.execute(select(Confirmation.id).order_by(Confirmation.offer_id)).scalars())
         first = batches.create(connection, ids, Selection(), "after the outage", "ann@here", None)
         assert batches.feed(connection, first, 1, (), 60.0) == ids[:1]
@@ -288,11 +288,11 @@ def test_an_order_of_several_offers_names_them(confirmed: Callable[..., None], s
 
 
 def test_no_value_reaches_the_terminal_as_a_command_or_markup(
-    process: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
     odd = {**PERSON, "first_name": "\x1b[2J\u202eAda", "last_name": "[bold]Love[/nothing]"}
     confirmed("offer-1", order_reference="[/red] [blink]SO", policyholder=odd)
-    with process.engine.begin() as connection:
+    with runtime.engine.begin() as connection:
         connection.execute(update(Booking).values(status="\x1b]0;x\x07[link=x]", currency="\r\n"))
 
     for options in ([], ["--reveal"]):
@@ -332,9 +332,9 @@ def test_a_booking_that_a_person_found_is_stored_and_told_to_consumers(system: S
 
 
 def test_what_a_person_found_to_be_failed(
-    process: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
+    runtime: Runtime, sandbox: Sandbox, confirmed: Callable[..., None], settings: dict[str, str]
 ) -> None:
-    review(process, sandbox, confirmed, "offer-1~drop-after~1")
+    review(runtime, sandbox, confirmed, "offer-1~drop-after~1")
     needs = {"DATABASE_URL": settings["DATABASE_URL"]}
     arguments = ("resolve", "offer-1~drop-after~1", "--partner", "P-100", "--failed", "no booking, ticket 7")
 
@@ -347,7 +347,7 @@ def test_what_a_person_found_to_be_failed(
     assert "is failed, not needs_review" in again.stderr
     screen = shown("offer-1~drop-after~1", **settings)
     assert "resolved: no booking, ticket 7" in screen
-    (entry,) = audits(process)
+    (entry,) = audits(runtime)
     assert (entry.command, entry.reason, "@" in entry.by) == ("resolve", "no booking, ticket 7", True)
 
 

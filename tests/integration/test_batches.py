@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
@@ -60,7 +61,7 @@ def failed(runtime: Runtime) -> Callable[..., UUID]:
 def make_batch(runtime: Runtime, selection: Selection | None = None, rate: float | None = None) -> int:
     with runtime.engine.begin() as connection:
         chosen = selection or Selection()
-        ids = [row.id for row in match(connection, chosen).rows]
+        ids = match(connection, chosen).ids
         return batches.create(connection, ids, chosen, "a test", "tester@here", rate)
 
 
@@ -71,8 +72,9 @@ def feed(runtime: Runtime, batch_id: int, most: int = 100, paused: tuple[str, ..
 
 def progress(runtime: Runtime, batch_id: int) -> dict[str, Any]:
     with runtime.engine.connect() as connection:
-        (batch,) = batches.overview(connection, batch_id)
-        return batch
+        batch = batches.progress(connection, batch_id)
+        assert batch is not None
+        return asdict(batch)
 
 
 def end(runtime: Runtime, confirmation_id: UUID) -> None:
@@ -101,7 +103,7 @@ def test_selections(runtime: Runtime, failed: Callable[..., UUID], selection: Se
         failed("ok", state=State.CONFIRMED): "ok",
     }
     with runtime.engine.connect() as connection:
-        assert {ids[row.id] for row in match(connection, selection).rows} == expected
+        assert {ids[id_] for id_ in match(connection, selection).ids} == expected
 
 
 def test_items_are_fed_in_within_the_room_and_end_with_their_confirmations(

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, insert
 from models.states import State
 from models.tables import Confirmation
 from tasks.operations import failures
-from tasks.operations.failures import LeftOut, Selection
+from tasks.operations.failures import FailureGroup, LeftOut, Sample, Selection
 from tests.support.query_plans import FAILED, fill, plan_of
 from worker.storage.database import now
 
@@ -54,17 +54,17 @@ def test_groups_by_cause_the_most_frequent_first(engine: Engine, confirmation: C
         first, *others = failures.groups(connection, Selection())
         review = failures.waiting_for_review(connection, Selection())
 
-    assert first == {
-        "code": "http-422",
-        "http_status": 422,
-        "detail": "XONE answered 422",
-        "count": 3,
-        "partners": ["P-100", "P-200"],
-        "first_seen": START + timedelta(minutes=2),
-        "last_seen": START + timedelta(minutes=9),
-        "sample": {"partner_id": "P-200", "offer_id": "b-5"},
-    }
-    assert [(group["code"], group["count"]) for group in others] == [("http-422", 1), ("timeout", 1)]
+    assert first == FailureGroup(
+        code="http-422",
+        http_status=422,
+        detail="XONE answered 422",
+        count=3,
+        partners=("P-100", "P-200"),
+        first_seen=START + timedelta(minutes=2),
+        last_seen=START + timedelta(minutes=9),
+        sample=Sample("P-200", "b-5"),
+    )
+    assert [(group.code, group.count) for group in others] == [("http-422", 1), ("timeout", 1)]
     assert review == 1
 
 
@@ -74,9 +74,9 @@ def test_ids_in_details_do_not_make_causes(engine: Engine, confirmation: Callabl
 
     with engine.connect() as connection:
         (group,) = failures.groups(connection, Selection())
-        (of_rows,) = failures.by_cause(failures.of_rows(failures.match(connection, Selection()).rows))
+        (of_rows,) = failures.groups_of(failures.match(connection, Selection()).confirmations)
 
-    assert (group["count"], group["detail"]) == (3, "XONE says that a booking exists as …")
+    assert (group.count, group.detail) == (3, "XONE says that a booking exists as …")
     assert of_rows == group
 
 
@@ -113,8 +113,8 @@ def test_filters(engine: Engine, confirmation: Callable[..., None]) -> None:
 
     for selection, expected in FILTERED:
         with engine.connect() as connection:
-            rows = failures.match(connection, selection).rows
-            counted = sum(group["count"] for group in failures.groups(connection, selection))
+            rows = failures.match(connection, selection).confirmations
+            counted = sum(group.count for group in failures.groups(connection, selection))
         assert [row.offer_id for row in rows] == expected, selection
         assert counted == len(expected) or selection.limit, selection
 
@@ -131,7 +131,7 @@ def test_offers_by_name_and_what_is_left_out(engine: Engine, confirmation: Calla
         matched = failures.match(connection, Selection(offers=offers))
         with_review = failures.match(connection, Selection(offers=offers, include_needs_review=True))
 
-    assert sorted((row.partner_id, row.offer_id) for row in matched.rows) == [
+    assert sorted((row.partner_id, row.offer_id) for row in matched.confirmations) == [
         ("P-100", "a"), ("P-100", "b"), ("P-200", "a"),
     ]  # fmt: skip
     assert matched.left_out == [
@@ -140,7 +140,7 @@ def test_offers_by_name_and_what_is_left_out(engine: Engine, confirmation: Calla
         LeftOut(None, "review", State.NEEDS_REVIEW),
         LeftOut(None, "typo", None),
     ]
-    assert len(with_review.rows) == 4
+    assert len(with_review.confirmations) == 4
 
 
 QUERIES = [failures.rows_query, failures.groups_query, failures.review_query, failures.purged_query]

@@ -104,17 +104,22 @@ def test_what_operators_ask(runtime: Runtime) -> None:
     with seen(runtime) as statements, runtime.engine.begin() as connection:
         failures.groups(connection, failures.Selection())
         failures.groups(connection, chosen)
-        ids = [row.id for row in failures.match(connection, chosen).rows]
+        ids = failures.match(connection, chosen).ids
         assert len(ids) == 50
         batch = batches.create(connection, ids, chosen, "test", "me", None)
         fed = batches.feed(connection, batch, 20, [], 30.0)
         assert len(fed) == 20
         batches.under_way(connection)
-        batches.overview(connection, batch)
+        batches.progress(connection, batch)
+        batches.overview(connection)
         assert lookup.find(runtime.engine, "seeded-7")
         assert lookup.find(runtime.engine, "SO-8")
         assert (
-            list(event_replay.pages(runtime.engine, event_replay.Which(since, datetime.now(UTC), offer_id="seeded-9")))
+            list(
+                event_replay.pages(
+                    runtime.engine, event_replay.EventSelection(since, datetime.now(UTC), offer_id="seeded-9")
+                )
+            )
             == []
         )
         purge.of_person(connection, runtime.encryption, "ada@example.com")

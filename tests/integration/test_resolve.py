@@ -193,9 +193,11 @@ def test_a_batch_that_it_waits_in_skips_it(in_review: Runtime) -> None:
     with in_review.engine.begin() as connection:
         assert batches.feed(connection, batch_ids[0], 10, (), 60.0) == []
     with in_review.engine.connect() as connection:
-        first, second = (batches.overview(connection, batch_id)[0] for batch_id in batch_ids)
-    assert (first["state"], first["waiting"], first["skipped"]) == (BatchState.DONE, 0, 1)
-    assert (second["waiting"], second["running"]) == (0, 0)
+        first, second = (batches.progress(connection, batch_id) for batch_id in batch_ids)
+    assert first is not None
+    assert second is not None
+    assert (first.state, first.waiting, first.skipped) == (BatchState.DONE, 0, 1)
+    assert (second.waiting, second.running) == (0, 0)
     assert only(in_review, Confirmation).state == State.FAILED
 
 

@@ -87,13 +87,13 @@ def test_a_file_that_is_no_text() -> None:
 
 def test_the_pace_is_that_of_the_last_seconds() -> None:
     pace = Pace()
-    pace.see(100.0, 0)
+    pace.record(100.0, 0)
     assert pace.rate == 0.0
     for second in range(1, 31):
-        pace.see(100.0 + second, second * 5)
+        pace.record(100.0 + second, second * 5)
     assert pace.rate == pytest.approx(5.0)
     for second in range(31, 61):
-        pace.see(100.0 + second, 150)
+        pace.record(100.0 + second, 150)
     assert pace.rate == 0.0
     assert pace.is_still(160.0)
 

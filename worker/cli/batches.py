@@ -1,8 +1,8 @@
-"""``confirm-offer batches`` and ``batch``: how reprocessing goes on, and stopping it."""
+"""``confirm-offer batches`` and ``batch``: the progress of reprocessing, and pausing or cancelling it."""
 
 import sys
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
 import click
 from rich.table import Table
@@ -10,8 +10,10 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from models.states import BatchState, State
-from tasks.operations import batches as tasks
+from tasks.operations import batches as operations
+from tasks.operations import pauses
 from tasks.operations.audit import who
+from tasks.operations.batches import BatchProgress, ItemOutcome
 from worker.cli.ui.batch_progress import follow, outcome
 from worker.cli.ui.console import (
     Failed,
@@ -23,17 +25,17 @@ from worker.cli.ui.console import (
     print_result,
     reason_option,
 )
-from worker.cli.ui.paused import standing, tell_paused
-from worker.cli.ui.tables import add_row, new_table, print_text
-from worker.formatting import in_utc as in_utc
-from worker.formatting import local_time, pluralize, short_time
+from worker.cli.ui.paused import print_paused
+from worker.cli.ui.tables import add_row, new_grid, new_table, print_text
+from worker.formatting import local_time, pluralize, short_time, to_json
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
-SHOWN = 20  # items for a person
+MAX_ITEMS = 20  # that a person is shown
+MAX_ID = 2**31 - 1
 ITEM_COLUMNS = ("partner_id", "offer_id", "outcome", "code", "fed_at", "ended_at")
-STYLE_OF = {BatchState.RUNNING: "cyan", BatchState.PAUSED: "yellow", BatchState.CANCELLED: "dim"}
-WENT_WELL = (State.CONFIRMED, State.PENDING)
+STYLES = {BatchState.RUNNING: "cyan", BatchState.PAUSED: "yellow", BatchState.CANCELLED: "dim"}
+SUCCESSES = (State.CONFIRMED, State.PENDING)
 
 
 @click.command("batches")
@@ -43,31 +45,31 @@ WENT_WELL = (State.CONFIRMED, State.PENDING)
 def batches(limit: int, as_json: bool) -> None:
     """Lists the batches of reprocessing.
 
-    The newest comes first. "left" are those that wait or are under way.
+    The newest comes first. "left" counts the items that wait or are under way.
 
     Example: confirm-offer batches
     """
     with database.connect(read(DatabaseSettings).url).connect() as connection:
-        found = tasks.overview(connection, limit=limit)
-        stand = standing(connection)
+        listed = operations.overview(connection, limit)
+        active_pauses = pauses.active(connection)
     if as_json:
-        print_json(in_utc({"batches": found}))
-    elif not found:
+        print_json({"batches": to_json(listed)})
+    elif not listed:
         print_text(out, "There are no batches; 'confirm-offer reprocess' makes one.")
     else:
-        out.print(_overview(found))
-        if any(batch["state"] == BatchState.RUNNING for batch in found):
-            tell_paused(out, stand)
+        out.print(_overview(listed))
+        if any(batch.state == BatchState.RUNNING for batch in listed):
+            print_paused(out, active_pauses)
 
 
-def _overview(found: list[dict[str, Any]]) -> Table:
+def _overview(listed: Sequence[BatchProgress]) -> Table:
     numbers = ["id", "total", "confirmed", "failed", "left"]
     table = new_table("id", "state", "made", "total", "confirmed", "failed", "left", "reason", numbers=numbers)
-    for batch in found:
-        left = batch["running"] + (batch["waiting"] if batch["state"] != BatchState.CANCELLED else 0)
-        state = Text(batch["state"], style=STYLE_OF.get(batch["state"], ""))
-        counts = (batch["total"], batch["confirmed"], batch["failed"], left)
-        add_row(table, batch["id"], state, short_time(batch["created_at"]), *counts, batch["reason"])
+    for batch in listed:
+        left = batch.running + (batch.waiting if batch.state != BatchState.CANCELLED else 0)
+        state = Text(batch.state, style=STYLES.get(batch.state, ""))
+        counts = (batch.total, batch.confirmed, batch.failed, left)
+        add_row(table, batch.id, state, short_time(batch.created_at), *counts, batch.reason)
     return table
 
 
@@ -83,79 +85,73 @@ def batch() -> None:
 @json_option
 @handle_errors
 def show(batch_id: int, is_followed: bool, as_csv: bool, as_json: bool) -> None:
-    """Shows a batch and what came of its items. --csv and --json print each item.
+    """Shows a batch and the outcome of its items. --csv and --json print each item.
 
     Example: confirm-offer batch show 12
     """
     engine = database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
-        found = _find(connection, batch_id)
-        items = tasks.items(connection, batch_id)
-        stand = standing(connection)
+        progress = _progress(connection, batch_id)
+        items = operations.items(connection, batch_id)
+        active_pauses = pauses.active(connection)
     if as_json:
-        print_json(in_utc({**found, "items": items}))
+        print_json({**to_json(progress), "items": to_json(items)})
     elif as_csv:
-        print_csv(ITEM_COLUMNS, in_utc(items))
+        print_csv(ITEM_COLUMNS, to_json(items))
     elif is_followed:
         sys.exit(0 if follow(engine, batch_id, out) else 1)
     else:
-        _print(found, items)
-        if found["state"] == BatchState.RUNNING:
-            tell_paused(out, stand)
+        _print(progress, items)
+        if progress.state == BatchState.RUNNING:
+            print_paused(out, active_pauses)
 
 
-def _find(connection: Connection, batch_id: int) -> dict[str, Any]:
-    found = tasks.overview(connection, batch_id) if abs(batch_id) < 2**31 else []
-    if not found:
+def _progress(connection: Connection, batch_id: int) -> BatchProgress:
+    progress = operations.progress(connection, batch_id) if abs(batch_id) <= MAX_ID else None
+    if progress is None:
         raise Failed(f"there is no batch {batch_id}; 'confirm-offer batches' lists them")
-    return found[0]
+    return progress
 
 
-def _print(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    rate = f"{found['rate']:g} a second" if found["rate"] is not None else "no limit was given"
-    for name, value in (
-        ("batch", str(found["id"])),
-        ("state", found["state"]),
-        ("reason", found["reason"] or "-"),
-        ("made", f"{local_time(found['created_at'])} by {found['by']}"),
-        ("ended", local_time(found["ended_at"])),
-        ("rate", rate),
-        ("items", f"{found['total']:,}: {outcome(found)}"),
-    ):
-        facts.add_row(Text(name, style="dim"), Text(value))
+def _print(batch: BatchProgress, items: Sequence[ItemOutcome]) -> None:
+    facts = new_grid()
+    add_row(facts, "batch", str(batch.id))
+    add_row(facts, "state", batch.state)
+    add_row(facts, "reason", batch.reason)
+    add_row(facts, "made", f"{local_time(batch.created_at)} by {batch.by}")
+    add_row(facts, "ended", local_time(batch.ended_at))
+    add_row(facts, "rate", f"{batch.rate:g} a second" if batch.rate is not None else "no limit was given")
+    add_row(facts, "items", f"{batch.total:,}: {outcome(batch)}")
     out.print(facts)
     _print_codes(items)
     _print_items(items)
 
 
-def _print_codes(items: list[dict[str, Any]]) -> None:
-    codes = Counter(item["code"] for item in items if item["code"])
+def _print_codes(items: Sequence[ItemOutcome]) -> None:
+    codes = Counter(item.code for item in items if item.code)
     if codes:
-        print_text(
-            out, "\nfailed again with " + ", ".join(f"{code}: {number:,}" for code, number in codes.most_common())
-        )
+        counts = ", ".join(f"{code}: {number:,}" for code, number in codes.most_common())
+        print_text(out, f"\nfailed again with {counts}")
 
 
-def _print_items(items: list[dict[str, Any]]) -> None:
-    """All of a small batch, and of a larger one those that did not go well."""
-    shown = items if len(items) <= SHOWN else [item for item in items if _is_worth_showing(item)]
+def _print_items(items: Sequence[ItemOutcome]) -> None:
+    """All items of a small batch; of a larger one those that did not succeed."""
+    chosen = items if len(items) <= MAX_ITEMS else [item for item in items if _has_not_succeeded(item)]
+    shown = chosen[:MAX_ITEMS]
     if shown:
         print_text(out)
         table = new_table("partner", "offer", "outcome", "code")
-        for item in shown[:SHOWN]:
-            add_row(table, item["partner_id"], item["offer_id"], item["outcome"], item["code"])
+        for item in shown:
+            add_row(table, item.partner_id, item.offer_id, item.outcome, item.code)
         out.print(table)
-    more = len(items) - len(shown[:SHOWN])
+    more = len(items) - len(shown)
     if more:
-        print_text(
-            out,
-            f"{'and ' * bool(shown)}{pluralize(more, 'more item' if shown else 'item')}; --csv or --json prints all",
-        )
+        what = f"and {pluralize(more, 'more item')}" if shown else pluralize(more, "item")
+        print_text(out, f"{what}; --csv or --json prints all")
 
 
-def _is_worth_showing(item: dict[str, Any]) -> bool:
-    return item["ended_at"] is not None and item["outcome"] not in WENT_WELL
+def _has_not_succeeded(item: ItemOutcome) -> bool:
+    return item.ended_at is not None and item.outcome not in SUCCESSES
 
 
 def _add_move(name: str, to: BatchState, does: str) -> None:
@@ -168,23 +164,23 @@ def _add_move(name: str, to: BatchState, does: str) -> None:
     @handle_errors
     def move(batch_id: int, reason: str | None, as_json: bool) -> None:
         with database.connect(read(DatabaseSettings).url).begin() as connection:
-            before = _find(connection, batch_id)
-            if not tasks.move(connection, batch_id, to, who(), reason):
-                ended = local_time(before["ended_at"])
-                raise Failed(f"batch {batch_id} has ended: it is {before['state']} since {ended}")
-            (found,) = tasks.overview(connection, batch_id)
-        was = " already" if before["state"] == to else ""
-        print_result(as_json, f"Batch {batch_id} is {to}{was}: {outcome(found)}.", **(in_utc(found) if as_json else {}))
+            before = _progress(connection, batch_id)
+            if not operations.move(connection, batch_id, to, who(), reason):
+                ended = local_time(before.ended_at)
+                raise Failed(f"batch {batch_id} has ended: it is {before.state} since {ended}")
+            after = _progress(connection, batch_id)
+        was = " already" if before.state == to else ""
+        print_result(as_json, f"Batch {batch_id} is {to}{was}: {outcome(after)}.", **to_json(after))
 
 
 _add_move(
     "pause",
     BatchState.PAUSED,
-    'Feeds no more of a batch to the workers, until "batch resume". What is under way goes on.',
+    'Stops feeding a batch to the workers, until "batch resume". Items under way go on.',
 )
 _add_move("resume", BatchState.RUNNING, "Goes on with a batch that was paused.")
 _add_move(
     "cancel",
     BatchState.CANCELLED,
-    "Ends a batch for good. What was not tried stays as it is; what is under way goes on.",
+    "Ends a batch; it can't be resumed. Items that were not tried stay failed; items under way go on.",
 )

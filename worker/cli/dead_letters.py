@@ -1,4 +1,4 @@
-"""``dead-letters``: what could not be accepted as a job, listed, replayed or dropped."""
+"""``confirm-offer dead-letters``: lists, replays or drops what could not be accepted as a job."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,6 @@ from typing import Any, Self
 import click
 from rich.progress import Progress
 
-from models.exact_json import moment
 from models.job import DEAD_LETTER_CODES, JobRejected, read_job
 from tasks.operations.audit import Tally
 from worker.cli.ui.console import (
@@ -30,8 +29,8 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
-from worker.cli.ui.optional_audit import recording
-from worker.formatting import local_time, pluralize, printable
+from worker.cli.ui.optional_audit import optional_tally
+from worker.formatting import OMIT_IF_NONE, local_time, pluralize, printable, to_json
 from worker.messaging import broker
 from worker.messaging.batching import in_batches
 from worker.messaging.dead_letter_queue import (
@@ -46,9 +45,12 @@ from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.storage import database
 
-SHOWN = 50  # letters, where no --limit is given
-EDITED = 100  # letters that are edited in one go, where no --limit is given
-MASKED_LINES = 6  # of a body on the screen; --json has all of it
+MAX_SHOWN = 50  # letters, without --limit
+MAX_EDITED = 100  # letters that one command edits, without --limit
+MAX_BODY_LINES = 6  # on the screen; --json has all
+NEXT_STEPS = (
+    "'dead-letters replay' puts them back on the jobs queue, with --edit after a correction; 'drop' removes them."
+)
 
 
 @click.group("dead-letters")
@@ -61,26 +63,54 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many, the first come first.")
 
 
-@dataclass
-class Group:
-    """The letters of one code."""
+@dataclass(frozen=True)
+class ListedLetter:
+    """A dead letter, as JSON shows it.
 
+    partner_id, offer_id, order_reference: if the body has them in a valid form; size: bytes; body: the masked
+    structure, or with --reveal the text, None if it can't be read; body_base64: with --reveal, if it is not UTF-8.
+    """
+
+    at: datetime | None
+    code: str
+    detail: str
+    partner_id: str | None
+    offer_id: str | None
+    order_reference: str | None
+    size: int
+    body: Any
+    body_base64: str | None = field(default=None, metadata=OMIT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class LetterGroup:
+    """How many dead letters have a code, listed or not, and when the first and the last came."""
+
+    code: str
     count: int
     first_at: datetime | None
     last_at: datetime | None
-    letters: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What ``dead-letters list`` shows. total: of all groups; letters: by group, at most as many as were asked for."""
+
+    total: int
+    groups: list[LetterGroup]
+    letters: list[ListedLetter]
 
 
 @dead_letters.command("list")
 @code_option
-@click.option("--limit", type=click.IntRange(min=0), default=SHOWN, show_default=True, help="Show at most so many.")
+@click.option("--limit", type=click.IntRange(min=0), default=MAX_SHOWN, show_default=True, help="Show at most so many.")
 @click.option("--reveal", is_flag=True, help="The bodies in clear, personal data included. It is audited.")
 @json_option
 @handle_errors
 def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> None:
-    """Lists the dead letters by code. All are counted; they stay where they are.
+    """Lists the dead letters by code. All are counted; they stay in the queue.
 
-    Bodies show their structure with the values replaced; ids are shown where they have the form of one.
+    Bodies show their structure with the values replaced. Ids are shown if they have a valid form.
 
     \b
     Codes: invalid-json, invalid-job, too-large, conflicting-job, and poison for
@@ -89,108 +119,92 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
     Example: confirm-offer dead-letters list --code invalid-job
     """
     with (
-        recording("dead-letters list --reveal", wanted=reveal, code=code) as record,
-        DeadLetterQueue(read(BrokerSettings).url) as letters,
+        optional_tally("dead-letters list --reveal", wanted=reveal, code=code) as count,
+        DeadLetterQueue(read(BrokerSettings).url) as queue,
         progress() as bar,
     ):
-        groups = _grouped(letters, code, limit, reveal, bar)
-        record(sum(len(group.letters) for group in groups.values()))
+        listing = _list(queue, code, limit, reveal, bar)
+        count(len(listing.letters))
     if as_json:
-        print_json(
-            {
-                "total": sum(group.count for group in groups.values()),
-                "groups": [
-                    {
-                        "code": name,
-                        "count": group.count,
-                        "first_at": _utc(group.first_at),
-                        "last_at": _utc(group.last_at),
-                    }
-                    for name, group in groups.items()
-                ],
-                "letters": [
-                    {**letter, "at": _utc(letter["at"])} for group in groups.values() for letter in group.letters
-                ],
-            }
-        )
+        print_json(to_json(listing))
     else:
-        _print(groups, code)
-        if letters.held_count < letters.message_count:
-            click.echo(f"\nThe first {letters.held_count:,} of {letters.message_count:,} letters were looked at.")
+        _print(listing, code)
+        if queue.held_count < queue.message_count:
+            click.echo(f"\nThe first {queue.held_count:,} of {queue.message_count:,} letters were looked at.")
 
 
-def _grouped(letters: DeadLetterQueue, code: str | None, limit: int, reveal: bool, bar: Progress) -> dict[str, Group]:
-    """The groups, the largest first. Of all that are counted, only so many are kept."""
-    groups: dict[str, Group] = {}
-    kept = 0
-    task = bar.add_task("reading", total=letters.held_count)
-    for letter in letters:
+def _list(queue: DeadLetterQueue, code: str | None, limit: int, reveal: bool, bar: Progress) -> Listing:
+    """Counts all letters, or those of one code, and lists the first ones. The largest group comes first."""
+    groups: dict[str, LetterGroup] = {}
+    letters: list[ListedLetter] = []
+    task = bar.add_task("reading", total=queue.held_count)
+    for letter in queue:
         bar.advance(task)
         if code not in (None, letter.code):
             continue
-        group = groups.setdefault(letter.code, Group(0, letter.at, letter.at, []))
-        group.count += 1
-        group.last_at = letter.at or group.last_at
-        if kept < limit:
-            kept += 1
-            group.letters.append(_row(letter, reveal))
-    return dict(sorted(groups.items(), key=lambda item: -item[1].count))
+        group = groups.get(letter.code, LetterGroup(letter.code, 0, letter.at, letter.at))
+        groups[letter.code] = replace(group, count=group.count + 1, last_at=letter.at or group.last_at)
+        if len(letters) < limit:
+            letters.append(_listed(letter, reveal))
+    by_size = sorted(groups.values(), key=lambda group: -group.count)
+    order = {group.code: position for position, group in enumerate(by_size)}
+    in_order = sorted(letters, key=lambda letter: order[letter.code])
+    return Listing(sum(group.count for group in by_size), by_size, in_order)
 
 
-def _row(letter: DeadLetter, reveal: bool) -> dict[str, Any]:
-    row = {
-        "at": letter.at,
-        "code": letter.code,
-        "detail": letter.detail,
+def _listed(letter: DeadLetter, reveal: bool) -> ListedLetter:
+    listed = ListedLetter(
+        at=letter.at,
+        code=letter.code,
+        detail=letter.detail,
         **asdict(ids_of(letter.body)),
-        "size": len(letter.body),
-    }
+        size=len(letter.body),
+        body=None if reveal else masked(letter.body),
+    )
     if not reveal:
-        return {**row, "body": masked(letter.body)}
+        return listed
     try:
-        return {**row, "body": letter.body.decode()}
+        return replace(listed, body=letter.body.decode())
     except UnicodeDecodeError:
-        return {**row, "body": None, "body_base64": base64.b64encode(letter.body).decode()}
+        return replace(listed, body_base64=base64.b64encode(letter.body).decode())
 
 
-def _utc(at: datetime | None) -> str | None:
-    return moment(at) if at is not None else None
-
-
-def _print(groups: dict[str, Group], code: str | None) -> None:
-    if not groups:
-        click.echo("no dead letters" + (f" of code {code}" if code else ""))
+def _print(listing: Listing, code: str | None) -> None:
+    if not listing.groups:
+        click.echo(_none(code))
         return
-    for position, (name, group) in enumerate(groups.items()):
-        click.echo(("\n" if position else "") + f"{name}: {pluralize(group.count, 'letter')}, {_span(group)}")
-        for letter in group.letters:
+    for position, group in enumerate(listing.groups):
+        click.echo(("\n" if position else "") + f"{group.code}: {pluralize(group.count, 'letter')}, {_span(group)}")
+        letters = [letter for letter in listing.letters if letter.code == group.code]
+        for letter in letters:
             _print_letter(letter)
-        if group.count > len(group.letters):
-            click.echo(f"  and {group.count - len(group.letters):,} more; --limit shows more of them")
-    click.echo("\n" + _wrapped(_NEXT, ""))
+        if group.count > len(letters):
+            click.echo(f"  and {group.count - len(letters):,} more; --limit shows more of them")
+    click.echo("\n" + _wrapped(NEXT_STEPS, ""))
 
 
-_NEXT = "'dead-letters replay' puts them back on the jobs queue, with --edit after a correction; 'drop' removes them."
+def _none(code: str | None) -> str:
+    return "no dead letters" + (f" of code {code}" if code else "")
 
 
-def _span(group: Group) -> str:
+def _span(group: LetterGroup) -> str:
     first, last = local_time(group.first_at), local_time(group.last_at)
     return first if first == last else f"{first} to {last}"
 
 
-def _print_letter(letter: dict[str, Any]) -> None:
-    who = " ".join(filter(None, (letter["partner_id"], letter["offer_id"]))) or "no ids that can be read"
-    click.echo(_wrapped(f"{local_time(letter['at'])}  {printable(who)}  {letter['size']:,} bytes", "  "))
-    click.echo(_wrapped(letter["detail"], "    "))
-    if "body_base64" in letter:
+def _print_letter(letter: ListedLetter) -> None:
+    ids = " ".join(filter(None, (letter.partner_id, letter.offer_id))) or "no ids that can be read"
+    click.echo(_wrapped(f"{local_time(letter.at)}  {printable(ids)}  {letter.size:,} bytes", "  "))
+    click.echo(_wrapped(letter.detail, "    "))
+    if letter.body_base64 is not None:
         click.echo("    not UTF-8; --json prints it in base64")
-    elif isinstance(letter["body"], str):
-        click.echo(_wrapped(printable(letter["body"].replace("\n", " ")), "    "))
-    elif letter["body"] is not None:
-        structure = printable(json.dumps(letter["body"], ensure_ascii=False))
-        lines = _wrapped(structure[: (MASKED_LINES + 1) * out.width], "    ").splitlines()
-        more = ["    … --json prints all of it"] if len(lines) > MASKED_LINES else []
-        click.echo("\n".join([*lines[:MASKED_LINES], *more]))
+    elif isinstance(letter.body, str):
+        click.echo(_wrapped(printable(letter.body.replace("\n", " ")), "    "))
+    elif letter.body is not None:
+        structure = printable(json.dumps(letter.body, ensure_ascii=False))
+        lines = _wrapped(structure[: (MAX_BODY_LINES + 1) * out.width], "    ").splitlines()
+        more = ["    … --json prints all of it"] if len(lines) > MAX_BODY_LINES else []
+        click.echo("\n".join([*lines[:MAX_BODY_LINES], *more]))
 
 
 def _wrapped(text: str, indent: str) -> str:
@@ -200,7 +214,7 @@ def _wrapped(text: str, indent: str) -> str:
 @dead_letters.command("replay", short_help="Puts dead letters back on the jobs queue.")
 @code_option
 @limit_option
-@click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first, {EDITED} in one go unless --limit says else.")
+@click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first: at most {MAX_EDITED}, or --limit.")
 @yes_option
 @reason_option
 @json_option
@@ -210,34 +224,34 @@ def replay_letters(
 ) -> None:
     """Puts dead letters back on the jobs queue, their bodies unchanged or edited.
 
-    A letter is removed when the broker has confirmed its copy: interrupted, nothing is lost. One that fails again
-    comes back as a new letter and is not replayed a second time.
+    A letter is removed when the broker has confirmed its copy, so nothing is lost if the command is interrupted. A job
+    that fails again becomes a new letter; this command does not replay it a second time.
 
-    With --edit a body must be a valid job when the editor closes. An empty file leaves the letter where it is.
+    With --edit a body must be a valid job when the editor closes. If the file is emptied, the letter stays as it is.
 
     Example: confirm-offer dead-letters replay --code conflicting-job --limit 10
     """
-    limit = limit or EDITED if edit else limit
+    limit = limit or MAX_EDITED if edit else limit
     url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
     count = _count(url, code, limit)
     if not count:
-        return _tell_moved("replayed", 0, 0, as_json, code)
+        return _print_moved("replayed", 0, 0, as_json, code)
     ask(f"Put {pluralize(count, 'letter')} back on the jobs queue?", yes)
     details: dict[str, Any] = {"code": code, "limit": limit, "edit": edit}
     with (
         Tally(engine, "dead-letters replay", reason, **details) as tally,
-        DeadLetterQueue(url) as letters,
+        DeadLetterQueue(url) as queue,
         progress(shown=not edit) as bar,  # it would draw over the editor
         _Moved("replayed", count, tally, bar) as moved,
     ):
-        meant = select_letters(letters, code, count)
+        selected = select_letters(queue, code, count)
         if edit:
-            letters_held = list(meant)
-            letters.stop_consuming()  # nothing waits for the broker while a person thinks
-            refused = _edit_and_replay(letters, letters_held, url, moved, may_ask=not yes and sys.stdin.isatty())
+            letters = list(selected)
+            queue.stop_consuming()  # a person may take long; until then nothing is expected from the broker
+            refused = _edit_and_replay(queue, letters, url, moved, may_ask=not yes and sys.stdin.isatty())
         else:
-            refused = _replay(letters, meant, url, moved)
-    _tell_moved("replayed", moved.count, count - moved.count, as_json, code)
+            refused = _replay(queue, selected, url, moved)
+    _print_moved("replayed", moved.count, count - moved.count, as_json, code)
     if refused:
         raise Failed(
             f"the broker did not take {pluralize(refused, 'copy', 'copies')}, so those stay dead letters; "
@@ -249,14 +263,14 @@ def replay_letters(
 
 
 class _Moved:
-    """How many letters have been moved: counted for the audit and the bar, and told where it is interrupted."""
+    """Counts the letters that were moved, for the audit and the bar, and says how many there were on Ctrl-C."""
 
-    def __init__(self, what: str, total: int, tally: Tally, bar: Progress) -> None:
+    def __init__(self, verb: str, total: int, tally: Tally, bar: Progress) -> None:
         self.count = 0
-        self._what = what
+        self._verb = verb
         self._tally = tally
         self._bar = bar
-        self._task = bar.add_task(what, total=total)
+        self._task = bar.add_task(verb, total=total)
 
     def add(self, number: int) -> None:
         self.count += number
@@ -268,44 +282,43 @@ class _Moved:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is KeyboardInterrupt:
-            raise Failed(f"interrupted: {self.count:,} {self._what}, the others stay dead letters") from None
+            raise Failed(f"interrupted: {self.count:,} {self._verb}, the others stay dead letters") from None
 
 
-def _replay(letters: DeadLetterQueue, meant: Iterator[DeadLetter], url: str, moved: _Moved) -> int:
-    """Replays batch by batch. Returns how many copies the broker refused, which ends it."""
+def _replay(queue: DeadLetterQueue, letters: Iterator[DeadLetter], url: str, moved: _Moved) -> int:
+    """Replays in batches, until the broker refuses a copy. Returns how many it refused."""
     with Publisher(url) as publisher:
-        for batch in in_batches(meant):
-            taken = replay(letters, batch, publisher)
+        for batch in in_batches(letters):
+            taken = replay(queue, batch, publisher)
             moved.add(taken)
             if taken < len(batch):
                 return len(batch) - taken
     return 0
 
 
-def _edit_and_replay(
-    letters: DeadLetterQueue, letters_held: list[DeadLetter], url: str, moved: _Moved, may_ask: bool
-) -> int:
+def _edit_and_replay(queue: DeadLetterQueue, letters: list[DeadLetter], url: str, moved: _Moved, may_ask: bool) -> int:
     """Replays one by one, each after its edit. Returns how many copies the broker refused."""
     refused = 0
     with TemporaryDirectory(prefix="dead-letters-") as folder:  # readable for its owner only
-        for number, letter in enumerate(letters_held, start=1):
-            name = f"letter {number} of {len(letters_held)} ({letter.code}: {letter.detail})"
+        for number, letter in enumerate(letters, start=1):
+            name = f"letter {number} of {len(letters)} ({letter.code}: {letter.detail})"
             body = _edited(letter, name, Path(folder) / f"letter-{number}.json", may_ask)
             if body is None:
                 continue
-            with _held_still():
-                letters.ensure_still_held()
+            with _explaining_return():
+                queue.ensure_still_held()
             with Publisher(url) as publisher:
                 taken = len(publisher.publish([job_message(letter, body)]))
             if taken:
-                letters.ack([letter])
+                queue.ack([letter])
             moved.add(taken)
             refused += 1 - taken
     return refused
 
 
 @contextmanager
-def _held_still() -> Iterator[None]:
+def _explaining_return() -> Iterator[None]:
+    """Says what happened if the broker has taken the letters back."""
     try:
         yield
     except Exception as error:
@@ -318,7 +331,7 @@ def _held_still() -> Iterator[None]:
 
 
 def _edited(letter: DeadLetter, name: str, file: Path, may_ask: bool) -> bytes | None:
-    """The body after the edit, a valid job; the letter's own where nothing was changed. None: to be left alone."""
+    """The body after the edit, a valid job; the letter's own if nothing was changed; None to leave the letter."""
     before = for_editor(letter.body)
     file.write_bytes(before)
     try:
@@ -354,12 +367,12 @@ def _open_editor(file: Path) -> None:
 @dead_letters.command("drop")
 @code_option
 @limit_option
-@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--reason", required=True, help="Why, for the audit.")
 @yes_option
 @json_option
 @handle_errors
 def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as_json: bool) -> None:
-    """Removes dead letters for good. No copy is kept: list them with --reveal --json first where one is wanted.
+    """Deletes dead letters. No copy is kept: list them with --reveal --json first if you want one.
 
     Example: confirm-offer dead-letters drop --code invalid-json --reason "load test of a partner"
     """
@@ -368,33 +381,33 @@ def drop_letters(code: str | None, limit: int | None, reason: str, yes: bool, as
     url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
     count = _count(url, code, limit)
     if not count:
-        return _tell_moved("dropped", 0, 0, as_json, code)
-    ask(f"Drop {pluralize(count, 'letter')} for good?", yes)
+        return _print_moved("dropped", 0, 0, as_json, code)
+    ask(f"Delete {pluralize(count, 'letter')}? No copy is kept.", yes)
     with (
         Tally(engine, "dead-letters drop", reason, code=code, limit=limit) as tally,
-        DeadLetterQueue(url) as letters,
+        DeadLetterQueue(url) as queue,
         progress() as bar,
         _Moved("dropped", count, tally, bar) as moved,
     ):
-        for batch in in_batches(select_letters(letters, code, count)):
-            letters.ack(batch)
+        for batch in in_batches(select_letters(queue, code, count)):
+            queue.ack(batch)
             moved.add(len(batch))
-    _tell_moved("dropped", moved.count, count - moved.count, as_json, code)
+    _print_moved("dropped", moved.count, count - moved.count, as_json, code)
     if moved.count < count:
         sys.exit(1)
     return None
 
 
 def _count(url: str, code: str | None, limit: int | None) -> int:
-    """How many letters are meant. To know their codes they must be taken; then they go back."""
-    with DeadLetterQueue(url) as letters:
-        count = letters.held_count if code is None else sum(1 for _ in select_letters(letters, code, None))
+    """How many letters the options select. To read their codes they are taken from the queue and given back."""
+    with DeadLetterQueue(url) as queue:
+        count = queue.held_count if code is None else sum(1 for _ in select_letters(queue, code, None))
     return min(count, limit or count)
 
 
-def _tell_moved(what: str, count: int, left: int, as_json: bool, code: str | None) -> None:
+def _print_moved(verb: str, count: int, left: int, as_json: bool, code: str | None) -> None:
     if not count and not left:
-        text = "no dead letters" + (f" of code {code}" if code else "")
+        text = _none(code)
     else:
-        text = f"{pluralize(count, 'dead letter')} {what}" + (f", {left:,} left" if left else "")
-    print_result(as_json, text, **{what: count, "left": left})
+        text = f"{pluralize(count, 'dead letter')} {verb}" + (f", {left:,} left" if left else "")
+    print_result(as_json, text, **{verb: count, "left": left})

@@ -1,4 +1,4 @@
-"""``confirm-offer doctor``: what is wrong with this set-up, and what to do."""
+"""``confirm-offer doctor``: what is wrong with this installation, and what to do."""
 
 import sys
 from collections import Counter
@@ -21,12 +21,12 @@ STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold red"}
 @json_option
 @handle_errors
 def doctor(as_json: bool) -> None:
-    """Checks all that a worker needs, and says what to mend.
+    """Checks all that a worker needs, and says what to fix.
 
-    It changes nothing, and shows no secret and no personal data. Of XONE it asks for a token, once. Run it with the
-    settings of the workers, where they run.
+    It changes nothing, and shows no secret and no personal data. It asks XONE for a token, once. Run it where the
+    workers run, with their settings.
 
-    Exit code 1 where something is wrong, 2 where a setting is; warnings alone are no failure.
+    Exit code 1 if something is wrong, 2 if a setting is; warnings alone are no failure.
 
     Example: confirm-offer doctor
     """
@@ -40,13 +40,13 @@ def doctor(as_json: bool) -> None:
         print_json({"well": not count[Level.ERROR], "findings": [finding.as_json() for finding in findings]})
     else:
         print_text(out)
-        print_text(out, _end(count))
-    is_setting_wrong = any(one.level is Level.ERROR and one.check == of_settings.CHECK for one in findings)
+        print_text(out, _summary(count))
+    is_setting_wrong = any(finding.level is Level.ERROR and finding.check == of_settings.CHECK for finding in findings)
     sys.exit(2 if is_setting_wrong else 1 if count[Level.ERROR] else 0)
 
 
 def _row(finding: Finding) -> Table:
-    """A line or more, aligned with all others."""
+    """A finding in a line or more, aligned with all others."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=max(len(level) for level in Level))
     table.add_column(width=12)
@@ -58,7 +58,7 @@ def _row(finding: Finding) -> Table:
     return table
 
 
-def _end(count: Counter[Level]) -> str:
+def _summary(count: Counter[Level]) -> str:
     warnings = pluralize(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
     if not count[Level.ERROR]:
         return f"Nothing is wrong, {warnings}."

@@ -1,14 +1,15 @@
-"""``enqueue``: jobs from a file to the jobs queue."""
+"""``confirm-offer enqueue``: publishes jobs from a file."""
 
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -24,21 +25,30 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
-from worker.cli.ui.optional_audit import recording
-from worker.formatting import pluralize
+from worker.cli.ui.optional_audit import optional_tally
+from worker.formatting import pluralize, to_json
 from worker.messaging.bulk_publish import Enqueued, Progress, Rejected, publish
 from worker.messaging.job_file import BadLine, Checked, Source, check
 from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, read
 
 
+@dataclass(frozen=True)
+class ListedLine:
+    """A bad line, as JSON shows it."""
+
+    line: int
+    code: str
+    detail: str
+
+
 @click.command(short_help="Publishes jobs from a file, JSON Lines or CSV.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="What FILE is, if not by its name's end.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="Format of FILE; by default from its name.")
 @click.option(
     "--rejected",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where bad lines go; FILE.rejected if not given, nowhere for standard input.",
+    help="Where bad lines go; by default FILE.rejected, or nowhere for standard input.",
 )
 @reason_option
 @json_option
@@ -46,10 +56,10 @@ from worker.settings import BrokerSettings, read
 def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | None, as_json: bool) -> None:
     """Publishes jobs from FILE ("-" for standard input), JSON Lines or CSV. All are checked first.
 
-    Bad lines are named, kept in FILE.rejected as they came, and not published; exit code 1 if there are any.
+    Bad lines are named, copied to FILE.rejected and not published; exit code 1 if there are any.
 
-    Interrupted, the same command goes on after the last line that the broker has confirmed: that is kept in
-    FILE.progress until all are published. A job that is published twice is harmless.
+    If interrupted, the same command goes on after the last line that the broker has confirmed. FILE.progress keeps its
+    number until all are published. A job that is published twice is harmless.
 
     \b
     JSON Lines has a job a line:
@@ -60,7 +70,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
       quotes.0.brightwrite_details.bw_variant_id,
       policyholder.first_name, .last_name, .country, .email, .phone, …
       metadata.channel
-    An empty cell is left out, and so is a quote or an insured without a value.
+    Empty cells are left out, and so are quotes and insured without any value.
 
     Example: confirm-offer enqueue jobs.csv
     """
@@ -70,20 +80,20 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
         rejected = path.with_name(path.name + ".rejected")
     if rejected is not None and path is not None and rejected.exists() and rejected.samefile(path):
         raise UsageError("--rejected names FILE itself; name another file")
-    bad: list[dict[str, Any]] = []
+    bad: list[ListedLine] = []
     with _opened(path) as opened:
         source = Source(opened, is_csv=form == "csv" or (form is None and file.lower().endswith(".csv")))
         with Rejected(rejected, lambda: source.header) as rejects:
             checked = _check(source, rejects, bad if as_json else None)
-        kept = _progress_of(path, checked.digest, url) if path is not None else None
-        with recording("enqueue", reason, bad=len(checked.bad)) as record:
-            result, after = _publish(source, checked, kept, url, record)
+        kept = _kept_progress(path, checked.digest, url) if path is not None else None
+        with optional_tally("enqueue", reason, bad=len(checked.bad)) as count:
+            result, after = _publish(source, checked, kept, url, count)
     number_of_bad = len(checked.bad)
     if as_json:
         print_json(
             {
                 "published": result.published,
-                "bad": bad,
+                "bad": to_json(bad),
                 "refused": result.refused,
                 "resumed_after_line": after or None,
                 "rejected_file": str(rejected) if number_of_bad and rejected is not None else None,
@@ -104,7 +114,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[BinaryIO]:
-    """The file; what can't be read twice, as standard input, is copied to a nameless file first."""
+    """The file. What can't be read twice, as standard input, is copied to a temporary file first."""
     with sys.stdin.buffer if path is None else path.open("rb") as given:
         if path is not None and stat.S_ISREG(os.fstat(given.fileno()).st_mode):
             yield given
@@ -115,13 +125,13 @@ def _opened(path: Path | None) -> Iterator[BinaryIO]:
             yield copy
 
 
-def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) -> Checked:
-    """bad: where bad lines are listed, in place of being printed."""
+def _check(source: Source, rejects: Rejected, bad: list[ListedLine] | None) -> Checked:
+    """Checks all lines. bad: a list for the bad ones, which are otherwise printed."""
 
     def on_bad(line: BadLine) -> None:
         rejects.add(line.raw)
         if bad is not None:
-            bad.append({"line": line.number, "code": line.code, "detail": line.detail})
+            bad.append(ListedLine(line.number, line.code, line.detail))
         else:
             print_note(f"line {line.number}: {line.code}: {line.detail}")
 
@@ -130,9 +140,11 @@ def _check(source: Source, rejects: Rejected, bad: list[dict[str, Any]] | None) 
         return check(source, on_bad, lambda size: bar.advance(task, size))
 
 
-def _publish(source: Source, checked: Checked, kept: Progress | None, url: str, record: Any) -> tuple[Enqueued, int]:
-    """What came of it, and the line after which it went on."""
-    after, before = _where_to_begin(kept, checked)
+def _publish(
+    source: Source, checked: Checked, kept: Progress | None, url: str, count: Callable[[int], None]
+) -> tuple[Enqueued, int]:
+    """Publishes the good lines. Returns the result, and the line after which it began (0 for the start)."""
+    after, before = _start_after(kept, checked)
     with progress() as bar, Publisher(url) as publisher:
         task = bar.add_task("publishing", total=checked.good, completed=before)
         done_up_to = after
@@ -142,7 +154,7 @@ def _publish(source: Source, checked: Checked, kept: Progress | None, url: str, 
             if kept is not None:
                 kept.advance(line, jobs)
             done_up_to = line
-            record(jobs)
+            count(jobs)
             bar.advance(task, jobs)
 
         try:
@@ -155,8 +167,8 @@ def _publish(source: Source, checked: Checked, kept: Progress | None, url: str, 
     return result, after
 
 
-def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
-    """None where it can't be kept, as next to a file in a folder that is read-only."""
+def _kept_progress(path: Path, digest: str, url: str) -> Progress | None:
+    """The file that keeps the progress; None if it can't be written, as in a read-only folder."""
     kept = Progress(path.with_name(path.name + ".progress"), digest, url)
     try:
         kept.ensure_writable()
@@ -166,8 +178,8 @@ def _progress_of(path: Path, digest: str, url: str) -> Progress | None:
     return kept
 
 
-def _where_to_begin(kept: Progress | None, checked: Checked) -> tuple[int, int]:
-    """Line and number of jobs."""
+def _start_after(kept: Progress | None, checked: Checked) -> tuple[int, int]:
+    """The last line that the broker has from an earlier run, and how many jobs."""
     if kept is None:
         return 0, 0
     begin = kept.begin()

@@ -1,15 +1,16 @@
-"""``confirm-offer erase``: forgets a person."""
+"""``confirm-offer erase``: a person's right to be forgotten."""
 
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 import click
-from sqlalchemy import Engine, Row
+from sqlalchemy import Engine
 
 from models.states import PURGEABLE, State
 from tasks import email_index
 from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
+from tasks.privacy.purge import PersonsConfirmation
 from worker.cli.ui.console import ask, handle_errors, json_option, print_error, print_json, print_note
 from worker.formatting import pluralize
 from worker.settings import DatabaseSettings, EncryptionSettings, read
@@ -20,17 +21,17 @@ from worker.storage.encryption import Encryption
 @click.command(short_help="Forgets a person, found by an e-mail.")
 @click.option("--email", required=True, help='The person\'s e-mail; its case does not count ("-": standard input).')
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", help="Why, for the record: write no personal data.")
+@click.option("--reason", help="Why, for the audit: write no personal data.")
 @json_option
 @handle_errors
 def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
-    """Blanks the personal data of all confirmations that a person's e-mail stands in.
+    """Blanks the personal data of all confirmations that contain a person's e-mail.
 
-    It is looked for as policyholder's, in the job and as XONE returned it, and as that of an insured. What is blanked
-    and what stays is as with "purge". What is still under way, or needs review, is named and left. RabbitMQ is not
-    searched: see "dead-letters list".
+    The e-mail may be the policyholder's, as sent or as XONE returned it, or that of an insured. The same data is
+    blanked as by "purge". Confirmations that are under way or need review are named and left. RabbitMQ is not searched:
+    see "dead-letters list".
 
-    Exit code 1 where some are left.
+    Exit code 1 if some are left.
 
     Example: confirm-offer erase --email ada@example.com
     """
@@ -40,14 +41,18 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         raise click.UsageError("--email should be an e-mail address")
     encryption, engine = Encryption(read(EncryptionSettings).keys), database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
-        found = purging.of_person(connection, encryption, email)
+        confirmations = purging.of_person(connection, encryption, email)
         unsearched = email_index.count_unsearched(connection)
-    ended = [row for row in found if row.has_ended]
+    ended = [confirmation for confirmation in confirmations if confirmation.has_ended]
     if ended:
-        under_way = f" ({len(found) - len(ended):,} more can't be yet)" if len(ended) < len(found) else ""
-        ask(f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}, for good?", yes)
+        under_way = (
+            f" ({len(confirmations) - len(ended):,} more can't be yet)" if len(ended) < len(confirmations) else ""
+        )
+        ask(
+            f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}? This can't be undone.", yes
+        )
     erased = {row.id for row in ended if _erase(engine, encryption, email, row)}
-    left = [row for row in found if row.id not in erased]
+    left = [confirmation for confirmation in confirmations if confirmation.id not in erased]
     with engine.begin() as connection:
         audit(
             connection,
@@ -59,31 +64,30 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
             email_hash=encryption.email_hash(email).hex(),
         )
     if as_json:
-        names = ("partner_id", "offer_id", "state")
-        of_left = [{name: row._mapping[name] for name in names} for row in left]
-        print_json({"erased": len(erased), "left": of_left, "unsearched": unsearched})
-    elif found:
+        named = [{"partner_id": row.partner_id, "offer_id": row.offer_id, "state": row.state} for row in left]
+        print_json({"erased": len(erased), "left": named, "unsearched": unsearched})
+    elif confirmations:
         click.echo(f"{pluralize(len(erased), 'confirmation')} erased")
     else:
         click.echo("nobody was found by this e-mail")
-    _tell_left(left, unsearched)
+    _print_left(left, unsearched)
     sys.exit(1 if left or unsearched else 0)
 
 
-def _erase(engine: Engine, encryption: Encryption, email: str, row: Row[Any]) -> bool:
+def _erase(engine: Engine, encryption: Encryption, email: str, confirmation: PersonsConfirmation) -> bool:
     with engine.begin() as connection:
-        return purging.erase(connection, encryption, email, row.id)
+        return purging.erase(connection, encryption, email, confirmation.id)
 
 
-def _why(row: Row[Any]) -> str:
-    if row.state == State.NEEDS_REVIEW:
+def _why_left(confirmation: PersonsConfirmation) -> str:
+    if confirmation.state is State.NEEDS_REVIEW:
         return "resolve it first"
-    return "its event is not yet published" if row.state in PURGEABLE else "under way"
+    return "its event is not yet published" if confirmation.state in PURGEABLE else "under way"
 
 
-def _tell_left(left: list[Row[Any]], unsearched: int) -> None:
+def _print_left(left: Sequence[PersonsConfirmation], unsearched: int) -> None:
     for row in left:
-        print_note(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why(row)})")
+        print_note(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why_left(row)})")
     if left:
         print_error("not all were erased; run it again when those that are left have ended")
     if unsearched:

@@ -1,4 +1,4 @@
-"""``events replay``: stored events to their consumers again."""
+"""``confirm-offer events replay``: publishes stored events again."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from models.event import EventType
 from models.exact_json import moment
 from tasks.operations.audit import Tally
-from tasks.operations.event_replay import Which, clock, count, pages
+from tasks.operations.event_replay import EventSelection, clock, count, pages
 from worker.cli.ui.console import (
     Failed,
     ask,
@@ -29,7 +29,7 @@ from worker.messaging.publisher import Publisher
 from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.storage import database
 
-STEP = 0.1  # seconds that a batch lasts where there is a rate
+STEP = 0.1  # seconds between two publishes, with --rate
 
 
 @click.group()
@@ -39,7 +39,7 @@ def events() -> None:
 
 @events.command(short_help="Publishes stored events again, with the ids they had.")
 @click.option("--since", type=MOMENT, required=True, help="Written at or after: 2026-01-31T14:00 (local), or 2h, 7d.")
-@click.option("--until", type=MOMENT, help="Written before; now, if not given.")
+@click.option("--until", type=MOMENT, help="Written before; now by default.")
 @click.option(
     "--type",
     "event_type",
@@ -65,25 +65,25 @@ def replay(
 ) -> None:
     """Publishes stored events again, with the ids and bytes they had, those of a confirmation in their order.
 
-    They go to all consumers: one that has an event already knows it by its id. Events that were never published are
-    left to the worker.
+    They go to all consumers; a consumer that has an event already recognizes its id. Events that were never published
+    are left to the worker.
 
     Example: confirm-offer events replay --since 2h --type booking.confirmed --rate 100
     """
-    from worker.services.outbox_relay import message_of  # it brings in much that no other command needs
+    from worker.services.outbox_relay import message_of  # its imports are heavy: --help should not need them
 
     url, engine = read(BrokerSettings).url, database.connect(read(DatabaseSettings).url)
     with engine.connect() as connection:
         at = clock(connection)
-        which = Which(since, min(until or at, at), EventType(event_type) if event_type else None, offer)
-        total = count(connection, which)
+        selection = EventSelection(since, min(until or at, at), EventType(event_type) if event_type else None, offer)
+        total = count(connection, selection)
     if not total:
         return print_result(as_json, "no such events", replayed=0, left=0)
-    span = f"{local_time(which.since)} to {local_time(which.until)}"
+    span = f"{local_time(selection.since)} to {local_time(selection.until)}"
     ask(f"{pluralize(total, 'event')}, {span}.\nPublish again, to all consumers?", yes)
     facts: dict[str, Any] = {
-        "since": moment(which.since),
-        "until": moment(which.until),
+        "since": moment(selection.since),
+        "until": moment(selection.until),
         "type": event_type,
         "offer": offer,
         "rate": rate,
@@ -92,7 +92,7 @@ def replay(
     with Tally(engine, "events replay", reason, **facts) as tally, Publisher(url) as publisher, progress() as bar:
         task = bar.add_task("replaying", total=total)
         try:
-            for batch in _paced(pages(engine, which), rate):
+            for batch in _paced(pages(engine, selection), rate):
                 taken = len(publisher.publish(message_of(event) for event in batch))
                 replayed += taken
                 tally.add(taken)
@@ -109,20 +109,20 @@ def replay(
         left=left,
     )
     if left:
-        print_error("the broker did not take all; replaying them again is harmless")
+        print_error("the broker did not take all of them; replaying them again is harmless")
         sys.exit(1)
     return None
 
 
-def _paced(of_events: Iterator[Sequence[Row[Any]]], rate: float | None) -> Iterator[Sequence[Row[Any]]]:
-    """Batches no faster than so many events a second."""
+def _paced(event_pages: Iterator[Sequence[Row[Any]]], rate: float | None) -> Iterator[Sequence[Row[Any]]]:
+    """The events in batches. rate: at most so many events a second, None for no limit."""
     if rate is None:
-        yield from of_events
+        yield from event_pages
         return
-    size, begun, given = max(1, int(rate * STEP)), time.monotonic(), 0
-    for page in of_events:
+    size, started_at, yielded = max(1, int(rate * STEP)), time.monotonic(), 0
+    for page in event_pages:
         for start in range(0, len(page), size):
             batch = page[start : start + size]
-            time.sleep(max(0.0, begun + given / rate - time.monotonic()))
-            given += len(batch)
+            time.sleep(max(0.0, started_at + yielded / rate - time.monotonic()))
+            yielded += len(batch)
             yield batch

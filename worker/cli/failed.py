@@ -1,23 +1,22 @@
-"""``confirm-offer failed`` and ``reprocess``: what has failed and why, and trying it again."""
+"""``confirm-offer failed``: what has failed and why."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
-from sqlalchemy import Connection
 
 from models.states import State
-from tasks.operations import failures
-from tasks.operations.failures import Selection, Waiting
+from tasks.operations import failures, pauses
+from tasks.operations.failures import FailedConfirmation, FailureGroup, Selection, WaitingCount
 from worker.cli.ui.console import handle_errors, json_option, out, print_csv, print_json
 from worker.cli.ui.failures import filters, print_groups
-from worker.cli.ui.paused import standing, tell_paused
+from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import add_row, new_table, print_commands, print_text
-from worker.formatting import in_utc as in_utc
-from worker.formatting import local_time, short_time
+from worker.formatting import local_time, short_time, to_json
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
-SHOWN = 50  # rows of a list for a person
+MAX_ROWS = 50  # of a list for a person
 GROUP_COLUMNS = ("count", "code", "http_status", "detail", "partners", "first_seen", "last_seen", "sample")
 ROW_COLUMNS = (
     "partner_id", "offer_id", "order_reference", "state", "code", "http_status", "detail", "attempts", "created_at",
@@ -27,7 +26,7 @@ ROW_COLUMNS = (
 
 @click.command("failed")
 @filters
-@click.option("--list", "as_list", is_flag=True, help="Each confirmation in place of groups, the first failed first.")
+@click.option("--list", "as_list", is_flag=True, help="Each confirmation instead of groups, the first failed first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
 @handle_errors
@@ -39,73 +38,79 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
     Example: confirm-offer failed --since 2h
     """
     selection = Selection(**chosen)
+    confirmations: Sequence[FailedConfirmation] = ()
+    groups: Sequence[FailureGroup] = ()
     with database.connect(read(DatabaseSettings).url).connect() as connection:
-        found = _rows(connection, selection) if as_list else failures.groups(connection, selection)
-        review = failures.waiting_for_review(connection, selection)
+        if as_list:
+            confirmations = failures.match(connection, selection).confirmations
+        else:
+            groups = failures.groups(connection, selection)
+        in_review = failures.waiting_for_review(connection, selection)
         waiting = failures.waiting(connection, selection.partner)
-        stand = standing(connection)
+        active_pauses = pauses.active(connection)
     if as_json:
-        print_json(in_utc({"confirmations" if as_list else "groups": found}))
+        print_json({"confirmations": to_json(confirmations)} if as_list else {"groups": to_json(groups)})
+    elif as_csv and as_list:
+        print_csv(ROW_COLUMNS, to_json(confirmations))
     elif as_csv:
-        print_csv(ROW_COLUMNS if as_list else GROUP_COLUMNS, map(_flat, in_utc(found)))
+        print_csv(GROUP_COLUMNS, _csv_rows(groups))
     else:
-        if not found:
+        if not confirmations and not groups:
             print_text(out, "Nothing has failed" + (" that these filters match." if any(chosen.values()) else "."))
         elif as_list:
-            _print_rows(found)
+            _print_list(confirmations)
         else:
-            print_groups(found)
+            print_groups(groups)
             print_text(out, "\nTo try some again:")
             print_commands(out, "confirm-offer reprocess --code CODE")
-        _tell_review(review, selection)
-        _tell_waiting(waiting)
-        tell_paused(out, stand)
+        _print_in_review(in_review, selection)
+        _print_waiting(waiting)
+        print_paused(out, active_pauses)
 
 
-def _rows(connection: Connection, selection: Selection) -> list[dict[str, Any]]:
-    rows = failures.match(connection, selection).rows
-    return [{name: row._mapping[name] for name in ROW_COLUMNS} for row in rows]
+def _csv_rows(groups: Iterable[FailureGroup]) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        sample = f"{group.sample.partner_id}/{group.sample.offer_id}"
+        yield {**to_json(group), "partners": " ".join(group.partners), "sample": sample}
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """For CSV."""
-    if "sample" in row:
-        row = {**row, "partners": " ".join(row["partners"]), "sample": "/".join(row["sample"].values())}
-    return row
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
+def _print_list(confirmations: Sequence[FailedConfirmation]) -> None:
     table = new_table("failed", "partner", "offer", "code")
-    for row in rows[:SHOWN]:
-        add_row(table, short_time(row["updated_at"]), row["partner_id"], row["offer_id"], _code_and_state(row))
+    for confirmation in confirmations[:MAX_ROWS]:
+        failed_at, ids = short_time(confirmation.updated_at), (confirmation.partner_id, confirmation.offer_id)
+        add_row(table, failed_at, *ids, _code(confirmation))
     out.print(table)
-    if len(rows) > SHOWN:
-        print_text(out, f"and {len(rows) - SHOWN:,} more; --csv or --json prints all", style="dim")
+    if len(confirmations) > MAX_ROWS:
+        print_text(out, f"and {len(confirmations) - MAX_ROWS:,} more; --csv or --json prints all", style="dim")
 
 
-def _code_and_state(row: dict[str, Any]) -> str:
-    return f"{row['code']}, review" if row["state"] == State.NEEDS_REVIEW else str(row["code"])
+def _code(confirmation: FailedConfirmation) -> str:
+    review = ", review" if confirmation.state is State.NEEDS_REVIEW else ""
+    return f"{confirmation.code}{review}"
 
 
-def _tell_review(count: int, selection: Selection) -> None:
+def _print_in_review(count: int, selection: Selection) -> None:
     if not count:
         return
+    wait = "waits" if count == 1 else "wait"
     print_text(out)
     if selection.include_needs_review:
-        print_text(out, f"{count:,} of them {'waits' if count == 1 else 'wait'} for a review.")
+        print_text(out, f"{count:,} of them {wait} for a review.")
     else:
-        print_text(out, f"{count:,} more {'waits' if count == 1 else 'wait'} for a review (needs_review). To see them:")
+        print_text(out, f"{count:,} more {wait} for a review (needs_review). To see them:")
         print_commands(out, "confirm-offer failed --list --include-needs-review")
 
 
-def _tell_waiting(waiting: list[Waiting]) -> None:
-    """XONE is down, or a retry is not due yet: these need nobody's help, but someone who looks should see them."""
+def _print_waiting(waiting: Sequence[WaitingCount]) -> None:
+    """Confirmations that have not failed but wait: XONE is down, or a retry is not due yet. They need no help."""
     if not waiting:
         return
-    count, since = sum(one.count for one in waiting), min(one.since for one in waiting)
-    kinds = ", ".join(f"{one.count:,} {f'after {one.code}' if one.code else 'not tried yet'}" for one in waiting)
+    total, since = sum(group.count for group in waiting), min(group.since for group in waiting)
+    kinds = ", ".join(f"{group.count:,} {_last_error(group)}" for group in waiting)
+    wait = "waits" if total == 1 else "wait"
     print_text(out)
-    print_text(
-        out,
-        f"{count:,} {'waits' if count == 1 else 'wait'} to be tried, the oldest since {local_time(since)}: {kinds}.",
-    )
+    print_text(out, f"{total:,} {wait} to be tried, the oldest since {local_time(since)}: {kinds}.")
+
+
+def _last_error(group: WaitingCount) -> str:
+    return f"after {group.code}" if group.code else "not tried yet"

@@ -1,4 +1,4 @@
-"""``confirm-offer health``: whether the workers of this machine are alive and consuming, for probes of containers."""
+"""``confirm-offer health``: whether the workers of this machine are alive and consuming, for container probes."""
 
 import json
 import sys
@@ -16,14 +16,14 @@ from worker.services.health_file import PartHealth, WorkerHealth
     short_help="Tells whether the workers of this machine are well.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--live", is_flag=True, help="Ask only whether a restart would help; an outage elsewhere is no reason.")
+@click.option("--live", is_flag=True, help="Fail only if a restart would help, not for an outage elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def health(live: bool, as_json: bool) -> None:
-    """Exit code 0 where every worker of this machine and user is alive and consuming.
+    """Exit code 0 if every worker of this machine and user is alive and consuming.
 
-    Alive, connected to RabbitMQ, with a database that answers, and Scheduler and Relay at work. It asks no server: the
-    worker notes it. With --live only a worker that is frozen or stuck is not alive; one that waits for RabbitMQ or
-    the database, or ends its last calls, is.
+    That is: connected to RabbitMQ, with a database that answers, and with scheduler and relay at work. The command asks
+    no server but reads what the workers note. With --live it fails only for a worker that is frozen or stuck, and not
+    for one that waits for RabbitMQ or the database, or finishes its last calls.
 
     \b
     Example: confirm-offer health
@@ -59,9 +59,9 @@ def _facts(worker: WorkerHealth) -> dict[str, Any]:
     }
 
 
-def _ago(moment: float) -> float | None:
-    """Seconds since a time; None where it never was."""
-    return round(time.time() - moment, 1) if moment else None
+def _ago(at: float) -> float | None:
+    """Seconds since a time; None if it never was."""
+    return round(time.time() - at, 1) if at else None
 
 
 def _wellness(worker: WorkerHealth) -> str:

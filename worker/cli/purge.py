@@ -1,4 +1,4 @@
-"""``confirm-offer purge``: blanks the personal data of what ended long ago."""
+"""``confirm-offer purge``: blanks the personal data of confirmations that ended long ago."""
 
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
-from worker.cli.ui.pacing import with_pauses
+from worker.cli.ui.pacing import at_half_speed
 from worker.cli.ui.time_param import MOMENT
 from worker.formatting import local_time, pluralize
 from worker.settings import DatabaseSettings, read
@@ -28,7 +28,13 @@ from worker.storage import database
 
 
 @click.command(short_help="Blanks the personal data of what ended long ago.")
-@click.option("--older-than", "before", type=MOMENT, required=True, help="Ended so long ago: 90d, 12w, 36h; or a time.")
+@click.option(
+    "--older-than",
+    "before",
+    type=MOMENT,
+    required=True,
+    help="Ended at least so long ago: 90d, 12w, 36h; or a time.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show how many there are.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
@@ -37,10 +43,10 @@ from worker.storage import database
 def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:
     """Blanks the personal data of confirmations that ended long ago: confirmed, pending or failed.
 
-    What they came to stays: states, ids, prices, policies, attempts, times, events. Those that need review keep their
-    data. A purged confirmation can't be tried again. RETENTION_DAYS lets the workers do this by themselves.
+    Business data stays: states, ids, prices, policies, attempts, times, events. Confirmations in needs_review keep
+    their personal data. A purged confirmation can't be tried again. With RETENTION_DAYS the workers purge too.
 
-    Exit code 1 where some were in use and are left.
+    Exit code 1 if some were in use and are left.
 
     Example: confirm-offer purge --older-than 90d
     """
@@ -51,12 +57,12 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
     if dry_run or not total:
         text = f"{pluralize(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
         return print_result(as_json, text + "; nothing was changed", purged=0, left=total)
-    ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}, for good?", yes)
+    ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}? This can't be undone.", yes)
     purged = 0
     with Tally(engine, "purge", reason, before=moment(before)) as tally, progress() as bar:
         task = bar.add_task("blanking", total=total)
         try:
-            for number in with_pauses(_purge(engine, before)):
+            for number in at_half_speed(_purge(engine, before)):
                 purged += number
                 tally.add(number)
                 bar.advance(task, number)

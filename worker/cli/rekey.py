@@ -1,7 +1,8 @@
-"""``rekey``, ``purge`` and ``erase``: the keys that stored personal data is under, and its end."""
+"""``confirm-offer rekey``: encrypts stored data with the first of DATA_KEYS again."""
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from uuid import UUID
 
 import click
 
@@ -20,13 +21,13 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
-from worker.cli.ui.pacing import with_pauses
+from worker.cli.ui.pacing import at_half_speed
 from worker.formatting import pluralize
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
 
-NAMED = 20  # confirmations that are named to a person
+MAX_NAMED = 20  # confirmations that are named to a person
 
 
 @click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
@@ -34,13 +35,12 @@ NAMED = 20  # confirmations that are named to a person
 @json_option
 @handle_errors
 def rekey(reason: str | None, as_json: bool) -> None:
-    """Encrypts all that is stored with the first key of DATA_KEYS again, while workers go on.
+    """Encrypts all stored values with the first key of DATA_KEYS again, while workers run.
 
-    Afterwards the other keys can be taken out of DATA_KEYS. Interrupted, it goes on when it is run again. It also lets
-    confirmations be found by their e-mails that an earlier version stored. A value that no key opens is named and left
-    as it is.
+    Afterwards the other keys can be taken out of DATA_KEYS. If interrupted, run it again to go on. It also indexes the
+    e-mails of confirmations that an earlier version stored. A value that no key opens is named and left as it is.
 
-    Exit code 1 where there is such a value.
+    Exit code 1 if there is such a value.
 
     Example: confirm-offer rekey
     """
@@ -51,7 +51,7 @@ def rekey(reason: str | None, as_json: bool) -> None:
     with Tally(engine, "rekey", reason) as tally, progress() as bar:
         task = bar.add_task("encrypting again", total=total)
         try:
-            for step in with_pauses(rekeying.rekey(engine, encryption)):
+            for step in at_half_speed(rekeying.rekey(engine, encryption)):
                 done += step
                 tally.add(step.resealed)
                 bar.advance(task, step.confirmations)
@@ -66,22 +66,20 @@ def rekey(reason: str | None, as_json: bool) -> None:
         values=done.values,
         resealed=done.resealed,
         indexed=done.indexed,
-        unreadable=[{"confirmation": str(one), "value": place} for one, place in done.unreadable],
+        unreadable=[{"confirmation": str(id_), "value": place} for id_, place in done.unreadable],
     )
     if done.unreadable:
-        _tell_unreadable(done.unreadable)
+        _print_unreadable(done.unreadable)
         sys.exit(1)
     if not as_json:
-        print_wrapped(
-            out, "The other keys can be retired, once no worker runs any more whose first key is another one."
-        )
+        print_wrapped(out, "The other keys can be retired once no running worker has another first key.")
 
 
-def _tell_unreadable(unreadable: list[Any]) -> None:
-    for confirmation_id, place in unreadable[:NAMED]:
+def _print_unreadable(unreadable: Sequence[tuple[UUID, str]]) -> None:
+    for confirmation_id, place in unreadable[:MAX_NAMED]:
         print_note(f"no key opens: {place} of confirmation {confirmation_id}")
-    if len(unreadable) > NAMED:
-        print_note(f"and {len(unreadable) - NAMED:,} more; --json names all")
+    if len(unreadable) > MAX_NAMED:
+        print_note(f"and {len(unreadable) - MAX_NAMED:,} more; --json names all")
     print_error(
         f"{pluralize(len(unreadable), 'value')} opened with no key of DATA_KEYS, and stayed as "
         f"{'it was' if len(unreadable) == 1 else 'they were'}; add the key that was in use, then run it again"

@@ -1,4 +1,4 @@
-"""``resolve``: a person's answer to ``needs_review``."""
+"""``confirm-offer resolve``: a person's answer to ``needs_review``."""
 
 from typing import BinaryIO
 
@@ -42,11 +42,11 @@ def _why(_context: click.Context, _option: click.Parameter, text: str | None) ->
 def resolve(
     offer_id: str, partner: str, file: BinaryIO | None, why: str | None, reason: str | None, as_json: bool
 ) -> None:
-    """Records what a person found out about a confirmation in needs_review, and lets consumers know by an event.
+    """Records what a person found out about a confirmation in needs_review, and publishes it as an event.
 
-    With --booking, the booking is checked against the offer and stored as if XONE had answered with it: the
-    confirmation is then confirmed or pending. With --failed, it has failed, with the code "resolved". Any running
-    worker publishes the event. Who did it, and why, is kept in the audit.
+    With --booking, the booking is checked against the offer and stored as if XONE had answered with it; the
+    confirmation becomes confirmed or pending. With --failed, it becomes failed, with the code "resolved". Any running
+    worker publishes the event. The audit keeps who did it, and why.
 
     Example: confirm-offer resolve 5c7e0b1d --partner P-100 --booking it.json
 
@@ -72,10 +72,10 @@ def resolve(
             done = resolve_failed(connection, partner, offer_id, why, who(), reason)
     lines = [
         f"offer {offer_id} of {partner} is {done.state}" + (f", booking {booking_id}" if booking_id else ""),
-        f"event {done.event_type} (no. {done.sequence}) goes out with any running worker",
+        f"event {done.event_type} (no. {done.sequence}) will be published by any running worker",
     ]
     if set_aside:
-        lines.append(f"kept, but fit no column: {', '.join(set_aside)}")
+        lines.append(f"kept without a column of their own: {', '.join(set_aside)}")
     print_result(
         as_json,
         "\n".join(lines),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-always_json = click.option("--json", is_flag=True, expose_value=False, help="Print JSON, as it does anyway.")
+always_json = click.option("--json", is_flag=True, expose_value=False, help="Print JSON, as without it.")
 
 
 @click.group()
@@ -54,5 +54,5 @@ def asyncapi() -> None:
 
 
 def _print(content: dict[str, Any]) -> None:
-    """ASCII, for a pattern holds a character that nobody could see."""
+    """In ASCII: a pattern contains a character that is invisible."""
     click.echo(json.dumps(content, indent=2))

@@ -1,6 +1,4 @@
-"""``show``: one screen about a confirmation."""
-
-from typing import Any
+"""``confirm-offer show``: one screen about a confirmation."""
 
 import click
 from sqlalchemy import Engine
@@ -8,12 +6,14 @@ from sqlalchemy import Engine
 from models.states import State
 from tasks.operations import lookup
 from tasks.operations.audit import audit, who
+from tasks.operations.lookup import FoundConfirmation
 from tasks.privacy import reveal
-from worker import formatting
-from worker.cli.ui import confirmation_screen as view
+from tasks.privacy.reveal import Persons, Secrets
+from worker.cli.ui.confirmation_screen import revealed_screen, screen
 from worker.cli.ui.console import Failed, handle_errors, json_option, out, print_json
 from worker.cli.ui.tables import print_commands, print_text
 from worker.errors import DecryptionError, SettingsError
+from worker.formatting import to_json
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
@@ -21,15 +21,15 @@ from worker.storage.encryption import Encryption
 
 @click.command(short_help="Shows all that is known of a confirmation.")
 @click.argument("offer", metavar="OFFER_ID")
-@click.option("--partner", help="Where several partners have an offer or order of this name.")
+@click.option("--partner", help="If several partners have an offer or order of this name.")
 @click.option("--reveal", "in_clear", is_flag=True, help="Personal data in clear; needs DATA_KEYS, and is audited.")
 @json_option
 @handle_errors
 def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None:
-    """Shows a confirmation: state, why, when next, attempts, booking, policies, events.
+    """Shows a confirmation: state, error, next attempt, attempts, booking, policies, events.
 
-    OFFER_ID may be an order reference too, where no offer has this id. Personal data is masked; customers' links,
-    the security token and kept answers are shown with --reveal only.
+    OFFER_ID may also be an order reference, if no offer has this id. Personal data is masked. Customers' links, the
+    security token and kept answers are shown only with --reveal.
 
     Example: confirm-offer show 5c7e0b1d --partner P-100
 
@@ -37,23 +37,28 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
     """
     encryption = Encryption(read(EncryptionSettings).keys) if in_clear else None
     engine = database.connect(read(DatabaseSettings).url)
-    found = _the_one(lookup.find(engine, offer, partner), offer, partner)
-    revealed = _revealed(engine, encryption, found) if encryption is not None else None
+    confirmation = _the_only(lookup.find(engine, offer, partner), offer, partner)
+    revealed = _reveal(engine, encryption, confirmation) if encryption is not None else None
     if as_json:
-        print_json(formatting.in_utc({**found.told, **({"revealed": revealed} if revealed is not None else {})}))
+        content = to_json(confirmation.details)
+        if revealed is not None:
+            persons, secrets = revealed
+            content["revealed"] = {**to_json(persons), **to_json(secrets)}
+        print_json(content)
         return
-    out.print(view.screen(found, _people(engine, found) if revealed is None else None))
+    out.print(screen(confirmation, _persons(engine, confirmation) if revealed is None else None))
     if revealed is not None:
         out.print()
-        out.print(view.revealed_screen(revealed))
-    if found.told["state"] == State.NEEDS_REVIEW:
-        resolve = f"confirm-offer resolve {found.told['offer_id']} --partner {found.told['partner_id']}"
+        out.print(revealed_screen(*revealed))
+    details = confirmation.details
+    if details.state is State.NEEDS_REVIEW:
+        resolve = f"confirm-offer resolve {details.offer_id} --partner {details.partner_id}"
         print_text(out)
         print_text(out, "Look in XONE whether a booking exists, then do one of")
         print_commands(out, f"{resolve} --booking FILE", f"{resolve} --failed WHY")
 
 
-def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> lookup.Found:
+def _the_only(found: list[FoundConfirmation], name: str, partner: str | None) -> FoundConfirmation:
     if not found:
         raise Failed(
             f"no confirmation of offer or order {name}" + (f" and partner {partner}" if partner else "") + "; "
@@ -61,29 +66,27 @@ def _the_one(found: list[lookup.Found], name: str, partner: str | None) -> looku
         )
     if len(found) == 1:
         return found[0]
-    if found[0].told["offer_id"] == name:
-        partners = ", ".join(one.told["partner_id"] for one in found)
+    candidates = [confirmation.details for confirmation in found]
+    if candidates[0].offer_id == name:
+        partners = ", ".join(details.partner_id for details in candidates)
         raise Failed(f"several partners have offer {name}: {partners}; choose one with --partner")
-    offers = ", ".join(f"{one.told['offer_id']} ({one.told['partner_id']})" for one in found)
-    at_least = "at least " if len(found) == lookup.MAX_FOUND else ""
-    raise Failed(f"order {name} has {at_least}{len(found)} offers: {offers}; show one by its id and --partner")
+    offers = ", ".join(f"{details.offer_id} ({details.partner_id})" for details in candidates)
+    at_least = "at least " if len(candidates) == lookup.MAX_FOUND else ""
+    raise Failed(f"order {name} has {at_least}{len(candidates)} offers: {offers}; show one by its id and --partner")
 
 
-def _revealed(engine: Engine, encryption: Encryption, found: lookup.Found) -> dict[str, Any]:
-    """All that is sealed, once it is on record who has seen it."""
+def _reveal(engine: Engine, encryption: Encryption, found: FoundConfirmation) -> tuple[Persons, Secrets]:
+    """All encrypted data of a confirmation. The audit row is written in the same transaction."""
     with engine.begin() as connection:
-        opened = {
-            **reveal.persons(connection, encryption, found.id),
-            **reveal.secrets(connection, encryption, found.id),
-        }
-        audit(
-            connection, "show --reveal", who(), None, 1, partner=found.told["partner_id"], offer=found.told["offer_id"]
-        )
-    return opened
+        persons = reveal.persons(connection, encryption, found.id)
+        secrets = reveal.secrets(connection, encryption, found.id)
+        ids = {"partner": found.details.partner_id, "offer": found.details.offer_id}
+        audit(connection, "show --reveal", who(), None, 1, **ids)
+    return persons, secrets
 
 
-def _people(engine: Engine, found: lookup.Found) -> dict[str, Any] | None:
-    """Who it is about, to be masked. None where DATA_KEYS is not set or does not open it: it is left out."""
+def _persons(engine: Engine, found: FoundConfirmation) -> Persons | None:
+    """Whom a confirmation is about, to be masked. None if DATA_KEYS is not set or does not decrypt it."""
     try:
         encryption = Encryption(read(EncryptionSettings).keys)
         with engine.connect() as connection:

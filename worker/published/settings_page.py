@@ -1,7 +1,9 @@
 """docs/configuration.md, made from the settings by ``python -m worker.published.settings_page``."""
 
+import ast
+import inspect
 import sys
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from pydantic import SecretStr
@@ -32,11 +34,27 @@ def page() -> str:
 def _rows(sections: list[type[Section]]) -> str:
     rows = []
     for section in sections:
-        schema = section.model_json_schema()["properties"]
+        schema, meanings = section.model_json_schema()["properties"], meanings_in(section)
         for name, field in section.model_fields.items():
-            meaning = " ".join((field.description or "").split())
-            rows.append(f"| `{name}` | {default_of(field)} | {values_of(schema[name])} | {meaning} |\n")
+            rows.append(f"| `{name}` | {default_of(field)} | {values_of(schema[name])} | {meanings[name]} |\n")
     return "".join(rows)
+
+
+def meanings_in(section: type[Section]) -> dict[str, str]:
+    """The text below each setting of a section, in one line.
+
+    Read here and not by pydantic (``use_attribute_docstrings``): that parses the source whenever settings are imported.
+    """
+    meanings: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if issubclass(base, Section):
+            (definition,) = ast.parse(inspect.getsource(base)).body
+            assert isinstance(definition, ast.ClassDef)
+            for setting, text in pairwise(definition.body):
+                match setting, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                        meanings[name] = " ".join(meaning.split())
+    return meanings
 
 
 def default_of(field: FieldInfo) -> str:

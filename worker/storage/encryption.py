@@ -15,6 +15,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from worker.errors import DecryptionError
 
 
+def new_key() -> str:
+    """A new random key for DATA_KEYS."""
+    return Fernet.generate_key().decode()
+
+
 class Encryption:
     """Encrypts with the first key and decrypts with any of them."""
 

@@ -1,8 +1,7 @@
-"""Following a batch: a progress bar on a terminal, a line now and then elsewhere. Leaving does not stop it."""
+"""Following a batch: a progress bar on a terminal, a line now and then elsewhere. Leaving does not stop the batch."""
 
 import time
 from collections import deque
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,46 +11,47 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.states import BatchState
-from tasks.operations import batches
+from tasks.operations import batches, pauses
+from tasks.operations.batches import BatchProgress
 from tasks.operations.pauses import paused_scope
-from worker.cli.ui.paused import standing
 from worker.cli.ui.tables import print_commands, print_text
 from worker.formatting import duration
 from worker.storage import database
-from worker.storage.pause_cache import ALL
 
-LOOK_EVERY = 0.5  # seconds
-LINE_EVERY = 5.0  # seconds, where there is no terminal
-WINDOW = 20.0  # seconds that the rate is taken over
-STILL_FOR = 15.0  # seconds without any change that are worth a word
+READ_EVERY = 0.5  # seconds
+LINE_EVERY = 5.0  # seconds, if there is no terminal
+WINDOW = 20.0  # seconds that the rate is an average of
+STILL_AFTER = 15.0  # seconds without any change, after which the screen says why
 
 
 class Pace:
-    """How fast items end: a second, over the last WINDOW seconds."""
+    """How many items end in a second, averaged over the last WINDOW seconds."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-        self._moved_at = 0.0
+        self._records: deque[tuple[float, int]] = deque()
+        self._changed_at = 0.0
 
-    def see(self, now: float, ended: int) -> None:
+    def record(self, now: float, ended: int) -> None:
         """now: monotonic seconds; ended: items so far."""
-        if not self._seen or self._seen[-1][1] != ended:
-            self._moved_at = now
-        self._seen.append((now, ended))
-        while now - self._seen[0][0] > WINDOW:
-            self._seen.popleft()
+        if not self._records or self._records[-1][1] != ended:
+            self._changed_at = now
+        self._records.append((now, ended))
+        while now - self._records[0][0] > WINDOW:
+            self._records.popleft()
 
     @property
     def rate(self) -> float:
-        (start, before), (end, after) = self._seen[0], self._seen[-1]
+        """Items a second."""
+        (start, before), (end, after) = self._records[0], self._records[-1]
         return (after - before) / (end - start) if end > start else 0.0
 
     def is_still(self, now: float) -> bool:
-        return now - self._moved_at > STILL_FOR
+        """Whether no item has ended for STILL_AFTER seconds. now: monotonic seconds."""
+        return now - self._changed_at > STILL_AFTER
 
 
 def follow(engine: Engine, batch_id: int, console: Console) -> bool:
-    """Shows progress until the batch has ended. Returns whether all of it went well; False where it is left before."""
+    """Shows progress until the batch has ended. Returns whether all items succeeded; False after Ctrl-C."""
     try:
         batch = _on_terminal(engine, batch_id, console) if console.is_terminal else _in_lines(engine, batch_id, console)
     except KeyboardInterrupt:
@@ -60,121 +60,122 @@ def follow(engine: Engine, batch_id: int, console: Console) -> bool:
             console, f"confirm-offer batch show {batch_id} --follow", f"confirm-offer batch cancel {batch_id}"
         )
         return False
-    print_text(console, f"Batch {batch_id} is {batch['state']}: {outcome(batch)}.")
-    if batch["failed"] or batch["state"] != BatchState.DONE:
+    has_succeeded = batch.state == BatchState.DONE and not batch.failed
+    print_text(console, f"Batch {batch_id} is {batch.state}: {outcome(batch)}.")
+    if not has_succeeded:
         print_text(console, "To see which, and why:")
         print_commands(console, f"confirm-offer batch show {batch_id}")
-    return batch["state"] == BatchState.DONE and not batch["failed"]
+    return has_succeeded
 
 
-def outcome(batch: dict[str, Any]) -> str:
-    """What came of a batch so far, in words."""
-    is_over = batch["state"] == BatchState.CANCELLED
+def outcome(batch: BatchProgress) -> str:
+    """How many items of a batch are where, in words."""
+    is_cancelled = batch.state == BatchState.CANCELLED
     parts = [
-        f"{batch['confirmed']:,} confirmed",
-        f"{batch['failed']:,} failed again" if batch["failed"] else "",
-        f"{batch['skipped']:,} skipped (no longer failed when their turn came)" if batch["skipped"] else "",
-        f"{batch['running']:,} under way" if batch["running"] else "",
-        f"{batch['waiting']:,} {'not tried' if is_over else 'waiting'}" if batch["waiting"] else "",
+        f"{batch.confirmed:,} confirmed",
+        f"{batch.failed:,} failed again" if batch.failed else "",
+        f"{batch.skipped:,} skipped (no longer failed when their turn came)" if batch.skipped else "",
+        f"{batch.running:,} under way" if batch.running else "",
+        f"{batch.waiting:,} {'not tried' if is_cancelled else 'waiting'}" if batch.waiting else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
-def _is_over(batch: dict[str, Any]) -> bool:
-    return batch["state"] == BatchState.DONE or (batch["state"] == BatchState.CANCELLED and not batch["running"])
+def _has_ended(batch: BatchProgress) -> bool:
+    return batch.state == BatchState.DONE or (batch.state == BatchState.CANCELLED and not batch.running)
 
 
-def look(engine: Engine, batch_id: int, pace: Pace) -> tuple[dict[str, Any], str]:
-    """The batch, and why it does not move, if so."""
+def read_progress(engine: Engine, batch_id: int, pace: Pace) -> tuple[BatchProgress, str]:
+    """The progress of a batch that exists, and why it does not move, or an empty text if it does."""
     with engine.connect() as connection:
-        (batch,) = batches.overview(connection, batch_id)
-        stand = standing(connection)
+        batch = batches.progress(connection, batch_id)
+        active_pauses = pauses.active(connection)
+    assert batch is not None
     now = time.monotonic()
-    pace.see(now, batch["total"] - batch["waiting"] - batch["running"])
-    if batch["state"] == BatchState.PAUSED:
+    pace.record(now, batch.ended)
+    if batch.state == BatchState.PAUSED:
         return batch, f"It is paused: confirm-offer batch resume {batch_id}"
-    holds = [one for one in stand if one["partner_id"] is None or pace.is_still(now)]  # else it may go on without them
-    if holds:
-        paused = ", ".join(paused_scope(one["partner_id"] or ALL) for one in holds)
-        return batch, f"Calls to XONE are paused for {paused}: {holds[0]['reason']}"
+    # A pause of one partner is the reason only if nothing moves: other partners' items may go on.
+    blocking = [pause for pause in active_pauses if pause.partner_id is None or pace.is_still(now)]
+    if blocking:
+        scopes = ", ".join(paused_scope(pause.partner_id) for pause in blocking)
+        return batch, f"Calls to XONE are paused for {scopes}: {blocking[0].reason}"
     if pace.is_still(now):
-        return batch, "Nothing has ended for a while. What is under way may wait for a retry; or does no worker run?"
+        return batch, "Nothing has ended for a while. Items under way may wait for a retry; or does no worker run?"
     return batch, ""
 
 
-def _patiently_look(engine: Engine, batch_id: int, pace: Pace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _read_through_outage(engine: Engine, batch_id: int, pace: Pace, last: BatchProgress) -> tuple[BatchProgress, str]:
     try:
-        return look(engine, batch_id, pace)
+        return read_progress(engine, batch_id, pace)
     except Exception as error:
         if not database.is_away(error):
             raise
-        return last, "The database is away; waiting for it."
+        return last, "The database can't be reached; waiting for it."
 
 
-def _on_terminal(engine: Engine, batch_id: int, console: Console) -> dict[str, Any]:
+def _on_terminal(engine: Engine, batch_id: int, console: Console) -> BatchProgress:
     pace = Pace()
-    batch, why = look(engine, batch_id, pace)
+    batch, why = read_progress(engine, batch_id, pace)
     with Live(_screen(batch, pace, why), console=console, refresh_per_second=4, transient=False) as live:
-        while not _is_over(batch):
-            time.sleep(LOOK_EVERY)
-            batch, why = _patiently_look(engine, batch_id, pace, batch)
+        while not _has_ended(batch):
+            time.sleep(READ_EVERY)
+            batch, why = _read_through_outage(engine, batch_id, pace, batch)
             live.update(_screen(batch, pace, why))
     return batch
 
 
-def _screen(batch: dict[str, Any], pace: Pace, why: str) -> Group:
-    ended = batch["total"] - batch["waiting"] - batch["running"]
+def _screen(batch: BatchProgress, pace: Pace, why: str) -> Group:
     line = Table.grid(padding=(0, 2, 0, 0), expand=True)
     line.add_column(no_wrap=True)
     line.add_column(ratio=1)
     for _ in range(3):
         line.add_column(no_wrap=True, justify="right")
-    bar = ProgressBar(total=max(batch["total"], 1), completed=ended)
-    line.add_row(Text(f"batch {batch['id']}"), bar, Text(_share(batch)), Text(_rate(pace)), Text(_left(batch, pace)))
+    bar = ProgressBar(total=max(batch.total, 1), completed=batch.ended)
+    line.add_row(Text(f"batch {batch.id}"), bar, Text(_share(batch)), Text(_rate(pace)), Text(_left(batch, pace)))
     counts = Text.assemble(
-        (f"confirmed {batch['confirmed']:,}", "green"),
+        (f"confirmed {batch.confirmed:,}", "green"),
         "   ",
-        (f"failed again {batch['failed']:,}", "red" if batch["failed"] else ""),
-        f"   under way {batch['running']:,}   waiting {batch['waiting']:,}",
-        f"   skipped {batch['skipped']:,}" if batch["skipped"] else "",
+        (f"failed again {batch.failed:,}", "red" if batch.failed else ""),
+        f"   under way {batch.running:,}   waiting {batch.waiting:,}",
+        f"   skipped {batch.skipped:,}" if batch.skipped else "",
     )
     return Group(line, counts, *([Text(why, style="yellow")] if why else []))
 
 
-def _in_lines(engine: Engine, batch_id: int, console: Console) -> dict[str, Any]:
+def _in_lines(engine: Engine, batch_id: int, console: Console) -> BatchProgress:
     pace = Pace()
-    batch, why = look(engine, batch_id, pace)
-    told_at, told = 0.0, ""
-    while not _is_over(batch):
-        if time.monotonic() - told_at > LINE_EVERY:
-            told_at = time.monotonic()
+    batch, why = read_progress(engine, batch_id, pace)
+    printed_at, printed_why = 0.0, ""
+    while not _has_ended(batch):
+        if time.monotonic() - printed_at > LINE_EVERY:
+            printed_at = time.monotonic()
             print_text(console, _line(batch, pace))
-            if why and why != told:
+            if why and why != printed_why:
                 print_text(console, why)
-            told = why
-        time.sleep(LOOK_EVERY)
-        batch, why = _patiently_look(engine, batch_id, pace, batch)
+            printed_why = why
+        time.sleep(READ_EVERY)
+        batch, why = _read_through_outage(engine, batch_id, pace, batch)
     return batch
 
 
-def _line(batch: dict[str, Any], pace: Pace) -> str:
+def _line(batch: BatchProgress, pace: Pace) -> str:
     return (
-        f"{time.strftime('%H:%M:%S')} {_share(batch):>5}  confirmed {batch['confirmed']:,}  failed {batch['failed']:,}"
-        f"  waiting {batch['waiting'] + batch['running']:,}  {_rate(pace)}  {_left(batch, pace)}"
+        f"{time.strftime('%H:%M:%S')} {_share(batch):>5}  confirmed {batch.confirmed:,}  failed {batch.failed:,}"
+        f"  waiting {batch.waiting + batch.running:,}  {_rate(pace)}  {_left(batch, pace)}"
     )
 
 
-def _share(batch: dict[str, Any]) -> str:
-    ended = batch["total"] - batch["waiting"] - batch["running"]
-    return f"{100 * ended // max(batch['total'], 1)} %"
+def _share(batch: BatchProgress) -> str:
+    return f"{100 * batch.ended // max(batch.total, 1)} %"
 
 
 def _rate(pace: Pace) -> str:
     return f"{pace.rate:.0f}/s" if pace.rate >= 10 or not pace.rate else f"{pace.rate:.1f}/s"
 
 
-def _left(batch: dict[str, Any], pace: Pace) -> str:
-    left = batch["waiting"] + batch["running"]
+def _left(batch: BatchProgress, pace: Pace) -> str:
+    left = batch.waiting + batch.running
     if not left:
         return "done"
     return f"{duration(left / pace.rate)} left" if pace.rate else "-:-- left"

@@ -1,206 +1,184 @@
-"""What is known of a confirmation, on one screen or as JSON. Opens nothing that is sealed: see worker/reveal.py."""
+"""All that is known of a confirmation, on one screen."""
 
 import json
-import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Row
 
 from models.states import BatchState, State
-from tasks.operations.lookup import Found
-from tasks.privacy.reveal import in_short
-from worker.formatting import encodable, local_time
+from tasks.operations.lookup import (
+    AttemptDetails,
+    BatchMembership,
+    BookingDetails,
+    EventDetails,
+    FoundConfirmation,
+    PolicyDetails,
+)
+from tasks.privacy.reveal import Persons, Secrets, in_short
+from worker.cli.ui.tables import add_row, new_grid, new_table, plain
+from worker.formatting import local_time
 
-STYLE_OF = {
+STYLES = {
     State.CONFIRMED: "green",
     State.PENDING: "yellow",
     State.FAILED: "red",
     State.NEEDS_REVIEW: "magenta",
     State.RETRYING: "yellow",
 }
-OVERDUE = 120.0  # seconds
-MAX_ANSWER_SHOWN = 2000  # characters of a kept answer on the screen
+OVERDUE_AFTER = 120.0  # seconds
+MAX_ANSWER = 2000  # characters of a kept answer
 
 
-def screen(found: Found, people: dict[str, Any] | None = None) -> Group:
-    """One screen about a confirmation. people: of worker/reveal.py, to be shown masked."""
-    told = found.told
-    parts: list[Any] = [_head(found, people)]
-    if told["attempts"]:
-        parts.append(_attempts(told["attempts"]))
-    if told["booking"]:
-        parts.append(_booking(told["booking"]))
-    if told["policies"]:
-        parts.append(_policies(told["policies"]))
-    if told["events"]:
-        parts.append(_events(told["events"]))
+def screen(found: FoundConfirmation, persons: Persons | None = None) -> Group:
+    """One screen about a confirmation. persons: to be shown masked."""
+    details = found.details
+    parts: list[Any] = [_head(found, persons)]
+    if details.attempts:
+        parts.append(_attempts(details.attempts))
+    if details.booking:
+        parts.append(_booking(details.booking))
+    if details.policies:
+        parts.append(_policies(details.policies))
+    if details.events:
+        parts.append(_events(details.events))
     return _spaced(parts)
 
 
-def _head(found: Found, people: dict[str, Any] | None) -> Group:
-    told, state = found.told, State(found.told["state"])
-    facts = _grid()
-    facts.add_row("partner", plain(told["partner_id"]))
-    facts.add_row("order", plain(told["order_reference"] or "-"))
-    facts.add_row("state", Text(state, style=STYLE_OF.get(state, "")))
-    if told["error"]:
-        facts.add_row("why", plain(f"{told['error']['code']}: {told['error']['detail']}"))
-    for name, text in _how_it_goes_on(found):
-        facts.add_row(name, plain(text))
-    if told.get("purged_at"):
-        facts.add_row("personal data", plain(f"purged on {local_time(told['purged_at'])}"))
-    elif people is not None:
-        holder = people["policyholder"]["sent"] or people["policyholder"]["returned"]
-        facts.add_row("policyholder", plain(in_short(holder)) if holder else "-")
-        for insured in people["insured"]:
-            facts.add_row("insured", plain(in_short(insured)))
-    return Group(Text.assemble("offer ", (plain(told["offer_id"]).plain, "bold")), facts)
+def _head(found: FoundConfirmation, persons: Persons | None) -> Group:
+    details = found.details
+    facts = new_grid()
+    add_row(facts, "partner", details.partner_id)
+    add_row(facts, "order", details.order_reference)
+    add_row(facts, "state", Text(details.state, style=STYLES.get(details.state, "")))
+    if details.error:
+        add_row(facts, "why", f"{details.error.code}: {details.error.detail}")
+    for name, text in _next_steps(found):
+        add_row(facts, name, text)
+    if details.purged_at:
+        add_row(facts, "personal data", f"purged on {local_time(details.purged_at)}")
+    elif persons is not None:
+        holder = persons.policyholder.sent or persons.policyholder.returned
+        add_row(facts, "policyholder", in_short(holder) if holder else None)
+        for insured in persons.insured:
+            add_row(facts, "insured", in_short(insured))
+    return Group(Text.assemble("offer ", (plain(details.offer_id).plain, "bold")), facts)
 
 
-def _how_it_goes_on(found: Found) -> list[tuple[str, str]]:
-    """When it goes on, and what holds it."""
-    told, lines = found.told, []
-    if told["next_attempt_at"] and found.pauses:
+def _next_steps(found: FoundConfirmation) -> list[tuple[str, str]]:
+    """Names and texts: when the next attempt is, and what stops it."""
+    details, lines = found.details, []
+    if details.next_attempt_at and found.pauses:
         lines.append(("next attempt", "once calls are resumed"))
-    elif told["next_attempt_at"]:
-        lines.append(("next attempt", when(told["next_attempt_at"], found.now)))
-    elif told["state"] == State.CONFIRMING and found.due_at:
+    elif details.next_attempt_at:
+        lines.append(("next attempt", when(details.next_attempt_at, found.now)))
+    elif details.state == State.CONFIRMING and found.due_at:
         lines.append(("next attempt", f"under way; taken over after {local_time(found.due_at)} if its worker is gone"))
     for pause in found.pauses:
-        whose = f"calls for {pause.partner_id}" if pause.partner_id else "all calls"
-        lines.append(("paused", f"{whose}, since {local_time(pause.created_at)}, by {pause.by}: {pause.reason}"))
+        scope = f"calls for {pause.partner_id}" if pause.partner_id else "all calls"
+        lines.append(("paused", f"{scope}, since {local_time(pause.created_at)}, by {pause.by}: {pause.reason}"))
     lines += [("batch", _batch(batch)) for batch in found.batches]
     return lines
 
 
-def _batch(batch: Row[Any]) -> str:
-    stands = "under way" if batch.fed_at else "waits for its turn"
+def _batch(batch: BatchMembership) -> str:
+    progress = "under way" if batch.fed_at else "waits for its turn"
     state = "" if batch.state == BatchState.RUNNING else f" (the batch is {batch.state})"
-    return f"{batch.id}, {stands}{state}, by {batch.by}" + (f": {batch.reason}" if batch.reason else "")
+    return f"{batch.id}, {progress}{state}, by {batch.by}" + (f": {batch.reason}" if batch.reason else "")
 
 
-def _attempts(attempts: list[dict[str, Any]]) -> Table:
-    table = _table("attempts", "#", "started", "took", "outcome", "answer", right=("#", "took"))
+def _attempts(attempts: Sequence[AttemptDetails]) -> Table:
+    table = new_table("#", "started", "took", "outcome", "answer", numbers=("#", "took"), title="attempts")
     for attempt in attempts:
-        answer = attempt["code"] or attempt["http_status"] or "-"
-        outcome = attempt["outcome"] or "under way"
-        row = (attempt["number"], local_time(attempt["started_at"]), took(attempt["duration_ms"]), outcome, answer)
-        table.add_row(*map(plain, row))
+        answer = attempt.code or str(attempt.http_status or "-")
+        outcome = attempt.outcome or "under way"
+        add_row(table, attempt.number, local_time(attempt.started_at), took(attempt.duration_ms), outcome, answer)
     return table
 
 
-def _booking(booking: dict[str, Any]) -> Group:
-    facts = _grid()
-    facts.add_row("id", plain(booking["id"]))
-    facts.add_row("status", plain(booking["status"] or "-"))
-    facts.add_row("price", plain(f"{_or_dash(booking['price'])} {booking['currency'] or ''}".strip()))
-    facts.add_row("reference", plain(booking["provider_reference"] or "-"))
-    facts.add_row("created", local_time(booking["created_at"]))
+def _booking(booking: BookingDetails) -> Group:
+    facts = new_grid()
+    price = str(booking.price) if booking.price is not None else "-"
+    add_row(facts, "id", booking.id)
+    add_row(facts, "status", booking.status)
+    add_row(facts, "price", f"{price} {booking.currency or ''}".strip())
+    add_row(facts, "reference", booking.provider_reference)
+    add_row(facts, "created", local_time(booking.created_at))
     return Group(Text("booking", style="bold"), facts)
 
 
-def _policies(policies: list[dict[str, Any]]) -> Table:
-    table = _table("policies", "type", "code", "status", "price", "from", "to", right=("price",))
+def _policies(policies: Sequence[PolicyDetails]) -> Table:
+    table = new_table("type", "code", "status", "price", "from", "to", numbers=("price",), title="policies")
     for policy in policies:
-        table.add_row(
-            *(plain(policy[name] or "-") for name in ("policy_type", "policy_code", "status")),
-            plain(_or_dash(policy["price"])),
-            day(policy["policy_start_date"]),
-            day(policy["policy_end_date"]),
-        )
+        kind = (policy.policy_type, policy.policy_code, policy.status)
+        add_row(table, *kind, policy.price, day(policy.policy_start_date), day(policy.policy_end_date))
     return table
 
 
-def _events(events: list[dict[str, Any]]) -> Table:
-    table = _table("events", "#", "type", "written", "published", right=("#",))
+def _events(events: Sequence[EventDetails]) -> Table:
+    table = new_table("#", "type", "written", "published", numbers=("#",), title="events")
     for event in events:
-        published = local_time(event["published_at"]) if event["published_at"] else "not yet"
-        table.add_row(plain(event["sequence"]), plain(event["type"]), local_time(event["time"]), published)
+        published = local_time(event.published_at) if event.published_at else "not yet"
+        add_row(table, event.sequence, event.type, local_time(event.time), published)
     return table
 
 
-def revealed_screen(revealed: dict[str, Any]) -> Group:
-    """What was sealed, in clear. revealed: persons and secrets of worker/reveal.py."""
+def revealed_screen(persons: Persons, secrets: Secrets) -> Group:
+    """The encrypted data of a confirmation, in clear."""
+    links = secrets.links
+    coi = {f"coi {name}": link for name, link in asdict(links.coi).items()}
+    others = {"account_url": links.account_url, "fnol_link": links.fnol_link, "sign_up_url": links.sign_up_url}
     parts = [
-        _opened("policyholder, as sent", revealed["policyholder"]["sent"]),
-        _opened("policyholder, as XONE returned it", revealed["policyholder"]["returned"]),
+        _fields("policyholder, as sent", persons.policyholder.sent),
+        _fields("policyholder, as XONE returned it", persons.policyholder.returned),
+        *(_fields("insured", insured) for insured in persons.insured),
+        _fields("links and token", {**coi, **others, "security_token": secrets.security_token}),
+        _fields("other fields of the booking", secrets.other_fields),
     ]
-    parts += [_opened("insured", insured) for insured in revealed["insured"]]
-    coi = {f"coi {name}": link for name, link in revealed["links"]["coi"].items()}
-    others = {name: link for name, link in revealed["links"].items() if name != "coi"}
-    parts.append(_opened("links and token", {**coi, **others, "security_token": revealed["security_token"]}))
-    parts.append(_opened("other fields of the booking", revealed["other_fields"]))
-    for answer in revealed["answers"]:
-        body, left = answer["body"][:MAX_ANSWER_SHOWN], len(answer["body"]) - MAX_ANSWER_SHOWN
+    for answer in secrets.answers:
+        shown, left = answer.body[:MAX_ANSWER], len(answer.body) - MAX_ANSWER
         more = f"\n… {left} characters more, with --json" if left > 0 else ""
-        title = Text(f"answer to attempt {answer['attempt']}, as kept", style="bold")
-        parts.append(Group(title, plain(body + more, keep_lines=True)))
+        title = Text(f"answer to attempt {answer.attempt}, as kept", style="bold")
+        parts.append(Group(title, plain(shown + more, keep_lines=True)))
     return _spaced([part for part in parts if part is not None])
 
 
-def _opened(title: str, fields: dict[str, Any] | None) -> Group | None:
-    facts = _grid()
+def _fields(title: str, fields: dict[str, Any] | None) -> Group | None:
+    facts = new_grid()
     for name, value in (fields or {}).items():
         if value not in (None, ""):
-            facts.add_row(
-                plain(name), plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            )
+            add_row(facts, name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return Group(Text(title, style="bold"), facts) if facts.row_count else None
 
 
-def _spaced(parts: list[Any]) -> Group:
+def _spaced(parts: Sequence[Any]) -> Group:
+    """The parts with an empty line between them."""
     return Group(*(item for number, part in enumerate(parts) for item in (["", part] if number else [part])))
 
 
-def _grid() -> Table:
-    """Names and values in two columns."""
-    grid = Table.grid(padding=(0, 2), pad_edge=False)
-    grid.add_column(style="dim", min_width=12, max_width=20, overflow="fold")
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    table.padding = (0, 2, 0, 0)
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
-    return table
-
-
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-
-
-def plain(value: Any, keep_lines: bool = False) -> Text:
-    """A value as it is: no markup in it counts, and no control character in it reaches the terminal."""
-    text = encodable(str(value))
-    lines = text.splitlines() if keep_lines else [text]
-    return Text("\n".join(_CONTROLS.sub("�", line) for line in lines))
-
-
-def _or_dash(value: Any) -> str:
-    return str(value) if value is not None else "-"
-
-
-def when(value: datetime, since: datetime) -> str:
-    """When it is due, and how far that is."""
-    seconds = (value - since).total_seconds()
+def when(value: datetime, now: datetime) -> str:
+    """A time when something is due, and how far away it is."""
+    seconds = (value - now).total_seconds()
     unit, length = next((pair for pair in (("h", 3600), ("min", 60)) if abs(seconds) >= 2 * pair[1]), ("s", 1))
-    lasts = f"{round(abs(seconds) / length)} {unit}"
-    if seconds <= -OVERDUE:
-        return f"{local_time(value)}, {lasts} ago: the workers are behind, or none runs"
-    return f"{local_time(value)}, due: a worker takes it next" if seconds <= 0 else f"{local_time(value)}, in {lasts}"
+    distance = f"{round(abs(seconds) / length)} {unit}"
+    if seconds <= -OVERDUE_AFTER:
+        text = f"{distance} ago: the workers are behind, or none runs"
+    else:
+        text = "due: a worker takes it next" if seconds <= 0 else f"in {distance}"
+    return f"{local_time(value)}, {text}"
 
 
 def took(milliseconds: int | None) -> str:
+    """``250 ms``, ``12.5 s``; ``-`` for None."""
     if milliseconds is None:
         return "-"
     return f"{milliseconds} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.1f} s"
 
 
 def day(value: datetime | None) -> str:
+    """A day, as it was sent; ``-`` for None."""
     return value.strftime("%Y-%m-%d") if value is not None else "-"

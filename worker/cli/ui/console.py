@@ -1,4 +1,4 @@
-"""What all commands share: the consoles, JSON or text, one line for what goes wrong."""
+"""What all commands share: consoles, output as text or JSON, and one line for each error."""
 
 import csv
 import errno
@@ -8,57 +8,57 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from worker.errors import ConfirmOfferError, SettingsError, describe, where
-from worker.messaging import broker
-from worker.storage import database
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-reason_option = click.option("--reason", help="Why, for the record.")
+reason_option = click.option("--reason", help="Why, for the audit.")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def print_wrapped(console: Console, text: str) -> None:
-    """Lines wrapped at words on a terminal; whole elsewhere, for who searches them."""
+    """Prints lines: wrapped at words on a terminal, whole elsewhere, so that they can be searched."""
     console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
 def print_note(text: str) -> None:
-    """What is no result, on standard error."""
+    """Prints a note to standard error."""
     print_wrapped(err, text)
 
 
 def print_error(text: str) -> None:
-    """What went wrong, and what to do."""
+    """Prints an error, and what to do about it."""
     print_note(f"confirm-offer: {text}")
 
 
 class Failed(click.ClickException):
-    """Not done: exit code 1."""
+    """The command could not do its work: exit code 1."""
 
     def show(self, file: Any = None) -> None:
         print_error(self.message)
 
 
 class UsageError(Failed):
-    """It was not said what to do: exit code 2."""
+    """The command was used wrongly: exit code 2."""
 
     exit_code = 2
 
 
 @contextmanager
 def user_error() -> Iterator[None]:
-    """Turns what a command can run into to one line that says what to do, and exit code 1."""
+    """Turns an error that a command can meet into one line that says what to do, and exit code 1."""
     try:
         yield
     except (SettingsError, click.ClickException, click.Abort, click.exceptions.Exit):
@@ -71,31 +71,45 @@ def user_error() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _FULL:
             print_error(f"what it writes to is full: {error.strerror}")
             out.on_broken_pipe()  # drops what waits to be written, and ends with exit code 1
-        if broker.lacks_queues(error):
-            raise Failed("the broker lacks an exchange or queue; run 'confirm-offer broker declare'") from None
-        if why := broker.refuses(error):
-            raise Failed(f"{why}; check user and virtual host in BROKER_URL, and the user's rights") from None
-        if why := broker.distrusts(error):
-            raise Failed(
-                f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
-            ) from None
-        if broker.is_away(error):
-            raise Failed(f"the broker can't be reached ({type(error).__name__}); check BROKER_URL") from None
-        if database.lacks_tables(error):
-            raise Failed("the database has not the tables of this version; run 'confirm-offer db upgrade'") from None
-        if database.lacks_rights(error):
-            raise Failed("the role of DATABASE_URL lacks a right; see docs/database-roles.md") from None
-        if database.distrusts(error):
-            raise Failed(
-                "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
-            ) from None
-        if database.is_away(error):
-            raise Failed(f"the database can't be reached ({type(error).__name__}); check DATABASE_URL") from None
+        if (remedy := _broker_remedy(error) or _database_remedy(error)) is not None:
+            raise Failed(remedy) from None
         places = "".join(f"\n  {place}" for place in where(error.__traceback__))
         raise Failed(f"a defect of this program, please report it: {describe(error)}{places}") from None
 
 
+def _broker_remedy(error: Exception) -> str | None:
+    """What went wrong with the broker, and what to do; None where it is not the broker."""
+    from worker.messaging import broker  # kombu: most commands do without it
+
+    if broker.lacks_queues(error):
+        return "the broker lacks an exchange or queue; run 'confirm-offer broker declare'"
+    if why := broker.refuses(error):
+        return f"{why}; check user and virtual host in BROKER_URL, and the user's rights"
+    if why := broker.distrusts(error):
+        return f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
+    if broker.is_away(error):
+        return f"the broker can't be reached ({type(error).__name__}); check BROKER_URL"
+    return None
+
+
+def _database_remedy(error: Exception) -> str | None:
+    """What went wrong with the database, and what to do; None where it is not the database."""
+    from worker.storage import database
+
+    if database.lacks_tables(error):
+        return "the database has not the tables of this version; run 'confirm-offer db upgrade'"
+    if database.lacks_rights(error):
+        return "the role of DATABASE_URL lacks a right; see docs/database-roles.md"
+    if database.distrusts(error):
+        return "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
+    if database.is_away(error):
+        return f"the database can't be reached ({type(error).__name__}); check DATABASE_URL"
+    return None
+
+
 def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``user_error`` around a command."""
+
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         with user_error():
@@ -104,8 +118,10 @@ def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def progress(shown: bool = True) -> Progress:
-    """A progress bar on a terminal, gone when the work is done; nothing elsewhere, or where it is not to be shown."""
+def progress(shown: bool = True) -> "Progress":
+    """A progress bar on a terminal, which disappears at the end. shown: False for none."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -118,29 +134,30 @@ def progress(shown: bool = True) -> Progress:
 
 
 def print_json(content: Any) -> None:
-    with _to_who_reads():
+    """Prints what ``json.dumps`` takes: indented on a terminal, in one line elsewhere."""
+    with _ignoring_closed_pipe():
         click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """A header and rows, by the names of the columns."""
+    """Prints a header and rows. columns: keys of the rows, in order; other keys are left out."""
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
-    with _to_who_reads():
+    with _ignoring_closed_pipe():
         writer.writeheader()
         writer.writerows(rows)
         sys.stdout.flush()
 
 
 @contextmanager
-def _to_who_reads() -> Iterator[None]:
+def _ignoring_closed_pipe() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader, such as head, has enough
         out.on_broken_pipe()
 
 
 def ask(question: str, yes: bool) -> None:
-    """Goes on where the answer is yes. yes: it was given with the command."""
+    """Asks a question, and raises Failed unless the answer is yes. yes: do not ask; needed without a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -151,7 +168,7 @@ def ask(question: str, yes: bool) -> None:
 
 
 def print_result(as_json: bool, text: str, **content: Any) -> None:
-    """The result of a command: a text for a person, or its facts as JSON."""
+    """Prints the result of a command: the text, or the content as JSON."""
     if as_json:
         print_json(content)
     else:

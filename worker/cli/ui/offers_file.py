@@ -12,10 +12,11 @@ Offer = tuple[str | None, str]  # partner (None: any) and offer id
 
 
 def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
-    """The offers of a file, each once, in its order. Raises WrongUse for a line that names none.
+    """The offers of a file, each once, in its order. Raises UsageError for a line that names none.
 
-    The first line tells which form it has: ``{``, a header with ``offer_id``, or else ``OFFER``, ``PARTNER OFFER`` or
-    ``PARTNER,OFFER``. Columns and keys other than ``partner_id`` and ``offer_id`` are passed over.
+    The first line decides the form: JSON Lines if it begins with ``{``, CSV if it is a header with ``offer_id``, else
+    ``OFFER``, ``PARTNER OFFER`` or ``PARTNER,OFFER``. Columns and keys other than ``partner_id`` and ``offer_id`` are
+    ignored.
     """
     try:
         text = file.read().decode("utf-8-sig")
@@ -26,12 +27,12 @@ def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
         return ()
     first = lines[0][1]
     if first.startswith("{"):
-        found: Iterator[tuple[int, Any, Any]] = _of_json(lines)
+        named: Iterator[tuple[int, Any, Any]] = _of_json(lines)
     elif "offer_id" in _cells(first):
-        found = _of_csv(text)
+        named = _of_csv(text)
     else:
-        found = _of_words(lines)
-    return tuple(dict.fromkeys(_checked(*one) for one in found))
+        named = _of_words(lines)
+    return tuple(dict.fromkeys(_checked(*line) for line in named))
 
 
 def _checked(number: int, partner: Any, offer: Any) -> Offer:

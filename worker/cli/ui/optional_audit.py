@@ -1,4 +1,4 @@
-"""An audit row of commands that can do without a database: written where one is set and can be reached."""
+"""An audit row of commands that work without a database: written if one is set and can be reached."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,23 +11,26 @@ from worker.storage import database
 
 
 @contextmanager
-def recording(
+def optional_tally(
     command: str, reason: str | None = None, wanted: bool = True, **details: Any
 ) -> Iterator[Callable[[int], None]]:
-    """Gives what counts the work into the row. Where DATABASE_URL is not set explicitly, there is none."""
+    """Yields a function that adds to the count of an audit row. There is no row unless DATABASE_URL is set.
+
+    wanted: False for no row; reason, details: as for ``Tally``.
+    """
     settings = read(DatabaseSettings)
     tally: Tally | None = None
 
-    def guarded(print_wrapped: Callable[[], Any]) -> Any:
+    def guarded(write: Callable[[], Any]) -> Any:
         nonlocal tally
         try:
-            return print_wrapped()
+            return write()
         except Exception as error:
             if not (database.is_away(error) or database.lacks_tables(error)):
                 raise
             tally = None
             why = "has not its tables" if database.lacks_tables(error) else "can't be reached"
-            print_error(f"no audit row is written, for the database {why}")
+            print_error(f"no audit row is written, because the database {why}")
             return None
 
     def count(number: int) -> None:

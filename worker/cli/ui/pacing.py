@@ -1,4 +1,4 @@
-"""Steps of long work, with pauses between them."""
+"""The speed of long work on the database."""
 
 import time
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import TypeVar
 Step = TypeVar("Step")
 
 
-def with_pauses(steps: Iterator[Step]) -> Iterator[Step]:
-    """The steps, each followed by a pause as long as it took: live work comes first."""
-    begun = time.monotonic()
+def at_half_speed(steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps. After each it sleeps as long as the step took, so that live work comes first."""
+    started_at = time.monotonic()
     for step in steps:
-        took = time.monotonic() - begun
+        took = time.monotonic() - started_at
         yield step
         time.sleep(took)
-        begun = time.monotonic()
+        started_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Times as people give them on the command line."""
+"""Times on the command line."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"
 
 
 class Moment(click.ParamType[datetime]):
-    """An age (``30m``, ``2h``, ``7d``), or ISO 8601: in the local zone unless it names one. Gives it in UTC."""
+    """An age (``30m``, ``2h``, ``7d``) or a time in ISO 8601, local unless it names a zone. The value is in UTC."""
 
     name = "TIME"
 

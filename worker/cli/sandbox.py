@@ -1,0 +1,28 @@
+"""``confirm-offer sandbox``: the stand-in of XONE by itself."""
+
+import threading
+
+import click
+
+from worker.cli.ui.console import handle_errors, json_option, print_result
+from worker.sandbox.server import Sandbox
+
+
+@click.command(short_help="Runs the stand-in of XONE by itself.")
+@click.option("--port", default=8900, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a container.")
+@json_option
+@handle_errors
+def sandbox(port: int, host: str, as_json: bool) -> None:
+    """Runs the stand-in of XONE by itself, until it is interrupted. Its page says how to use it.
+
+    Example: confirm-offer sandbox --port 8900
+    """
+    with Sandbox(port=port, host=host) as running:
+        try:
+            print_result(
+                as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url
+            )
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo()
