@@ -79,7 +79,7 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
 
     take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
     if step == "relay":
-        OutboxRelay(runtime)._guarded_turn()
+        OutboxRelay(runtime)._run_guarded()
 
     assert len(sentry.sent) == 1
     assert MARK not in sentry.sent[0].decode()
