@@ -19,7 +19,7 @@ from sqlalchemy import Engine, select, update
 from models.states import State
 from models.tables import AuditEntry, Confirmation
 from tasks.operations.batches import progress
-from tests.support.commands import environment_of, on_a_terminal
+from tests.support.commands import environment_of, on_a_terminal, run
 from tests.support.stored import fail
 from tests.support.system import PROJECT, System, job, until
 from worker.cli.app import cli
@@ -34,22 +34,9 @@ BATCH_KEYS = {
 }  # fmt: skip
 
 
-def run(url: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments],
-        env=environment_of(url),
-        cwd=PROJECT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def told(url: str, *arguments: str) -> Any:
     """What a command prints with --json."""
-    done = run(url, *arguments, "--json")
+    done = run(*arguments, "--json", DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -120,7 +107,7 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
     assert {offer: calls_of(system)[offer] for offer in outage} == dict.fromkeys(outage, 2)
     assert set(calls_of(system).values()) == {1, 2}
 
-    again = run(url, "reprocess", "--yes", "--follow")
+    again = run("reprocess", "--yes", "--follow", DATABASE_URL=url)
     assert again.returncode == 1
     assert "Batch 2 is done: 0 confirmed, 2 failed again." in again.stdout
     assert max(len(line) for line in again.stdout.splitlines()) <= 80
@@ -162,27 +149,27 @@ def test_a_batch_is_paused_resumed_and_cancelled(system: System) -> None:
     url = system.database_url
     fail_many(system, 60)
     system.start_worker()
-    assert run(url, "reprocess", "--yes", "--rate", "3").returncode == 0
+    assert run("reprocess", "--yes", "--rate", "3", DATABASE_URL=url).returncode == 0
     until(lambda: system.states()[State.CONFIRMED] >= 2)
 
     assert told(url, "batch", "pause", "1")["state"] == "paused"
     until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
     when_paused = batch_of(system.engine, 1)
-    resumed = run(url, "batch", "resume", "1")
+    resumed = run("batch", "resume", "1", DATABASE_URL=url)
     assert resumed.stdout.startswith(f"Batch 1 is running: {when_paused['confirmed']} confirmed, "), "none was fed in"
     until(lambda: system.states()[State.CONFIRMED] > when_paused["confirmed"])
-    cancelled = run(url, "batch", "cancel", "1", "--reason", "enough")
+    cancelled = run("batch", "cancel", "1", "--reason", "enough", DATABASE_URL=url)
     until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
 
     assert cancelled.stdout.startswith("Batch 1 is cancelled: ")
-    rows = list(csv.DictReader(run(url, "batch", "show", "1", "--csv").stdout.splitlines()))
+    rows = list(csv.DictReader(run("batch", "show", "1", "--csv", DATABASE_URL=url).stdout.splitlines()))
     outcomes = Counter(row["outcome"] for row in rows)
     assert set(outcomes) == {"confirmed", "cancelled"}
     assert outcomes["cancelled"] == system.states()[State.FAILED]
-    ended = run(url, "batch", "resume", "1")
+    ended = run("batch", "resume", "1", DATABASE_URL=url)
     assert ended.returncode == 1
     assert ended.stderr.startswith("confirm-offer: batch 1 has ended: it is cancelled since ")
-    assert run(url, "batch", "pause", "7").stderr.startswith("confirm-offer: there is no batch 7;")
+    assert run("batch", "pause", "7", DATABASE_URL=url).stderr.startswith("confirm-offer: there is no batch 7;")
     assert [command for command, _, _ in audit_of(system.engine)] == [
         "reprocess", "batch paused", "batch running", "batch cancelled",
     ]  # fmt: skip
@@ -201,7 +188,7 @@ def test_two_batches_over_the_same_offers_do_the_work_once(system: System) -> No
 
 def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
     url = system.database_url
-    made = run(url, "pause", "--reason", "XONE's maintenance")
+    made = run("pause", "--reason", "XONE's maintenance", DATABASE_URL=url)
     assert "Calls to XONE are paused for all partners." in made.stdout
     told(url, "pause", "--partner", "P-200", "--reason", "they asked")
     system.start_worker()
@@ -209,14 +196,14 @@ def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
     system.publish(job(f"offer-{number}", partner_id="P-200") for number in range(5))
     until(lambda: system.states() == {State.QUEUED: 35})
 
-    shown = run(url, "failed").stdout
+    shown = run("failed", DATABASE_URL=url).stdout
     assert "Nothing has failed." in shown
     assert "35 wait to be tried, the oldest since " in shown
     assert "XONE's maintenance" in shown
     with system.engine.connect() as connection:
         assert set(connection.execute(select(Confirmation.attempts)).scalars()) == {0}
     assert system.sandbox.calls == []
-    ended = run(url, "resume")
+    ended = run("resume", DATABASE_URL=url)
     assert "partner P-200" in ended.stdout
     system.until_events(30)
     assert {call.partner_id for call in system.sandbox.calls} == {"P-100"}
@@ -251,7 +238,7 @@ def test_reprocess_changes_nothing_unless_it_was_told_to(after_a_failure: tuple[
     url, engine = after_a_failure
 
     plan = quickly(url, "reprocess", "--dry-run")
-    unasked = run(url, "reprocess", "--code", "http-422")
+    unasked = run("reprocess", "--code", "http-422", DATABASE_URL=url)
     nothing = quickly(url, "reprocess", "--code", "http-418", "--yes")
     both = quickly(url, "reprocess", "--code", "http-422", "--offers", "-")
     code, shown = on_a_terminal(url, "reprocess", answer="n\n")
@@ -317,7 +304,7 @@ def test_a_file_of_offers_names_what_is_left_out(
 def test_a_line_that_is_no_offer_is_named(after_a_failure: tuple[str, Engine]) -> None:
     url, engine = after_a_failure
 
-    done = run(url, "reprocess", "--offers", "-", "--yes", stdin="a\nP-100 b c\n")
+    done = run("reprocess", "--offers", "-", "--yes", stdin="a\nP-100 b c\n", DATABASE_URL=url)
 
     assert (done.returncode, done.stderr) == (2, "confirm-offer: line 2 of the file of offers names no offer\n")
     assert audit_of(engine) == []

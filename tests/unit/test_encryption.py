@@ -60,7 +60,7 @@ def test_a_value_that_was_moved_does_not_open(row: UUID, column: str) -> None:
     encryption = Encryption([OLD_KEY])
     sealed = encryption.encrypt(ROW, "body", MARK.encode())
 
-    with pytest.raises(DecryptionError, match="sealed for another place") as raised:
+    with pytest.raises(DecryptionError, match="encrypted for another place") as raised:
         encryption.decrypt(row, column, sealed)
     assert str(row) in str(raised.value)
     assert MARK not in str(raised.value)

@@ -62,4 +62,4 @@ def _summary(count: Counter[Level]) -> str:
     warnings = pluralize(count[Level.WARNING], "warning") if count[Level.WARNING] else "no warning"
     if not count[Level.ERROR]:
         return f"Nothing is wrong, {warnings}."
-    return f"{count[Level.ERROR]} wrong, {warnings}. Mend that and run it again: what stands behind it was not checked."
+    return f"{count[Level.ERROR]} wrong, {warnings}. Fix that and run it again: what depends on it was not checked."

@@ -57,7 +57,7 @@ def _workers() -> Finding:
 
 def _sentry(sentry: SentrySettings) -> Finding:
     if sentry.SENTRY_DSN is None:
-        return Finding.ok("Sentry", "SENTRY_DSN is not set: defects are told in the log only")
+        return Finding.ok("Sentry", "SENTRY_DSN is not set: defects are reported in the log only")
     address = urlsplit(sentry.SENTRY_DSN.get_secret_value())
     try:
         port = address.port or (443 if address.scheme == "https" else 80)

@@ -110,7 +110,7 @@ def _events(connection: Connection) -> Finding:
     return Finding.warning(
         "outbox",
         f"{_counted(late)} {what} to be published, the oldest for {duration(oldest)}",
-        "mend the broker if it is wrong; else run a worker with the part relay, and see its log",
+        "fix the broker if it is wrong; else run a worker with the part relay, and see its log",
     )
 
 

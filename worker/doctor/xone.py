@@ -11,7 +11,7 @@ from worker.settings import XoneSettings
 from worker.xone.client import Xone
 
 HOST, TOKEN = "XONE", "token"  # checks
-WAIT_REMEDY = "nothing to mend here: workers go on by themselves when it answers again"
+WAIT_REMEDY = "nothing to fix here: workers go on by themselves when it answers again"
 
 
 def check(settings: XoneSettings) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ class Encryption:
                 "add the key that was in use when it was stored"
             ) from None
         if not content.startswith(place):
-            raise DecryptionError(f"{column} of confirmation {confirmation_id} was sealed for another place")
+            raise DecryptionError(f"{column} of confirmation {confirmation_id} was encrypted for another place")
         return content[len(place) :]
 
     def is_current(self, sealed: bytes) -> bool:
