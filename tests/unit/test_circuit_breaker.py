@@ -1,9 +1,10 @@
-"""The gate before XONE, against a clock of the test's own."""
+"""The circuit breaker, against a clock of the test."""
 
 import contextlib
 
 import pytest
 
+from tests.support.clock import Clock
 from worker.errors import (
     AlreadyBooked,
     BadCredentials,
@@ -35,26 +36,13 @@ UP = [
 ]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def circuit_breaker(clock: Clock) -> CircuitBreaker:
     return CircuitBreaker(clock)
 
 
 def call(circuit_breaker: CircuitBreaker, error: Exception | None = None) -> bool:
-    """Whether a call passed; it ends with the error."""
+    """Makes a call that ends with this error. Returns whether the call was allowed."""
     try:
         with circuit_breaker.guard():
             if error is not None:
@@ -66,18 +54,18 @@ def call(circuit_breaker: CircuitBreaker, error: Exception | None = None) -> boo
     return True
 
 
-def look_in_vain(circuit_breaker: CircuitBreaker) -> None:
+def fail_lookup(circuit_breaker: CircuitBreaker) -> None:
     with pytest.raises(Unknown), circuit_breaker.guard(proves=False):
         raise Unknown("http-500", "", 500)
 
 
-def open_it(circuit_breaker: CircuitBreaker, error: XoneError = DOWN[0]) -> None:
+def trip(circuit_breaker: CircuitBreaker, error: XoneError = DOWN[0]) -> None:
     for _ in range(FAILURE_THRESHOLD):
         assert call(circuit_breaker, error)
 
 
 @pytest.mark.parametrize("error", DOWN, ids=lambda error: error.code)
-def test_a_run_of_failures_opens_it(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
+def test_consecutive_failures_open_the_breaker(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
     for _ in range(FAILURE_THRESHOLD - 1):
         assert call(circuit_breaker, error)
         assert circuit_breaker.wait() == 0
@@ -89,7 +77,7 @@ def test_a_run_of_failures_opens_it(circuit_breaker: CircuitBreaker, error: Xone
 
 
 @pytest.mark.parametrize("error", [*UP, None], ids=lambda error: error.code if error else "success")
-def test_an_answer_breaks_the_run(circuit_breaker: CircuitBreaker, error: XoneError | None) -> None:
+def test_an_answer_resets_the_count_of_failures(circuit_breaker: CircuitBreaker, error: XoneError | None) -> None:
     for _ in range(FAILURE_THRESHOLD - 1):
         call(circuit_breaker, DOWN[0])
     call(circuit_breaker, error)
@@ -100,18 +88,18 @@ def test_an_answer_breaks_the_run(circuit_breaker: CircuitBreaker, error: XoneEr
 
 
 @pytest.mark.parametrize("error", UP, ids=lambda error: error.code)
-def test_trouble_with_an_offer_does_not_open_it(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
+def test_errors_of_an_offer_do_not_open_the_breaker(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
     for _ in range(3 * FAILURE_THRESHOLD):
         assert call(circuit_breaker, error)
 
 
-def test_probes_go_out_one_at_a_time_with_growing_pauses(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    open_it(circuit_breaker)
-    pauses = []
+def test_probes_are_sent_one_at_a_time_with_growing_waits(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+    trip(circuit_breaker)
+    waits = []
     for _ in range(6):
-        pause = circuit_breaker.wait()
-        pauses.append(pause)
-        clock.now += pause - 0.01
+        wait = circuit_breaker.wait()
+        waits.append(wait)
+        clock.now += wait - 0.01
         assert not call(circuit_breaker), "before its time"
         clock.now += 0.01
         with contextlib.suppress(NotSent), circuit_breaker.guard():
@@ -119,11 +107,11 @@ def test_probes_go_out_one_at_a_time_with_growing_pauses(circuit_breaker: Circui
             assert not call(circuit_breaker), "a probe is under way"
             raise NotSent("connect", "")
 
-    assert pauses == pytest.approx([1, 2, 4, 5, 5, 5])
+    assert waits == pytest.approx([1, 2, 4, 5, 5, 5])
 
 
-def test_a_probe_that_is_answered_closes_it(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    open_it(circuit_breaker)
+def test_an_answered_probe_closes_the_breaker(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+    trip(circuit_breaker)
     clock.now += 1
 
     assert call(circuit_breaker)
@@ -132,8 +120,8 @@ def test_a_probe_that_is_answered_closes_it(circuit_breaker: CircuitBreaker, clo
     assert call(circuit_breaker)
 
 
-def test_a_probe_that_made_no_call_leaves_room_for_another(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    open_it(circuit_breaker)
+def test_a_probe_without_a_call_allows_another_probe(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+    trip(circuit_breaker)
     clock.now += 1
     with pytest.raises(KeyError), circuit_breaker.guard():
         raise KeyError
@@ -141,7 +129,7 @@ def test_a_probe_that_made_no_call_leaves_room_for_another(circuit_breaker: Circ
     assert circuit_breaker.wait() == 0
 
 
-def test_the_list_of_bookings_proves_nothing_about_confirming(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+def test_an_answered_list_of_bookings_does_not_close_the_breaker(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(FAILURE_THRESHOLD):
         with circuit_breaker.guard(proves=False):
             pass
@@ -157,51 +145,51 @@ def test_the_list_of_bookings_proves_nothing_about_confirming(circuit_breaker: C
     assert circuit_breaker.open_reason is None
 
 
-def test_a_broken_list_of_bookings_does_not_keep_it_open(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    open_it(circuit_breaker)
+def test_a_failing_list_of_bookings_does_not_keep_the_breaker_open(
+    circuit_breaker: CircuitBreaker, clock: Clock
+) -> None:
+    trip(circuit_breaker)
     clock.now += 1
-    look_in_vain(circuit_breaker)
+    fail_lookup(circuit_breaker)
 
     assert circuit_breaker.wait() == 0
-    assert call(circuit_breaker), "the call that follows the look"
+    assert call(circuit_breaker), "the call that follows the lookup"
     assert circuit_breaker.open_reason is None
 
 
-def test_probes_of_the_list_alone_have_growing_pauses(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    open_it(circuit_breaker)
-    pauses = []
+def test_probes_of_the_list_alone_have_growing_waits(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+    trip(circuit_breaker)
+    waits = []
     for _ in range(4):
-        pauses.append(circuit_breaker.wait())
+        waits.append(circuit_breaker.wait())
         clock.now += circuit_breaker.wait()
-        look_in_vain(circuit_breaker)
-        look_in_vain(circuit_breaker)
+        fail_lookup(circuit_breaker)
+        fail_lookup(circuit_breaker)
 
-    assert pauses == [1, 2, 4, 5]
+    assert waits == [1, 2, 4, 5]
 
 
-def test_failures_of_calls_that_began_before_do_not_make_the_pause_longer(
-    circuit_breaker: CircuitBreaker, clock: Clock
-) -> None:
+def test_failures_of_earlier_calls_do_not_extend_the_wait(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     with contextlib.suppress(NotSent), circuit_breaker.guard():
-        open_it(circuit_breaker)
+        trip(circuit_breaker)
         raise NotSent("connect", "")
 
     assert circuit_breaker.wait() == 1.0
 
 
-def test_wrong_credentials_open_it_at_once(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+def test_wrong_credentials_open_the_breaker_at_once(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     assert call(circuit_breaker, BadCredentials("credentials", "", 401))
 
     assert circuit_breaker.open_reason == "credentials"
     assert not call(circuit_breaker)
 
 
-def test_a_429_changes_nothing(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_429_does_not_open_the_breaker(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3 * FAILURE_THRESHOLD):
         assert call(circuit_breaker, Busy("http-429", "", 429, retry_after=30.0))
     assert circuit_breaker.wait() == 0
 
-    open_it(circuit_breaker)
+    trip(circuit_breaker)
     clock.now += 1
     assert call(circuit_breaker, Busy("http-429", "", 429)), "the probe"
 

@@ -1,25 +1,13 @@
-"""Throttling after a 429, beside the circuit breaker, against a clock of the test's own."""
+"""Throttling after a 429, beside the circuit breaker, against a clock of the test."""
 
 import contextlib
 
 import pytest
 
+from tests.support.clock import Clock
 from worker.errors import Busy, NotSent, Refused, XoneError
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -28,7 +16,7 @@ def calls(clock: Clock) -> CallControl:
 
 
 def call(calls: CallControl, error: XoneError | None = None, proves: bool = True) -> bool:
-    """Whether a call passed; it ends with the error."""
+    """Makes a call that ends with this error. Returns whether the call was allowed."""
     try:
         with contextlib.suppress(XoneError), calls.guard(proves):
             if error is not None:
@@ -42,7 +30,7 @@ def throttled(retry_after: float | None = None) -> Busy:
     return Busy("http-429", "", 429, retry_after=retry_after)
 
 
-def test_a_429_stops_all_calls_for_as_long_as_it_asks(calls: CallControl, clock: Clock) -> None:
+def test_a_429_suspends_all_calls_for_its_retry_after(calls: CallControl, clock: Clock) -> None:
     assert call(calls, throttled(30.0))
 
     assert calls.wait() == 30.0
@@ -52,7 +40,7 @@ def test_a_429_stops_all_calls_for_as_long_as_it_asks(calls: CallControl, clock:
 
 
 @pytest.mark.parametrize("answer", [None, Refused("http-422", "", 422)], ids=["booked", "refused"])
-def test_429s_without_a_time_stop_calls_for_longer_until_one_is_answered(
+def test_429s_without_retry_after_suspend_calls_for_longer_each_time(
     answer: XoneError | None, calls: CallControl, clock: Clock
 ) -> None:
     waits = []
@@ -70,7 +58,7 @@ def test_429s_without_a_time_stop_calls_for_longer_until_one_is_answered(
 @pytest.mark.parametrize(
     ("error", "proves"), [(NotSent("connect", ""), True), (None, False)], ids=["an outage", "the list of bookings"]
 )
-def test_what_does_not_show_that_xone_confirms_again_resets_nothing(
+def test_an_answer_that_does_not_prove_that_xone_confirms_resets_nothing(
     error: XoneError | None, proves: bool, calls: CallControl, clock: Clock
 ) -> None:
     call(calls, throttled())
@@ -81,7 +69,7 @@ def test_what_does_not_show_that_xone_confirms_again_resets_nothing(
     assert calls.wait() == 2.0
 
 
-def test_a_shorter_time_does_not_end_a_longer_one(calls: CallControl) -> None:
+def test_a_shorter_wait_does_not_end_a_longer_one(calls: CallControl) -> None:
     with contextlib.suppress(Busy), calls.guard():
         call(calls, throttled(30.0))
         raise throttled(1.0)
@@ -89,7 +77,7 @@ def test_a_shorter_time_does_not_end_a_longer_one(calls: CallControl) -> None:
     assert calls.wait() == 30.0
 
 
-def test_the_longer_wait_counts_of_breaker_and_throttle(calls: CallControl, clock: Clock) -> None:
+def test_the_longer_wait_of_breaker_and_throttle_applies(calls: CallControl, clock: Clock) -> None:
     with contextlib.suppress(Busy), calls.guard():
         for _ in range(FAILURE_THRESHOLD):
             call(calls, NotSent("connect", ""))
