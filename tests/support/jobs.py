@@ -1,4 +1,4 @@
-"""Jobs that are accepted, and contents that are no job."""
+"""Valid jobs, and contents that are not a job."""
 
 import json
 from typing import Any
@@ -8,6 +8,17 @@ from hypothesis import strategies as st
 from models.job import MAX_BYTES
 
 MARK = "Geheimnis"  # stands for personal data: no rejection may repeat it
+PERSON = {
+    "first_name": "Ada",
+    "last_name": "Example",
+    "country": "GB",
+    "email": "ada@example.com",
+    "phone": "+44 1632 960001",
+    "address1": "1 High Street",
+    "city": "Bath",
+    "region": "Somerset",
+    "postcode": "BA1 1AA",
+}
 MINIMAL: dict[str, Any] = {
     "partner_id": "P-100",
     "offer_id": "5c7e.A_b~1",
@@ -22,32 +33,10 @@ FULL: dict[str, Any] = {
         {
             "id": "q-1",
             "brightwrite_details": {"bw_experiment_id": "e", "bw_variant_id": "v", "bw_device_id": "d"},
-            "insured": [
-                {
-                    "first_name": "Ada",
-                    "last_name": "Example",
-                    "country": "GB",
-                    "email": "ada@example.com",
-                    "phone": "+44 1632 960001",
-                    "address1": "1 High Street",
-                    "city": "Bath",
-                    "region": "Somerset",
-                    "postcode": "BA1 1AA",
-                }
-            ],
+            "insured": [PERSON],
         }
     ],
-    "policyholder": {
-        "first_name": "Ada",
-        "last_name": "Example",
-        "country": "GB",
-        "email": "ada@example.com",
-        "phone": "+44 1632 960001",
-        "address1": "1 High Street",
-        "city": "Bath",
-        "region": "Somerset",
-        "postcode": "BA1 1AA",
-    },
+    "policyholder": PERSON,
     "metadata": {"channel": "web", "note": "two\nlines"},
 }
 PASSED_ON = {
@@ -62,11 +51,11 @@ def to_bytes(content: Any) -> bytes:
 
 
 def changed(place: str, value: Any, job: dict[str, Any] = MINIMAL) -> dict[str, Any]:
-    """The job with one value set, as ``policyholder.email`` or ``quotes.0.id``."""
+    """A copy of the job with one value set. place: such as ``policyholder.email`` or ``quotes.0.id``."""
     job = json.loads(json.dumps(job))
-    *way, last = place.split(".")
+    *parents, last = place.split(".")
     node = job
-    for step in way:
+    for step in parents:
         node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
     node[int(last) if isinstance(node, list) else last] = value
     return job
@@ -74,9 +63,9 @@ def changed(place: str, value: Any, job: dict[str, Any] = MINIMAL) -> dict[str, 
 
 def without(place: str) -> dict[str, Any]:
     job = json.loads(json.dumps(MINIMAL))
-    *way, last = place.split(".")
+    *parents, last = place.split(".")
     node = job
-    for step in way:
+    for step in parents:
         node = node[int(step)] if isinstance(node, list) else node[step]
     del node[last]
     return job

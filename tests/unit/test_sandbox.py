@@ -1,10 +1,9 @@
-"""The stand-in of XONE does what its page says: other tests rest on it."""
+"""The sandbox behaves as its page says. Other tests rely on it."""
 
 import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,24 +13,16 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.jobs import PERSON
+from tests.support.system import until
 from worker.sandbox.answers import to_json
 from worker.sandbox.faults import FAULTS, SWITCHES
 from worker.sandbox.sending import HUGE_BYTES
 from worker.sandbox.server import Sandbox
 
-JOB = {
+JOB: dict[str, Any] = {
     "quotes": [{"id": "quote-1"}, {"id": "quote-2", "insured": [{"first_name": "Ada"}]}],
-    "policyholder": {
-        "first_name": "Ada",
-        "last_name": "Example",
-        "country": "GB",
-        "email": "ada@example.com",
-        "phone": "+44 1632 960001",
-        "address1": "1 High Street",
-        "city": "Bath",
-        "region": "Somerset",
-        "postcode": "BA1 1AA",
-    },
+    "policyholder": PERSON,
 }
 
 BOOKING_FIELDS = """id offer_id provider_reference language provider_customer_id status currency price security_token
@@ -62,13 +53,13 @@ def client(xone: Sandbox) -> Iterator[requests.Session]:
         yield session
 
 
-def ask_token(xone: Sandbox, **changes: str) -> requests.Response:
-    asked = {"grant_type": "client_credentials", "client_id": "sandbox", "client_secret": "sandbox-secret"}
-    return requests.post(f"{xone.url}/api/oauth/token", json=asked | changes, timeout=10)
+def request_token(xone: Sandbox, **changes: str) -> requests.Response:
+    credentials = {"grant_type": "client_credentials", "client_id": "sandbox", "client_secret": "sandbox-secret"}
+    return requests.post(f"{xone.url}/api/oauth/token", json=credentials | changes, timeout=10)
 
 
 def new_token(xone: Sandbox) -> str:
-    return str(ask_token(xone).json()["access_token"])
+    return str(request_token(xone).json()["access_token"])
 
 
 def confirm(
@@ -89,7 +80,7 @@ def request(token: str, offer_id: str) -> bytes:
 
 
 def send_confirm(xone: Sandbox, token: str, offer_id: str) -> socket.socket:
-    """A connection on which a confirm request has just been sent."""
+    """Sends a confirm request. Returns its connection."""
     connection = socket.create_connection(("127.0.0.1", xone.port), timeout=10)
     connection.sendall(request(token, offer_id))
     return connection
@@ -105,18 +96,11 @@ def read_head(connection: socket.socket) -> bytes:
     return head
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.002)
-
-
 # --- Token ---
 
 
-def test_a_token_is_given_for_the_right_credentials(xone: Sandbox) -> None:
-    content = ask_token(xone).json()
+def test_the_right_credentials_get_a_token(xone: Sandbox) -> None:
+    content = request_token(xone).json()
 
     assert set(content) == {"access_token", "token_type", "expires_in"}
     assert (content["token_type"], content["expires_in"]) == ("Bearer", 300)
@@ -131,8 +115,8 @@ def test_a_token_is_given_for_the_right_credentials(xone: Sandbox) -> None:
         ({"grant_type": "password"}, 400, "unsupported_grant_type"),
     ],
 )
-def test_a_token_is_refused(xone: Sandbox, changes: dict[str, str], status: int, error: str) -> None:
-    refused = ask_token(xone, **changes)
+def test_wrong_credentials_get_no_token(xone: Sandbox, changes: dict[str, str], status: int, error: str) -> None:
+    refused = request_token(xone, **changes)
 
     assert (refused.status_code, refused.json()) == (status, {"error": error})
 
@@ -140,8 +124,8 @@ def test_a_token_is_refused(xone: Sandbox, changes: dict[str, str], status: int,
 def test_a_rotated_secret_refuses_the_old_one(xone: Sandbox) -> None:
     xone.rotate_secret("new")
 
-    assert ask_token(xone).json() == {"error": "invalid_client"}
-    assert ask_token(xone, client_secret="new").status_code == 200
+    assert request_token(xone).json() == {"error": "invalid_client"}
+    assert request_token(xone, client_secret="new").status_code == 200
 
 
 def test_revoked_expired_and_missing_tokens_are_refused(xone: Sandbox, client: requests.Session) -> None:
@@ -175,13 +159,13 @@ def test_a_booking_has_every_field_of_xones_page(xone: Sandbox, client: requests
     assert data == xone.bookings["P-1", "o-1"]
 
 
-def test_a_booking_answers_to_the_job(xone: Sandbox, client: requests.Session) -> None:
+def test_a_booking_repeats_the_job(xone: Sandbox, client: requests.Session) -> None:
     data = confirm(client, xone, "o-1").json()["data"]
 
     assert (data["offer_id"], data["status"], data["quote"]) == ("o-1", "CONFIRMED", {"uuid": "quote-1"})
     assert re.fullmatch(r"INS-[A-Z2-7]{8}", data["id"])
     assert len(data["policies"]) == 2
-    assert data["policyholder"] | JOB["policyholder"] == data["policyholder"]
+    assert data["policyholder"] | PERSON == data["policyholder"]
     assert all(data["security_token"] in data[link] for link in ("account_url", "fnol_link", "sign_up_url"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", data["created_at"])
 
@@ -199,7 +183,7 @@ def test_money_is_exact_and_the_same_for_the_same_offer(xone: Sandbox, client: r
     assert to_json({"price": Decimal("20.00")}) == b'{"price": 20.00}'
 
 
-def test_an_offer_is_booked_once_even_with_the_same_key(xone: Sandbox, client: requests.Session) -> None:
+def test_an_offer_is_booked_once(xone: Sandbox, client: requests.Session) -> None:
     booking = confirm(client, xone, "o-1", **{"x-idempotency-key": "same"}).json()["data"]
     again = confirm(client, xone, "o-1/confirm", **{"x-idempotency-key": "same"})
 
@@ -293,18 +277,18 @@ def test_each_fault_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_fault_with_an_answer(xone: Sandbox, client: requests.Session, name: str) -> None:
+def test_a_fault_has_its_answer(xone: Sandbox, client: requests.Session, name: str) -> None:
     status, booked = ANSWERED[name]
-    answered = confirm(client, xone, f"o-1~{name}")
+    answer = confirm(client, xone, f"o-1~{name}")
 
-    assert answered.status_code == status
+    assert answer.status_code == status
     assert (("P-1", f"o-1~{name}") in xone.bookings) is booked
     assert len(bookings(client, xone).json()["data"]) == booked
     assert xone.calls[0].status == status
 
 
 @pytest.mark.parametrize("name", UNANSWERED)
-def test_fault_that_breaks_the_connection(xone: Sandbox, client: requests.Session, name: str) -> None:
+def test_a_fault_breaks_the_connection(xone: Sandbox, client: requests.Session, name: str) -> None:
     with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         confirm(client, xone, f"o-1~{name}")
 
@@ -312,39 +296,43 @@ def test_fault_that_breaks_the_connection(xone: Sandbox, client: requests.Sessio
     assert len(bookings(client, xone).json()["data"]) == UNANSWERED[name]
 
 
-def test_what_the_faults_answer(xone: Sandbox, client: requests.Session) -> None:
-    def answered(name: str) -> requests.Response:
+def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requests.Session) -> None:
+    def answer(name: str) -> requests.Response:
         return confirm(client, xone, f"o-1~{name}")
 
     def booking(name: str) -> Any:
         return xone.bookings["P-1", f"o-1~{name}"]
 
-    assert answered("pending").json()["data"]["status"] == booking("pending")["status"] == "PENDING"
-    assert answered("http-500").json()["errors"]
-    assert answered("busy").headers["Retry-After"] == answered("unavailable").headers["Retry-After"] == "1"
-    retry_after = parsedate_to_datetime(answered("maintenance").headers["Retry-After"]) - datetime.now(UTC)
+    assert answer("pending").json()["data"]["status"] == booking("pending")["status"] == "PENDING"
+    assert answer("http-500").json()["errors"]
+    assert answer("busy").headers["Retry-After"] == answer("unavailable").headers["Retry-After"] == "1"
+    retry_after = parsedate_to_datetime(answer("maintenance").headers["Retry-After"]) - datetime.now(UTC)
     assert 0 < retry_after.total_seconds() <= 2
-    assert answered("html").headers["Content-Type"] == "text/html"
-    assert "id" not in answered("no-id").json()["data"]
+    assert answer("html").headers["Content-Type"] == "text/html"
+    assert "id" not in answer("no-id").json()["data"]
     assert booking("no-id")["id"]
-    assert answered("other-offer").json()["data"]["offer_id"] != "o-1~other-offer"
-    beside = answered("errors-beside").json()
-    assert beside["data"]["id"]
-    assert beside["errors"]
-    assert "data" not in answered("booked").json()
-    assert answered("booked-with-body").json()["data"]["id"] == booking("booked-with-body")["id"]
-    text = answered("booked-text").text
+    assert answer("other-offer").json()["data"]["offer_id"] != "o-1~other-offer"
+    with_errors = answer("errors-beside").json()
+    assert with_errors["data"]["id"]
+    assert with_errors["errors"]
+    assert "data" not in answer("booked").json()
+    assert answer("booked-with-body").json()["data"]["id"] == booking("booked-with-body")["id"]
+    text = answer("booked-text").text
     assert booking("booked-text")["id"] in text
-    assert re.search(r"already exists.*INS-\w{8}", answered("booked-nowhere").text)
-    odd = answered("odd-types").json()["data"]
-    assert (odd["price"], odd["created_at"], odd["policies"][0]["tax"]) == ("about twenty", "yesterday", [1, "two"])
-    assert set(answered("minimal").json()["data"]) == {"id", "offer_id", "status"}
-    content = answered("unicode").json()["data"]["policies"][0]["policy_content"]
+    assert re.search(r"already exists.*INS-\w{8}", answer("booked-nowhere").text)
+    odd_types = answer("odd-types").json()["data"]
+    assert (odd_types["price"], odd_types["created_at"], odd_types["policies"][0]["tax"]) == (
+        "about twenty",
+        "yesterday",
+        [1, "two"],
+    )
+    assert set(answer("minimal").json()["data"]) == {"id", "offer_id", "status"}
+    content = answer("unicode").json()["data"]["policies"][0]["policy_content"]
     assert "日本語" in content["description"]
     assert len(content["description"]) > 5000
 
 
-def test_a_redirect_is_seen_when_it_is_followed(xone: Sandbox, client: requests.Session) -> None:
+def test_a_followed_redirect_is_recorded(xone: Sandbox, client: requests.Session) -> None:
     location = confirm(client, xone, "o-1~redirect").headers["Location"]
     client.post(f"{xone.url}{location}", json=JOB, timeout=10)
 
@@ -352,10 +340,10 @@ def test_a_redirect_is_seen_when_it_is_followed(xone: Sandbox, client: requests.
 
 
 def test_a_huge_body_is_chunked(xone: Sandbox, client: requests.Session) -> None:
-    answered = confirm(client, xone, "o-1~huge")
+    answer = confirm(client, xone, "o-1~huge")
 
-    assert answered.headers["Transfer-Encoding"] == "chunked"
-    assert len(answered.content) > HUGE_BYTES
+    assert answer.headers["Transfer-Encoding"] == "chunked"
+    assert len(answer.content) > HUGE_BYTES
 
 
 def test_a_client_may_hang_up_on_a_huge_body(xone: Sandbox) -> None:
@@ -366,14 +354,14 @@ def test_a_client_may_hang_up_on_a_huge_body(xone: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("name", ["slow-headers", "drip"])
-def test_dripping_takes_as_long_as_slow_seconds(xone: Sandbox, name: str) -> None:
+def test_a_dripped_answer_takes_slow_seconds(xone: Sandbox, name: str) -> None:
     with send_confirm(xone, new_token(xone), f"o-1~{name}") as connection:
         assert b" 201 Created\r\n" in read_head(connection)
 
     assert xone.calls[0].ended - xone.calls[0].started >= xone.slow_seconds
 
 
-def test_reset_comes_as_a_reset(xone: Sandbox) -> None:
+def test_the_reset_fault_resets_the_connection(xone: Sandbox) -> None:
     with send_confirm(xone, new_token(xone), "o-1~reset-mid") as connection, pytest.raises(ConnectionResetError):
         list(iter(lambda: connection.recv(65536), b""))
 
@@ -396,20 +384,20 @@ def test_a_dropped_connection_ends_without_a_byte(xone: Sandbox) -> None:
         ("o~1~http-500~1", [500, 201, 422]),
     ],
 )
-def test_a_fault_strikes_as_often_as_it_says(
+def test_a_fault_occurs_as_often_as_its_count_says(
     xone: Sandbox, client: requests.Session, offer_id: str, statuses: list[int]
 ) -> None:
     assert [confirm(client, xone, offer_id).status_code for _ in statuses] == statuses
 
 
-def test_the_count_is_of_one_offer(xone: Sandbox, client: requests.Session) -> None:
+def test_each_offer_has_its_own_count(xone: Sandbox, client: requests.Session) -> None:
     assert [confirm(client, xone, f"{offer}~busy~1").status_code for offer in "abab"] == [429, 429, 201, 201]
 
 
 # --- In flight ---
 
 
-def test_calls_for_one_offer_at_the_same_time_are_seen(xone: Sandbox) -> None:
+def test_simultaneous_calls_for_one_offer_are_recorded(xone: Sandbox) -> None:
     xone.slow_seconds = 60
     token, start = new_token(xone), threading.Barrier(2)
     connections: list[socket.socket] = []
@@ -425,7 +413,7 @@ def test_calls_for_one_offer_at_the_same_time_are_seen(xone: Sandbox) -> None:
         thread.join()
     until(lambda: xone.overlapping == {("P-1", "o-1~slow")})
 
-    xone.stop()  # ends the wait: both are answered, one with the booking and one with a refusal
+    xone.stop()  # ends the wait: one call is answered with the booking, the other with a refusal
     heads = [read_head(connection)[9:12] for connection in connections]
     for connection in connections:
         connection.close()
@@ -433,7 +421,7 @@ def test_calls_for_one_offer_at_the_same_time_are_seen(xone: Sandbox) -> None:
     assert len(xone.bookings) == 1
 
 
-def test_calls_one_after_the_other_do_not_overlap(xone: Sandbox) -> None:
+def test_successive_calls_do_not_overlap(xone: Sandbox) -> None:
     token = new_token(xone)
     for _ in range(100):
         with send_confirm(xone, token, "o-1") as connection:
@@ -443,7 +431,7 @@ def test_calls_one_after_the_other_do_not_overlap(xone: Sandbox) -> None:
     assert xone.overlapping == set()
 
 
-def test_a_call_that_the_client_gave_up_does_not_overlap_the_next(xone: Sandbox) -> None:
+def test_an_aborted_call_does_not_overlap_the_next(xone: Sandbox) -> None:
     xone.slow_seconds = 60
     token = new_token(xone)
     given_up = send_confirm(xone, token, "o-1~slow~1")
@@ -461,23 +449,23 @@ def test_a_call_that_the_client_gave_up_does_not_overlap_the_next(xone: Sandbox)
 
 
 @pytest.mark.parametrize(
-    "ask",
-    [lambda client, xone: confirm(client, xone, "o-1"), bookings, lambda _client, xone: ask_token(xone)],
+    "send",
+    [lambda client, xone: confirm(client, xone, "o-1"), bookings, lambda _client, xone: request_token(xone)],
     ids=["confirm", "bookings", "token"],
 )
 def test_down_closes_every_connection(
-    xone: Sandbox, client: requests.Session, ask: Callable[[requests.Session, Sandbox], object]
+    xone: Sandbox, client: requests.Session, send: Callable[[requests.Session, Sandbox], object]
 ) -> None:
     xone.down = True
     with pytest.raises(requests.ConnectionError):
-        ask(client, xone)
+        send(client, xone)
     xone.down = False
 
     assert not xone.calls
     assert confirm(client, xone, "o-1").status_code == 201
 
 
-def test_status_for_all(xone: Sandbox, client: requests.Session) -> None:
+def test_a_status_can_be_set_for_all_calls(xone: Sandbox, client: requests.Session) -> None:
     xone.status_for_all = 502
 
     assert confirm(client, xone, "o-1").status_code == 502
@@ -485,29 +473,29 @@ def test_status_for_all(xone: Sandbox, client: requests.Session) -> None:
     assert [call.status for call in xone.calls] == [502]
 
 
-def test_token_down(xone: Sandbox) -> None:
+def test_the_token_endpoint_can_be_down(xone: Sandbox) -> None:
     xone.token_down = True
 
-    assert ask_token(xone).status_code == 503
+    assert request_token(xone).status_code == 503
     assert xone.token_requests == 1
 
 
-def test_latency_and_jitter(xone: Sandbox, client: requests.Session) -> None:
+def test_answers_can_be_delayed(xone: Sandbox, client: requests.Session) -> None:
     xone.latency, xone.latency_jitter = 0.05, 0.01
     confirm(client, xone, "o-1")
 
     assert xone.calls[0].ended - xone.calls[0].started >= 0.05
 
 
-def test_rate(xone: Sandbox, client: requests.Session) -> None:
+def test_calls_can_be_limited_by_rate(xone: Sandbox, client: requests.Session) -> None:
     xone.rate = 2
     answers = [confirm(client, xone, f"o-{number}") for number in range(3)]
 
-    assert [answered.status_code for answered in answers] == [201, 201, 429]
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
     assert answers[2].headers["Retry-After"] == "1"
 
 
-def test_the_list_forbidden_failing_and_lagging(xone: Sandbox, client: requests.Session) -> None:
+def test_the_list_can_be_forbidden_failing_or_lagging(xone: Sandbox, client: requests.Session) -> None:
     confirm(client, xone, "o-1")
     xone.bookings_mode = "forbidden"
     assert bookings(client, xone).status_code == 403
@@ -519,7 +507,7 @@ def test_the_list_forbidden_failing_and_lagging(xone: Sandbox, client: requests.
     assert len(bookings(client, xone).json()["data"]) == 1
 
 
-def test_the_list_comes_in_pages_newest_last(xone: Sandbox, client: requests.Session) -> None:
+def test_the_list_has_pages_and_the_newest_booking_last(xone: Sandbox, client: requests.Session) -> None:
     xone.page_size = 2
     for number in range(5):
         confirm(client, xone, f"o-{number}")
@@ -539,13 +527,13 @@ def test_the_list_comes_in_pages_newest_last(xone: Sandbox, client: requests.Ses
     assert bookings(client, xone, "?page=none").status_code == 400
 
 
-def test_an_empty_list_is_one_page(xone: Sandbox, client: requests.Session) -> None:
+def test_an_empty_list_has_one_page(xone: Sandbox, client: requests.Session) -> None:
     empty = {"data": [], "links": {"next": None}, "meta": {"page": 1, "pages": 1, "total": 0}}
 
     assert bookings(client, xone).json() == empty
 
 
-def test_switches_are_set_over_http_even_when_down(xone: Sandbox) -> None:
+def test_switches_can_be_set_over_http_while_down(xone: Sandbox) -> None:
     xone.down = True
     state = requests.post(f"{xone.url}/sandbox/switches", json={"down": False, "rate": 3}, timeout=10).json()
 
@@ -560,7 +548,7 @@ def test_switches_are_set_over_http_even_when_down(xone: Sandbox) -> None:
     [{}, {"lock": 1}, {"latency": 1, "port": 2}, {"down": 1}, {"latency": -1}, {"rate": 0}, {"status_for_all": 42},
      {"bookings_mode": "off"}, {"page_size": 0}],
 )  # fmt: skip
-def test_what_is_no_switch_is_refused(xone: Sandbox, values: dict[str, Any]) -> None:
+def test_an_unknown_switch_is_refused(xone: Sandbox, values: dict[str, Any]) -> None:
     before = xone.state()
 
     assert requests.post(f"{xone.url}/sandbox/switches", json=values, timeout=10).status_code == 400
@@ -582,7 +570,9 @@ def test_stop_frees_the_port_and_ends_kept_connections(xone: Sandbox, client: re
     assert confirm(client, xone, "o-2").status_code == 201
 
 
-def test_the_page_shows_faults_switches_and_bookings_but_nobody(xone: Sandbox, client: requests.Session) -> None:
+def test_the_page_shows_faults_switches_and_bookings_without_personal_data(
+    xone: Sandbox, client: requests.Session
+) -> None:
     confirm(client, xone, "%3Cscript%3E")
     page = requests.get(xone.url, timeout=10)
 
@@ -596,5 +586,5 @@ def test_the_page_shows_faults_switches_and_bookings_but_nobody(xone: Sandbox, c
     assert "Somerset" not in page.text
 
 
-def test_other_paths_are_not_there(xone: Sandbox) -> None:
+def test_other_paths_are_not_found(xone: Sandbox) -> None:
     assert requests.get(f"{xone.url}/favicon.ico", timeout=10).status_code == 404
