@@ -1,4 +1,4 @@
-"""What no linter holds. The layers, and the one home of each library, stand in pyproject.toml: ``make lint``."""
+"""Rules that no linter checks. Layers, and the one module for each library, are in pyproject.toml: ``make lint``."""
 
 import ast
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("models", "tasks", "worker")
-# All others ask worker.settings. The demo sets what settings then reads, metrics sets where prometheus-client keeps its
-# files, and gevent's part comes before pydantic can be imported.
+# All others use worker.settings. The demo sets what settings then reads, metrics sets the folder of prometheus-client,
+# and gevent_support runs before pydantic can be imported.
 READ_THE_ENVIRONMENT = {"worker.demo", "worker.observability.metrics", "worker.gevent_support"}
 
 
@@ -26,7 +26,7 @@ SOURCES = sources(*PACKAGES)
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """Modules and definitions that are imported anywhere in a module, by their full names."""
+    """The full names of modules and definitions that a module imports anywhere."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -35,7 +35,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def environment_names(tree: ast.Module) -> set[str]:
-    """How a module reaches the environment, if it does."""
+    """The functions and mappings by which a module reaches the environment."""
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {name.removeprefix("os.") for name in imported(tree) if name.startswith("os.")}
     return names & {"environ", "environb", "getenv", "getenvb"}
@@ -51,7 +51,7 @@ def test_each_module_has_a_layer() -> None:
     assert children - {"tasks", "worker"} == {name for name in named if "." in name}
 
 
-def test_the_listing_of_the_architecture_is_the_tree() -> None:
+def test_the_listing_of_modules_equals_the_tree() -> None:
     page = (ROOT / "docs/architecture.md").read_text("utf-8")
     (listing,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     listed, folder = set(), ""
@@ -73,7 +73,7 @@ def test_package_files_are_empty() -> None:
 
 
 def test_imports_are_absolute() -> None:
-    assert [name for name, tree in SOURCES.items() if any(each.startswith(".") for each in imported(tree))] == []
+    assert [name for name, tree in SOURCES.items() if any(target.startswith(".") for target in imported(tree))] == []
 
 
 def test_only_settings_read_the_environment() -> None:
@@ -82,7 +82,7 @@ def test_only_settings_read_the_environment() -> None:
 
 def test_the_program_imports_nothing_of_the_tests() -> None:
     of_tests = {
-        name: [each for each in imported(tree) if each.split(".")[0] in ("tests", "pytest", "hypothesis")]
+        name: [target for target in imported(tree) if target.split(".")[0] in ("tests", "pytest", "hypothesis")]
         for name, tree in SOURCES.items()
     }
 
@@ -90,10 +90,11 @@ def test_the_program_imports_nothing_of_the_tests() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    """What several need lies in tests/support."""
+    """Shared helpers are in tests/support."""
     tests = sources("tests")
     found = {
-        name: [each for each in imported(tree) if re.match(r"tests\.\w+\.test_", each)] for name, tree in tests.items()
+        name: [target for target in imported(tree) if re.match(r"tests\.\w+\.test_", target)]
+        for name, tree in tests.items()
     }
 
     assert "tests.unit.test_architecture" in found

@@ -1,4 +1,4 @@
-"""XONE's booking: every field of its Confirm Offer page lands typed, and nothing that it sends is lost."""
+"""XONE's booking: each field of the Confirm Offer page is read with its type, and nothing that XONE sends is lost."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -109,7 +109,7 @@ def sample() -> dict[str, Any]:
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
-    """All values that hold no others, with their ways. policy_content is one value."""
+    """The path and value of each leaf. policy_content is one value."""
     if path[-1:] != ("policy_content",):
         if isinstance(node, dict):
             return [leaf for name, child in node.items() for leaf in leaves(child, (*path, name))]
@@ -118,7 +118,7 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...],
     return [(path, node)]
 
 
-def landed(booking: Booking, path: tuple[Any, ...]) -> Any:
+def value_at(booking: Booking, path: tuple[Any, ...]) -> Any:
     node: Any = booking
     for step in path:
         if isinstance(node, BaseModel):
@@ -129,7 +129,7 @@ def landed(booking: Booking, path: tuple[Any, ...]) -> Any:
     return node
 
 
-def as_moment(text: str) -> datetime:
+def as_time(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
@@ -140,13 +140,13 @@ TIMES |= {"policy_start_date", "policy_end_date"}
 
 
 @pytest.mark.parametrize(("path", "sent"), leaves(sample()), ids=lambda value: str(value)[:60])
-def test_every_field_of_the_page_lands_typed(path: tuple[Any, ...], sent: Any) -> None:
-    value = landed(Booking.model_validate(sample()), path)
+def test_every_field_of_the_page_is_read_with_its_type(path: tuple[Any, ...], sent: Any) -> None:
+    value = value_at(Booking.model_validate(sample()), path)
 
     if sent is None:
         assert value is None
     elif path[-1] in TIMES:
-        assert value == as_moment(sent)
+        assert value == as_time(sent)
         assert value.tzinfo is not None
     elif path[-1] in MONEY:
         assert isinstance(value, Decimal)
@@ -155,7 +155,7 @@ def test_every_field_of_the_page_lands_typed(path: tuple[Any, ...], sent: Any) -
         assert (type(value), value) == (type(sent), sent)
 
 
-def test_nothing_of_the_page_is_left_over() -> None:
+def test_no_field_of_the_page_is_unknown() -> None:
     assert Booking.model_validate(sample()).leftovers() == {}
 
 
@@ -214,7 +214,7 @@ def test_a_time_without_a_zone_is_utc(sent: str, kept: datetime) -> None:
     assert booking.created_at.utcoffset() == kept.utcoffset()
 
 
-def test_a_moment_is_written_in_utc_with_microseconds() -> None:
+def test_a_time_is_written_in_utc_with_microseconds() -> None:
     east = timezone(timedelta(hours=2))
 
     assert moment(datetime(2026, 1, 1, 1, 30, tzinfo=east)) == "2025-12-31T23:30:00.000000Z"
@@ -264,8 +264,8 @@ DEEP: dict[str, tuple[str, str, Any]] = {
 
 def changed(place: str, value: Any) -> dict[str, Any]:
     data = node = sample()
-    *way, last = place.split(".")
-    for step in way:
+    *parents, last = place.split(".")
+    for step in parents:
         node = node[int(step)] if isinstance(node, list) else node[step]
     node[last] = value
     return data
@@ -276,7 +276,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
     [*((place, place, value) for place, value in MISFITS.values()), *DEEP.values()],
     ids=[*MISFITS, *DEEP],
 )
-def test_a_misfit_is_kept_by_its_path_and_nothing_else_suffers(place: str, path: str, value: Any) -> None:
+def test_a_misfit_is_kept_by_its_path_and_affects_no_other_field(place: str, path: str, value: Any) -> None:
     before = Booking.model_validate(sample()).model_dump()
 
     booking = Booking.model_validate(changed(place, value))
@@ -289,7 +289,7 @@ def test_a_misfit_is_kept_by_its_path_and_nothing_else_suffers(place: str, path:
     }
 
 
-def test_several_misfits_are_kept_side_by_side() -> None:
+def test_several_misfits_are_kept() -> None:
     data = changed("policies.0.tax", "much") | {"price": "about twenty", "a_new_field": 1}
 
     booking = Booking.model_validate(data)
@@ -342,7 +342,7 @@ def test_ids_that_are_numbers_become_text() -> None:
         None,
     ],
 )
-def test_without_them_it_is_no_booking(data: Any) -> None:
+def test_an_answer_without_id_or_offer_id_is_no_booking(data: Any) -> None:
     with pytest.raises(ValidationError):
         Booking.model_validate(data)
 
@@ -371,12 +371,12 @@ def test_numbers_are_read_as_they_were_written(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"<html>", b"[01]", b"[" + b"9" * 5000 + b"]"])
-def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
+def test_invalid_json_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_exact(text)
 
 
-def test_what_has_no_json_form_is_refused() -> None:
+def test_a_value_without_a_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="set has no JSON form"):
         write_exact({1, 2})
 

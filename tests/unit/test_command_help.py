@@ -1,4 +1,4 @@
-"""The help of every command: an example, JSON, and a line in the list of commands that fits."""
+"""The help of every command: an example, JSON, and a short line in the list of commands."""
 
 import click
 from click.testing import CliRunner
@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from tests.support.command_tree import COMMANDS
 from worker.cli.app import cli
 
-NO_JSON = {("worker",)}  # it logs, as LOG_FORMAT says
+NO_JSON = {("worker",)}  # it logs in the format of LOG_FORMAT
 
 
 GROUPS = {(): cli} | {path: command for path, command in COMMANDS.items() if isinstance(command, click.Group)}
@@ -24,7 +24,7 @@ def test_each_command_has_an_example_and_json() -> None:
         assert max(map(len, shown.splitlines())) <= 80, path
 
 
-def test_each_list_of_commands_says_what_each_does_in_whole_words() -> None:
+def test_each_line_in_a_list_of_commands_is_complete() -> None:
     for path, group in GROUPS.items():
         _, listed = help_of(path).split("Commands:\n")
         assert len(listed.splitlines()) == len(group.commands), path

@@ -1,4 +1,4 @@
-"""What a person gives to a command: times, files of offers; and how fast a batch goes."""
+"""Input of commands: times and files of offers. And the pace and durations that commands show."""
 
 import io
 from datetime import UTC, datetime, timedelta
@@ -30,13 +30,13 @@ NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
         ("2026-01-31", datetime(2026, 1, 31).astimezone(UTC)),
     ],
 )
-def test_times(given: str, moment: datetime) -> None:
+def test_a_time_is_read(given: str, moment: datetime) -> None:
     with time_machine.travel(NOON, tick=False):
         assert MOMENT.convert(given, None, None) == moment
 
 
 @pytest.mark.parametrize("given", ["", "soon", "1x", "-2h", "2026-13-01", "999999w", "0001-01-01T00:00+05:30"])
-def test_what_is_no_time(given: str) -> None:
+def test_an_invalid_time_is_refused(given: str) -> None:
     with pytest.raises(click.BadParameter, match="is no time"):
         MOMENT.convert(given, None, None)
 
@@ -57,7 +57,7 @@ def test_what_is_no_time(given: str) -> None:
         ),
     ],
 )
-def test_files_of_offers(content: str, offers: tuple[tuple[str | None, str], ...]) -> None:
+def test_offers_are_read_from_a_file(content: str, offers: tuple[tuple[str | None, str], ...]) -> None:
     assert read_offers(io.BytesIO(content.encode())) == offers
 
 
@@ -75,17 +75,17 @@ def test_files_of_offers(content: str, offers: tuple[tuple[str | None, str], ...
         ("../a", 1),
     ],
 )
-def test_a_line_that_names_no_offer_is_told_by_its_number(content: str, line: int) -> None:
+def test_an_invalid_line_is_named_by_its_number(content: str, line: int) -> None:
     with pytest.raises(UsageError, match=f"line {line} "):
         read_offers(io.BytesIO(content.encode()))
 
 
-def test_a_file_that_is_no_text() -> None:
+def test_a_binary_file_is_refused() -> None:
     with pytest.raises(UsageError, match="UTF-8"):
         read_offers(io.BytesIO(b"\xff\xfe"))
 
 
-def test_the_pace_is_that_of_the_last_seconds() -> None:
+def test_the_pace_is_measured_over_the_last_seconds() -> None:
     pace = Pace()
     pace.record(100.0, 0)
     assert pace.rate == 0.0
@@ -99,5 +99,5 @@ def test_the_pace_is_that_of_the_last_seconds() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3600, "1:00:00"), (12345.6, "3:25:46")])
-def test_durations(seconds: float, text: str) -> None:
+def test_a_duration_is_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text

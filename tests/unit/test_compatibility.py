@@ -1,4 +1,4 @@
-"""Published schemas are promises: docs/schemas holds them as they were in each version, and none may be broken."""
+"""Published schemas are promises. docs/schemas has those of each version, and no change may break one."""
 
 import json
 from typing import Any
@@ -19,23 +19,23 @@ def published(version: str, name: str) -> Any:
     return json.loads((SCHEMAS / version / f"{name}.json").read_text())
 
 
-def test_there_is_a_version() -> None:
+def test_a_version_is_published() -> None:
     assert "0.1.0" in VERSIONS
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_job_that_was_accepted_is_accepted(version: str) -> None:
+def test_an_accepted_job_stays_accepted(version: str) -> None:
     assert refusals(wide=job_schema(), narrow=published(version, "job")) == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_event_is_what_its_consumers_were_promised(version: str) -> None:
+def test_an_event_keeps_its_published_schema(version: str) -> None:
     for name, promised in published(version, "event")["$defs"].items():
         assert refusals(wide=promised, narrow=envelope_schema(EventType(name))) == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_channels_stay_where_they_are(version: str) -> None:
+def test_channels_keep_their_addresses(version: str) -> None:
     promised = published(version, "asyncapi")["channels"]
     now = document()["channels"]
 
@@ -60,7 +60,7 @@ def without_b(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "properties": {"a": TEXT}}
 
 
-# (the schema before, the schema after, where a job's would break its promise, where an event's would)
+# The schema before and after; the places where the change would break a job's schema, and an event's.
 CHANGES: dict[str, tuple[Any, Any, list[str], list[str]]] = {
     "none": (OPEN, OPEN, [], []),
     "words only": (OPEN, {**OPEN, "title": "T", "description": "D", "examples": [{}]}, [], []),
@@ -146,45 +146,47 @@ CHANGES: dict[str, tuple[Any, Any, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("before", "after", "as_job", "as_event"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_change(before: Any, after: Any, as_job: list[str], as_event: list[str]) -> None:
+def test_exactly_the_breaking_changes_are_found(
+    before: Any, after: Any, as_job: list[str], as_event: list[str]
+) -> None:
     assert refusals(wide=after, narrow=before) == as_job
     assert sorted(refusals(wide=before, narrow=after)) == sorted(as_event)
 
 
-def everywhere(schema: Any, place: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], str]]:
-    """Each key that a schema describes, with the way to what describes it."""
+def described_keys(schema: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], str]]:
+    """Each key that a schema describes: the path of its ``properties``, and its name."""
     found: list[tuple[tuple[Any, ...], str]] = []
     for step, child in schema.items() if isinstance(schema, dict) else enumerate(schema) if schema else ():
         if step == "properties":
-            found += [((*place, step), name) for name in child]
+            found += [((*path, step), name) for name in child]
         if isinstance(child, dict | list) and step != "examples":
-            found += everywhere(child, (*place, step))
+            found += described_keys(child, (*path, step))
     return found
 
 
-def removed(document: dict[str, Any], way: tuple[Any, ...], name: str) -> dict[str, Any]:
+def without_key(document: dict[str, Any], path: tuple[Any, ...], name: str) -> dict[str, Any]:
     changed: dict[str, Any] = json.loads(json.dumps(document))
     node: Any = changed
-    for step in way[:-1]:
+    for step in path[:-1]:
         node = node[step]
     del node["properties"][name]
     node["required"] = [other for other in node.get("required", []) if other != name]
     return changed
 
 
-def test_no_key_of_an_event_can_be_taken_away() -> None:
-    keys = everywhere(event_schema()["$defs"])
+def test_removing_any_key_of_an_event_is_breaking() -> None:
+    keys = described_keys(event_schema()["$defs"])
     assert len(keys) > 100
 
-    for way, name in keys:
-        changed = removed(event_schema()["$defs"], way, name)[way[0]]
-        assert refusals(wide=envelope_schema(EventType(way[0])), narrow=changed) != [], f"{way} {name}"
+    for path, name in keys:
+        changed = without_key(event_schema()["$defs"], path, name)[path[0]]
+        assert refusals(wide=envelope_schema(EventType(path[0])), narrow=changed) != [], f"{path} {name}"
 
 
-def test_no_key_of_a_job_can_be_taken_away() -> None:
-    keys = [name for way, name in everywhere(job_schema()) if way == ("properties",)]
+def test_removing_any_key_of_a_job_is_breaking() -> None:
+    keys = [name for path, name in described_keys(job_schema()) if path == ("properties",)]
     assert {"offer_id", "metadata"} <= {*keys}
 
     for name in keys:
-        changed = removed(job_schema(), ("properties",), name)
+        changed = without_key(job_schema(), ("properties",), name)
         assert f".{name}: is not allowed" in refusals(wide=changed, narrow=job_schema())

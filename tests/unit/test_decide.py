@@ -1,4 +1,4 @@
-"""What becomes of a confirmation: each kind of answer, after each kind of past, under each policy."""
+"""The decision on a confirmation: each kind of answer, after each kind of history, under each retry policy."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from worker.xone.answers import BookingReceived
 CONFIRMED, PENDING, RETRYING = State.CONFIRMED, State.PENDING, State.RETRYING
 FAILED, REVIEW = State.FAILED, State.NEEDS_REVIEW
 BOOKED, REFUSED, NOT_BOOKED, UNKNOWN = Outcome.BOOKED, Outcome.REFUSED, Outcome.NOT_BOOKED, Outcome.UNKNOWN
-NOT_LISTED, AWAY, IMPOSSIBLE, SUSPENDED = (
+NOT_LISTED, DOWN, IMPOSSIBLE, SUSPENDED = (
     LookupResult.NOT_LISTED,
     LookupResult.UNAVAILABLE,
     LookupResult.IMPOSSIBLE,
@@ -81,7 +81,7 @@ TIMEOUT = Unknown("timeout", "no whole answer within XONE_TIMEOUT")
 EXISTS = already_booked()
 POISON = Poison("poison", "5 workers in a row did not come back from this confirmation")
 
-AFTER_SEVEN_LOOKS = replace(AFTER_BOOKED, read_backs=READ_BACK_TRIES - 1)
+AFTER_SEVEN_LOOKUPS = replace(AFTER_BOOKED, read_backs=READ_BACK_TRIES - 1)
 
 
 class Expected(NamedTuple):
@@ -101,16 +101,16 @@ def retried(outcome: Outcome, delay: tuple[float, float], **others: Any) -> Expe
 
 
 def still_unknown(outcome: Outcome, delay: tuple[float, float] | None = None, **others: Any) -> Expected:
-    """Retried with the mark of an unknown answer; without a delay, left to a person with it."""
+    """Retried and marked as unknown; without a delay, needs review and marked as unknown."""
     return Expected(RETRYING if delay else REVIEW, outcome, delay, marked_unknown=True, **others)
 
 
-unseen = BookingNotFound  # a short name for the table
+absent = BookingNotFound  # a short name for the table
 
-# One representative of each class of answer, after each kind of past that makes a difference. The properties at the
-# end of this file say that nothing else makes one. Which status belongs to which class is held by test_xone_client.py.
+# One representative of each class of answer, after each kind of history that makes a difference. The properties at the
+# end of this file hold that nothing else does. test_xone_client.py holds which status belongs to which class.
 TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
-    # Booked: whatever was before.
+    # Booked: whatever the history.
     ("booked", BookingReceived(booking(), 201), FIRST, Expected(CONFIRMED, BOOKED)),
     ("booked, pending", BookingReceived(booking("PENDING"), 200), FIRST, Expected(PENDING, BOOKED)),
     ("booked at last after unknown", BookingReceived(booking(), 201), LAST_AFTER_UNKNOWN, Expected(CONFIRMED, BOOKED)),
@@ -124,63 +124,63 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("refused when too old", REFUSED_422, OLD, Expected(FAILED, REFUSED)),
     ("redirect", REDIRECT, FIRST, Expected(FAILED, REFUSED)),
     ("refused after unknown", REFUSED_422, AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
-    ("refused after unknown, not listed", unseen(NOT_LISTED, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
-    ("refused after unknown, no list", unseen(IMPOSSIBLE, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
-    ("refused after unknown, list away", unseen(AWAY, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
-    ("refused after unknown, away at last", unseen(AWAY, REFUSED_422), LAST_AFTER_UNKNOWN, still_unknown(REFUSED)),
-    ("refused after unknown, away, too old", unseen(AWAY, REFUSED_422), OLD_AFTER_UNKNOWN, still_unknown(REFUSED)),
-    # Unknown: tried again, and left to a person where that leads to nothing.
+    ("refused after unknown, not listed", absent(NOT_LISTED, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, no list", absent(IMPOSSIBLE, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, list down", absent(DOWN, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
+    ("refused after unknown, down at last", absent(DOWN, REFUSED_422), LAST_AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, down, too old", absent(DOWN, REFUSED_422), OLD_AFTER_UNKNOWN, still_unknown(REFUSED)),
+    # Unknown: retried; needs review if no further retry can help.
     ("unknown", TIMEOUT, FIRST, still_unknown(UNKNOWN, SOON)),
     ("500", unknown(500), FIRST, still_unknown(UNKNOWN, SOON)),
     ("unknown again", TIMEOUT, AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
-    ("unknown, not listed", unseen(NOT_LISTED, TIMEOUT), FIRST, still_unknown(UNKNOWN, SOON, not_listed=True)),
-    ("again not listed", unseen(NOT_LISTED, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
-    ("unknown, list away", unseen(AWAY, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
-    ("unknown, no list", unseen(IMPOSSIBLE, TIMEOUT), FIRST, still_unknown(UNKNOWN)),
-    ("unknown at last, not listed", unseen(NOT_LISTED, TIMEOUT), LAST, still_unknown(UNKNOWN)),
-    ("unknown at last, list away", unseen(AWAY, TIMEOUT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
-    ("unknown when too old, not listed", unseen(NOT_LISTED, TIMEOUT), OLD, still_unknown(UNKNOWN)),
-    ("unknown when too old, list away", unseen(AWAY, TIMEOUT), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
-    # The last look is still to be made, when calls go on.
-    ("at last, calls suspended", unseen(SUSPENDED, TIMEOUT), LAST, still_unknown(UNKNOWN, LONG, uses_attempt=False)),
-    ("too old, calls suspended", unseen(SUSPENDED, TIMEOUT), OLD, still_unknown(UNKNOWN, LATER, uses_attempt=False)),
-    # Not booked: tried again; an earlier unknown answer stays unknown.
+    ("unknown, not listed", absent(NOT_LISTED, TIMEOUT), FIRST, still_unknown(UNKNOWN, SOON, not_listed=True)),
+    ("again not listed", absent(NOT_LISTED, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
+    ("unknown, list down", absent(DOWN, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
+    ("unknown, no list", absent(IMPOSSIBLE, TIMEOUT), FIRST, still_unknown(UNKNOWN)),
+    ("unknown at last, not listed", absent(NOT_LISTED, TIMEOUT), LAST, still_unknown(UNKNOWN)),
+    ("unknown at last, list down", absent(DOWN, TIMEOUT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    ("unknown when too old, not listed", absent(NOT_LISTED, TIMEOUT), OLD, still_unknown(UNKNOWN)),
+    ("unknown when too old, list down", absent(DOWN, TIMEOUT), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    # The last lookup is made when calls resume.
+    ("at last, calls suspended", absent(SUSPENDED, TIMEOUT), LAST, still_unknown(UNKNOWN, LONG, uses_attempt=False)),
+    ("too old, calls suspended", absent(SUSPENDED, TIMEOUT), OLD, still_unknown(UNKNOWN, LATER, uses_attempt=False)),
+    # Not booked: retried; an earlier unknown answer stays unknown.
     ("not sent", NOT_SENT, FIRST, retried(NOT_BOOKED, SOON)),
     ("not sent after unknown", NOT_SENT, AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LATER)),
     ("not sent at last", NOT_SENT, LAST, Expected(FAILED, NOT_BOOKED)),
     ("not sent when too old", NOT_SENT, OLD, Expected(FAILED, NOT_BOOKED)),
-    ("not sent at last after unknown", unseen(NOT_LISTED, NOT_SENT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    ("not sent at last after unknown", absent(NOT_LISTED, NOT_SENT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     ("503", busy(503, 1.0), FIRST, retried(NOT_BOOKED, SOON)),
     ("503 at last", busy(503), LAST, Expected(FAILED, NOT_BOOKED)),
-    # Pressure and wrong credentials use up no attempt, and end only with the age.
+    # Throttling and wrong credentials use up no attempt, and end only at the maximum age.
     ("429", busy(429, 1.0), FIRST, retried(NOT_BOOKED, SOON, uses_attempt=False)),
     ("429 after unknown", busy(429, 1.0), AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LATER, uses_attempt=False)),
     ("429 at last", busy(429, 1.0), LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
     ("429 at the very last", busy(429, 1.0), LAST_AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LONG, uses_attempt=False)),
     ("429 when too old", busy(429, 1.0), OLD, Expected(FAILED, NOT_BOOKED)),
-    ("429 when too old after unknown", unseen(NOT_LISTED, busy(429)), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    ("429 when too old after unknown", absent(NOT_LISTED, busy(429)), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     ("423 at last", busy(423), LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
     ("credentials at last", BAD_CREDENTIALS, LAST, retried(NOT_BOOKED, LONG, uses_attempt=False)),
     ("credentials when too old", BAD_CREDENTIALS, OLD, Expected(FAILED, NOT_BOOKED)),
-    # Workers die on it: for a person.
+    # Workers die on the confirmation: needs review.
     ("poison", POISON, FIRST, still_unknown(UNKNOWN)),
     ("poison at last", POISON, LAST, still_unknown(UNKNOWN)),
-    # A booking exists, says XONE, and does not show it.
+    # XONE says that a booking exists, but does not show it.
     ("exists", EXISTS, FIRST, retried(UNKNOWN, SOON)),
-    ("exists, not listed", unseen(NOT_LISTED, EXISTS), FIRST, retried(UNKNOWN, SOON, not_listed=True)),
-    ("exists, again not listed", unseen(NOT_LISTED, EXISTS), AFTER_BOOKED, retried(UNKNOWN, LATER, not_listed=True)),
-    ("exists, not listed 8 times", unseen(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKS, Expected(REVIEW, UNKNOWN)),
-    ("exists, list away after 7 looks", unseen(AWAY, EXISTS), AFTER_SEVEN_LOOKS, retried(UNKNOWN, LATER)),
-    ("exists, list away", unseen(AWAY, EXISTS), FIRST, retried(UNKNOWN, SOON)),
-    ("exists, list away at last", unseen(AWAY, EXISTS), LAST, Expected(REVIEW, UNKNOWN)),
-    ("exists when too old, not listed", unseen(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
-    ("exists, no list", unseen(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
-    ("exists after unknown", unseen(NOT_LISTED, EXISTS), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
+    ("exists, not listed", absent(NOT_LISTED, EXISTS), FIRST, retried(UNKNOWN, SOON, not_listed=True)),
+    ("exists, again not listed", absent(NOT_LISTED, EXISTS), AFTER_BOOKED, retried(UNKNOWN, LATER, not_listed=True)),
+    ("exists, not listed 8 times", absent(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKUPS, Expected(REVIEW, UNKNOWN)),
+    ("exists, list down after 7 lookups", absent(DOWN, EXISTS), AFTER_SEVEN_LOOKUPS, retried(UNKNOWN, LATER)),
+    ("exists, list down", absent(DOWN, EXISTS), FIRST, retried(UNKNOWN, SOON)),
+    ("exists, list down at last", absent(DOWN, EXISTS), LAST, Expected(REVIEW, UNKNOWN)),
+    ("exists when too old, not listed", absent(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
+    ("exists, no list", absent(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
+    ("exists after unknown", absent(NOT_LISTED, EXISTS), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("answer", "history", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_what_becomes_of_each_answer(answer: AttemptResult, history: History, expected: Expected) -> None:
+def test_each_answer_has_its_outcome(answer: AttemptResult, history: History, expected: Expected) -> None:
     lowest, highest = (decide(answer, history, RESEND, dice) for dice in (0.0, 0.999999))
 
     for decision in (lowest, highest):
@@ -196,18 +196,18 @@ def test_what_becomes_of_each_answer(answer: AttemptResult, history: History, ex
         assert (lowest.delay, highest.delay) == pytest.approx(expected.delay, rel=1e-3)
 
 
-def test_a_decision_bears_what_is_recorded() -> None:
+def test_a_decision_holds_what_is_recorded() -> None:
     booked = decide(BookingReceived(booking(), 201), FIRST, RESEND, 0.5)
     shown_by_409 = decide(already_booked(booking()), FIRST, RESEND, 0.5)
     failed = decide(refused(422), FIRST, RESEND, 0.5)
-    missing = decide(BookingNotFound(IMPOSSIBLE, unknown(500)), FIRST, NO_RESEND, 0.5)
+    not_found_answer = decide(BookingNotFound(IMPOSSIBLE, unknown(500)), FIRST, NO_RESEND, 0.5)
 
     assert (booked.booking, booked.http_status, booked.error) == (booking(), 201, None)
     assert (shown_by_409.booking, shown_by_409.http_status, shown_by_409.error) == (booking(), 409, None)
     assert failed.error is not None
     assert (failed.error.code, failed.http_status) == ("http-422", 422)
-    assert missing.error is not None
-    assert (missing.error.code, missing.http_status) == ("http-500", 500)
+    assert not_found_answer.error is not None
+    assert (not_found_answer.error.code, not_found_answer.http_status) == ("http-500", 500)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
     assert decide(BookingReceived(booking(status), 200), FIRST, retry_policy, 0.5).state is state
 
 
-# --- When to look, when to send ---
+# --- When to look up, when to send ---
 
 
 @pytest.mark.parametrize(
-    ("history", "retry_policy", "looks_first", "sends"),
+    ("history", "retry_policy", "is_looked_up", "is_sent"),
     [
         (FIRST, RESEND, False, True),
         (FIRST, NO_RESEND, False, True),
@@ -248,12 +248,14 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
         (replace(AFTER_BOOKED, answer_unknown=True), RESEND, True, False),
     ],
 )
-def test_what_comes_before_sending(history: History, retry_policy: RetryPolicy, looks_first: bool, sends: bool) -> None:
-    assert (must_look_up_first(history), may_send(history, retry_policy)) == (looks_first, sends)
+def test_a_lookup_comes_before_a_call_that_may_book_twice(
+    history: History, retry_policy: RetryPolicy, is_looked_up: bool, is_sent: bool
+) -> None:
+    assert (must_look_up_first(history), may_send(history, retry_policy)) == (is_looked_up, is_sent)
 
 
 @pytest.mark.parametrize(
-    ("error", "history", "retry_policy", "looks"),
+    ("error", "history", "retry_policy", "is_looked_up"),
     [
         (EXISTS, FIRST, RESEND, True),
         (EXISTS, LAST, NO_RESEND, True),
@@ -277,10 +279,10 @@ def test_what_comes_before_sending(history: History, retry_policy: RetryPolicy, 
         (BAD_CREDENTIALS, OLD_AFTER_UNKNOWN, RESEND, True),
     ],
 )
-def test_which_answers_only_the_list_of_bookings_can_explain(
-    error: XoneError, history: History, retry_policy: RetryPolicy, looks: bool
+def test_a_lookup_follows_an_answer_that_only_the_list_can_explain(
+    error: XoneError, history: History, retry_policy: RetryPolicy, is_looked_up: bool
 ) -> None:
-    assert must_look_up_after(error, history, retry_policy) is looks
+    assert must_look_up_after(error, history, retry_policy) is is_looked_up
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_which_answers_only_the_list_of_bookings_can_explain(
         (History(answer_unknown=True), Unknown, "connection-lost", "the worker stopped during this attempt"),
     ],
 )
-def test_an_attempt_without_an_answer_goes_on_with_the_earlier_one(
+def test_an_attempt_without_an_answer_keeps_the_earlier_error(
     history: History, kind: type[XoneError], code: str, detail: str
 ) -> None:
     error = earlier_error(history)
@@ -304,7 +306,7 @@ def test_an_attempt_without_an_answer_goes_on_with_the_earlier_one(
 
 
 @pytest.mark.parametrize(
-    ("attempts_used", "longest", "middle"),
+    ("attempts_used", "maximum", "middle"),
     [
         (0, 4, 3),
         (1, 8, 5),
@@ -315,7 +317,7 @@ def test_an_attempt_without_an_answer_goes_on_with_the_earlier_one(
         (5_000, 300, 151),
     ],
 )
-def test_pauses_double_up_to_the_longest_with_full_jitter(attempts_used: int, longest: float, middle: float) -> None:
+def test_delays_double_up_to_the_maximum_with_full_jitter(attempts_used: int, maximum: float, middle: float) -> None:
     history, retry_policy = History(attempts_used=attempts_used), RetryPolicy(max_attempts=10_000)
 
     def delay(dice: float) -> float | None:
@@ -323,7 +325,7 @@ def test_pauses_double_up_to_the_longest_with_full_jitter(attempts_used: int, lo
 
     assert delay(0.0) == 2
     assert delay(0.5) == middle
-    assert delay(0.9999) == pytest.approx(longest, rel=1e-3)
+    assert delay(0.9999) == pytest.approx(maximum, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -337,17 +339,17 @@ def test_pauses_double_up_to_the_longest_with_full_jitter(attempts_used: int, lo
         (busy(503, None), 0.5, 3),
     ],
 )
-def test_what_xone_asks_for_is_the_least_pause(error: Busy, dice: float, delay: float) -> None:
+def test_retry_after_is_the_minimum_delay(error: Busy, dice: float, delay: float) -> None:
     assert decide(error, FIRST, RESEND, dice).delay == delay
 
 
-# --- What holds for all answers and all pasts ---
+# --- What holds for all answers and all histories ---
 
 REFUSALS = st.sampled_from([400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422]).map(refused) | st.just(REDIRECT)
 UNKNOWNS = st.sampled_from([408, 425, 500, 501, 502, 504, 520, 599]).map(unknown) | st.just(TIMEOUT)
-PRESSURE = st.builds(busy, st.sampled_from([423, 429]), st.none() | st.floats(0, 3600))
+THROTTLED = st.builds(busy, st.sampled_from([423, 429]), st.none() | st.floats(0, 3600))
 NOT_BOOKEDS = st.builds(busy, st.just(503), st.none() | st.floats(0, 3600)) | st.just(NOT_SENT)
-FREE = PRESSURE | st.just(BAD_CREDENTIALS)  # no attempt is used up
+FREE = THROTTLED | st.just(BAD_CREDENTIALS)  # no attempt is used up
 ERRORS = REFUSALS | UNKNOWNS | NOT_BOOKEDS | FREE | st.just(EXISTS)
 MISSING = st.builds(BookingNotFound, st.sampled_from(LookupResult), ERRORS)
 ANSWERS = (
@@ -392,7 +394,7 @@ def test_a_delay_is_within_its_bounds(
 
 @MANY
 @given(ANSWERS, HISTORIES, POLICIES, DICE)
-def test_who_retries_has_a_delay_and_who_has_ended_has_none(
+def test_only_a_retry_has_a_delay(
     answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     decision = decide(answer, history, retry_policy, dice)
@@ -404,7 +406,7 @@ def test_who_retries_has_a_delay_and_who_has_ended_has_none(
 
 @MANY
 @given(ANSWERS, HISTORIES.map(lambda history: replace(history, answer_unknown=True)), POLICIES, DICE)
-def test_after_an_unknown_answer_nothing_fails_and_nothing_is_forgotten(
+def test_a_confirmation_with_an_unknown_answer_never_fails(
     answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     decision = decide(answer, history, retry_policy, dice)
@@ -416,9 +418,9 @@ def test_after_an_unknown_answer_nothing_fails_and_nothing_is_forgotten(
 @MANY
 @given(MISSING, HISTORIES, POLICIES, DICE)
 def test_a_missing_booking_is_never_a_failure(
-    missing: BookingNotFound, history: History, retry_policy: RetryPolicy, dice: float
+    not_found_answer: BookingNotFound, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
-    assert decide(missing, history, retry_policy, dice).state in {RETRYING, REVIEW}
+    assert decide(not_found_answer, history, retry_policy, dice).state in {RETRYING, REVIEW}
 
 
 @MANY
@@ -433,9 +435,7 @@ def test_a_refusal_is_final_where_no_answer_is_unknown(
 
 @MANY
 @given(UNKNOWNS, HISTORIES, POLICIES, DICE)
-def test_an_unknown_answer_leaves_its_mark(
-    error: Unknown, history: History, retry_policy: RetryPolicy, dice: float
-) -> None:
+def test_an_unknown_answer_is_marked(error: Unknown, history: History, retry_policy: RetryPolicy, dice: float) -> None:
     decision = decide(error, history, retry_policy, dice)
 
     assert decision.answer_unknown
@@ -444,19 +444,19 @@ def test_an_unknown_answer_leaves_its_mark(
 
 @MANY
 @given(ANSWERS, HISTORIES, POLICIES, DICE)
-def test_an_attempt_is_used_up_unless_it_is_no_fault_of_the_offer(
+def test_only_errors_that_do_not_concern_the_offer_use_up_no_attempt(
     answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     decision = decide(answer, history, retry_policy, dice)
 
-    is_held = isinstance(answer, BookingNotFound) and answer.lookup is SUSPENDED
+    is_suspended = isinstance(answer, BookingNotFound) and answer.lookup is SUSPENDED
     is_free = isinstance(answer, BadCredentials) or (isinstance(answer, Busy) and answer.http_status in (423, 429))
-    assert decision.uses_attempt is not (decision.state is RETRYING and (is_held or is_free))
+    assert decision.uses_attempt is not (decision.state is RETRYING and (is_suspended or is_free))
 
 
 @MANY
 @given(FREE, HISTORIES, POLICIES, DICE)
-def test_what_uses_up_no_attempt_is_retried_until_it_is_too_old(
+def test_an_error_that_uses_up_no_attempt_is_retried_until_the_maximum_age(
     error: XoneError, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     assert (decide(error, history, retry_policy, dice).state is RETRYING) is (history.age < retry_policy.max_age)
@@ -464,7 +464,7 @@ def test_what_uses_up_no_attempt_is_retried_until_it_is_too_old(
 
 @MANY
 @given(ANSWERS, HISTORIES, POLICIES, DICE)
-def test_what_may_be_sent_again_changes_no_decision(
+def test_permission_to_send_again_changes_no_decision(
     answer: AttemptResult, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     other = replace(retry_policy, resend_after_unknown=not retry_policy.resend_after_unknown)
@@ -474,7 +474,7 @@ def test_what_may_be_sent_again_changes_no_decision(
 
 @MANY
 @given(UNKNOWNS, HISTORIES, POLICIES.map(lambda retry_policy: replace(retry_policy, resend_after_unknown=False)), DICE)
-def test_with_review_no_second_call_follows_an_unknown_answer(
+def test_under_review_no_second_call_follows_an_unknown_answer(
     error: Unknown, history: History, retry_policy: RetryPolicy, dice: float
 ) -> None:
     assert must_look_up_after(error, history, retry_policy)
@@ -485,7 +485,7 @@ def test_with_review_no_second_call_follows_an_unknown_answer(
 
 @MANY
 @given(HISTORIES, POLICIES)
-def test_nothing_is_sent_once_a_booking_is_said_to_exist(history: History, retry_policy: RetryPolicy) -> None:
+def test_no_call_is_made_after_xone_said_that_a_booking_exists(history: History, retry_policy: RetryPolicy) -> None:
     history = replace(history, code="already-booked")
 
     assert must_look_up_first(history)
@@ -494,13 +494,13 @@ def test_nothing_is_sent_once_a_booking_is_said_to_exist(history: History, retry
 
 @MANY
 @given(ERRORS, POLICIES, DICE)
-def test_every_confirmation_comes_to_an_end(error: XoneError, retry_policy: RetryPolicy, dice: float) -> None:
+def test_every_confirmation_ends(error: XoneError, retry_policy: RetryPolicy, dice: float) -> None:
     old = History(age=retry_policy.max_age, answer_unknown=must_look_up_first(AFTER_UNKNOWN))
 
     assert decide(error, old, retry_policy, dice).state is not RETRYING
 
 
-def test_the_policy_is_made_of_the_settings() -> None:
+def test_the_retry_policy_is_made_from_the_settings() -> None:
     retry = RetrySettings(RETRY_MAX_ATTEMPTS=3, RETRY_MAX_AGE=10, RETRY_BASE_DELAY=1, RETRY_MAX_DELAY=5)
     xone = XoneSettings(
         XONE_CLIENT_ID="i", XONE_CLIENT_SECRET="s", XONE_AFTER_UNKNOWN="review", XONE_CONFIRMED_STATUSES="issued, Done"

@@ -1,4 +1,4 @@
-"""The pages: each link leads somewhere, each file that is named is there, and the index leads to each page."""
+"""The pages: each link has a target, each named file exists, and the index links each page."""
 
 import re
 from pathlib import Path
@@ -26,11 +26,11 @@ def prose(page: Path) -> str:
 
 
 def links(page: Path) -> list[str]:
-    return [to for to in LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page))) if "://" not in to]
+    return [target for target in LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page))) if "://" not in target]
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes from headings."""
     headings = re.findall(r"^#+ +(.*)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -45,18 +45,18 @@ def dead_links(page: Path) -> list[str]:
     return dead
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     assert {(name_of(page), link) for page in PAGES for link in dead_links(page)} == set()
 
 
-def test_files_that_are_named_exist() -> None:
+def test_named_files_exist() -> None:
     named = {(name_of(page), name) for page in PAGES for name in NAMED_FILE.findall(page.read_text("utf-8"))}
 
     assert {(page, name) for page, name in named if not (PROJECT / name).exists()} == set()
 
 
 def test_modules_in_diagrams_exist() -> None:
-    """Diagrams name modules without marks. The listing of modules is held by test_architecture.py."""
+    """Diagrams name modules without backquotes. test_architecture.py checks the list of modules."""
     page = (PROJECT / "docs/architecture.md").read_text("utf-8")
     named = set(re.findall(r"\b(?:worker|tasks|models)/[\w/]+\.py\b", page))
 
@@ -64,14 +64,14 @@ def test_modules_in_diagrams_exist() -> None:
     assert {name for name in named if not (PROJECT / name).exists()} == set()
 
 
-def test_tests_that_are_named_exist() -> None:
+def test_named_tests_exist() -> None:
     tests = {path.name for path in (PROJECT / "tests").rglob("test_*.py")}
     named = {(name_of(page), name) for page in PAGES for name in re.findall(r"\btest_\w+\.py\b", page.read_text())}
 
     assert {(page, name) for page, name in named if name not in tests} == set()
 
 
-def test_each_page_is_found_from_the_index() -> None:
+def test_each_page_is_linked_from_the_index() -> None:
     index = PROJECT / "docs/index.md"
     linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
 
@@ -79,14 +79,14 @@ def test_each_page_is_found_from_the_index() -> None:
     assert {PROJECT / "docs/adr", *PROJECT.glob("*.md")} <= linked
 
 
-def test_the_readme_stays_short_and_leads_to_the_index() -> None:
+def test_the_readme_is_short_and_links_the_index() -> None:
     readme = PROJECT / "README.md"
 
     assert "docs/index.md" in links(readme)
     assert len(readme.read_text("utf-8").splitlines()) <= MAX_README
 
 
-def test_dead_links_are_seen(tmp_path: Path) -> None:
+def test_dead_links_are_found(tmp_path: Path) -> None:
     page, other = tmp_path / "page.md", tmp_path / "other.md"
     other.write_text("# A title, with `code`: what?\n```sh\n# no title\n```\n")
     page.write_text(

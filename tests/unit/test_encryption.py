@@ -1,4 +1,4 @@
-"""Sealed values: opened with any of the keys, in their own place only."""
+"""Encrypted values: any of the keys decrypts them, in their own place only."""
 
 from uuid import UUID
 
@@ -17,56 +17,56 @@ MARK = "Geheimnis"
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b'{"a": 1}', bytes(range(256)), b"x" * 300_000, "🎟️".encode()])
-def test_what_was_sealed_opens(content: bytes) -> None:
+def test_an_encrypted_value_can_be_decrypted(content: bytes) -> None:
     encryption = Encryption([OLD_KEY])
 
-    sealed = encryption.encrypt(ROW, "body", content)
+    encrypted = encryption.encrypt(ROW, "body", content)
 
-    assert encryption.decrypt(ROW, "body", sealed) == content
-    assert encryption.decrypt(ROW, "body", memoryview(sealed)) == content  # type: ignore[arg-type] # as drivers return it
-    assert len(content) < 2 or content not in sealed
+    assert encryption.decrypt(ROW, "body", encrypted) == content
+    assert encryption.decrypt(ROW, "body", memoryview(encrypted)) == content  # type: ignore[arg-type] # as drivers return it
+    assert len(content) < 2 or content not in encrypted
 
 
-def test_the_same_content_never_looks_the_same() -> None:
+def test_equal_values_have_different_ciphertexts() -> None:
     encryption = Encryption([OLD_KEY])
 
     assert encryption.encrypt(ROW, "body", b"x") != encryption.encrypt(ROW, "body", b"x")
 
 
-def test_text_is_sealed_as_utf_8_and_nothing_stays_nothing() -> None:
+def test_text_is_encrypted_as_utf_8_and_none_stays_none() -> None:
     encryption = Encryption([OLD_KEY])
-    sealed = encryption.encrypt_text(ROW, "coi_url", "Größe")
+    encrypted = encryption.encrypt_text(ROW, "coi_url", "Größe")
 
-    assert sealed is not None
-    assert encryption.decrypt(ROW, "coi_url", sealed).decode() == "Größe"
+    assert encrypted is not None
+    assert encryption.decrypt(ROW, "coi_url", encrypted).decode() == "Größe"
     assert encryption.encrypt_text(ROW, "coi_url", None) is None
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(alphabet=st.characters(codec=None)))
-def test_any_text_can_be_sealed(text: str) -> None:
+def test_any_text_can_be_encrypted(text: str) -> None:
     encryption = Encryption([OLD_KEY])
-    sealed = encryption.encrypt_text(ROW, "rest", text)
+    encrypted = encryption.encrypt_text(ROW, "rest", text)
 
-    assert sealed is not None
-    assert encryption.decrypt(ROW, "rest", sealed).decode("utf-8", "surrogatepass") == text
+    assert encrypted is not None
+    assert encryption.decrypt(ROW, "rest", encrypted).decode("utf-8", "surrogatepass") == text
 
 
 @pytest.mark.parametrize(
     ("row", "column"),
     [(OTHER_ROW, "body"), (ROW, "person"), (ROW, "bod"), (ROW, "body:"), (ROW, ""), (OTHER_ROW, "person")],
 )
-def test_a_value_that_was_moved_does_not_open(row: UUID, column: str) -> None:
+def test_a_value_moved_to_another_place_cannot_be_decrypted(row: UUID, column: str) -> None:
     encryption = Encryption([OLD_KEY])
-    sealed = encryption.encrypt(ROW, "body", MARK.encode())
+    encrypted = encryption.encrypt(ROW, "body", MARK.encode())
 
     with pytest.raises(DecryptionError, match="encrypted for another place") as raised:
-        encryption.decrypt(row, column, sealed)
+        encryption.decrypt(row, column, encrypted)
     assert str(row) in str(raised.value)
     assert MARK not in str(raised.value)
 
 
-def test_after_a_rotation_the_old_values_open_and_new_ones_need_the_new_key() -> None:
+def test_after_a_rotation_old_values_decrypt_and_new_values_need_the_new_key() -> None:
     before, after = Encryption([OLD_KEY]), Encryption([NEW_KEY, OLD_KEY])
     old, new = before.encrypt(ROW, "body", b"old"), after.encrypt(ROW, "body", b"new")
 
@@ -79,23 +79,23 @@ def test_after_a_rotation_the_old_values_open_and_new_ones_need_the_new_key() ->
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda sealed: Encryption([OTHER_KEY]).encrypt(ROW, "body", b"x"),
-        lambda sealed: sealed[:-1],
-        lambda sealed: sealed[1:],
-        lambda sealed: sealed[:50] + (b"A" if sealed[50:51] != b"A" else b"B") + sealed[51:],
-        lambda sealed: b"",
-        lambda sealed: b"\xff\x00",
-        lambda sealed: MARK.encode(),
+        lambda encrypted: Encryption([OTHER_KEY]).encrypt(ROW, "body", b"x"),
+        lambda encrypted: encrypted[:-1],
+        lambda encrypted: encrypted[1:],
+        lambda encrypted: encrypted[:50] + (b"A" if encrypted[50:51] != b"A" else b"B") + encrypted[51:],
+        lambda encrypted: b"",
+        lambda encrypted: b"\xff\x00",
+        lambda encrypted: MARK.encode(),
     ],
-    ids=["other key", "end cut off", "start cut off", "one character changed", "empty", "no text", "not sealed"],
+    ids=["other key", "end cut off", "start cut off", "one character changed", "empty", "no text", "not encrypted"],
 )
-def test_what_no_key_opens_says_what_to_do(damage: object) -> None:
+def test_a_decryption_error_names_the_remedy(damage: object) -> None:
     assert callable(damage)
     encryption = Encryption([OLD_KEY])
-    sealed = encryption.encrypt(ROW, "body", MARK.encode())
+    encrypted = encryption.encrypt(ROW, "body", MARK.encode())
 
     with pytest.raises(DecryptionError) as raised:
-        encryption.decrypt(ROW, "body", damage(sealed))
+        encryption.decrypt(ROW, "body", damage(encrypted))
 
     assert str(raised.value) == (
         f"body of confirmation {ROW} opens with no key of DATA_KEYS; add the key that was in use when it was stored"
@@ -110,16 +110,16 @@ def test_only_the_first_key_is_current() -> None:
     assert not after.is_current(b"")
 
 
-def test_an_email_is_hashed_alike_whatever_its_case() -> None:
+def test_the_case_of_an_email_does_not_change_its_hash() -> None:
     encryption = Encryption([OLD_KEY])
     hashes = {encryption.email_hash(email) for email in ("ada@example.com", " Ada@Example.COM\n", "ADA@EXAMPLE.COM")}
 
     assert len(hashes) == 1
     assert encryption.email_hash("bda@example.com") not in hashes
-    assert {len(one) for one in hashes} == {32}
+    assert {len(hash_) for hash_ in hashes} == {32}
 
 
-def test_a_hash_of_an_email_depends_on_the_key_and_is_looked_for_under_each() -> None:
+def test_an_email_has_a_hash_for_each_key() -> None:
     old, new = (Encryption([key]).email_hash("ada@example.com") for key in (OLD_KEY, NEW_KEY))
 
     assert old != new

@@ -1,4 +1,4 @@
-"""The events that consumers get: CloudEvents 1.0, money as it came, and nobody's personal data."""
+"""The events that consumers get: CloudEvents 1.0, exact money, no personal data."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,12 +15,12 @@ from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, e
 from models.exact_json import write_exact
 
 EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
-MARK = "Geheimnis"  # stands for what must not leave
+MARK = "Geheimnis"  # stands for data that no event may have
 COMMON = {"partner_id": "P-1", "offer_id": "o-1", "order_reference": None, "metadata": {}, "sequence": 1}
 
 
 def booking(**changes: Any) -> Booking:
-    made: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": "INS-1",
         "offer_id": "o-1",
         "status": "CONFIRMED",
@@ -57,7 +57,7 @@ def booking(**changes: Any) -> Booking:
             }
         ],
     }
-    return Booking.model_validate(made | changes)
+    return Booking.model_validate(fields | changes)
 
 
 def published(event_type: EventType, data: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_the_envelope_is_a_cloud_event(event_type: EventType, name: str) -> None
     }
 
 
-def test_a_booking_event_holds_booking_and_policies() -> None:
+def test_a_booking_event_has_booking_and_policies() -> None:
     event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(), with_links=False))
 
     assert event["data"] == COMMON | {
@@ -122,7 +122,7 @@ def test_a_booking_event_holds_booking_and_policies() -> None:
     assert MARK not in json.dumps(event)
 
 
-def test_links_are_in_events_only_where_they_are_asked_for() -> None:
+def test_events_have_links_only_if_the_setting_asks_for_them() -> None:
     without, with_links = (booking_data(booking(), links)["booking"] for links in (False, True))
 
     assert {name: with_links[name] for name in with_links.keys() - without.keys()} == {
@@ -133,12 +133,12 @@ def test_links_are_in_events_only_where_they_are_asked_for() -> None:
     }
 
 
-def test_links_are_taken_out_of_an_event_and_nothing_else() -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
+def test_only_links_are_removed_from_an_event() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
     kind = EventType.BOOKING_CONFIRMED
     without, with_links = (
         cloud_event(
-            EVENT_ID, kind, "P", "o", moment, COMMON | {"metadata": {"coi": "é\x7f"}} | booking_data(booking(), links)
+            EVENT_ID, kind, "P", "o", at, COMMON | {"metadata": {"coi": "é\x7f"}} | booking_data(booking(), links)
         )
         for links in (False, True)
     )
@@ -147,17 +147,17 @@ def test_links_are_taken_out_of_an_event_and_nothing_else() -> None:
     assert without_links(with_links) == without_links(without) == without
 
 
-def test_even_with_links_no_personal_data_and_no_token_leave() -> None:
-    linkless = {"coi": None, "account_url": None, "fnol_link": None, "sign_up_url": None}
+def test_an_event_with_links_has_no_personal_data_and_no_token() -> None:
+    without_link_values = {"coi": None, "account_url": None, "fnol_link": None, "sign_up_url": None}
 
-    event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(**linkless), with_links=True))
+    event = published(EventType.BOOKING_CONFIRMED, booking_data(booking(**without_link_values), with_links=True))
 
     assert MARK not in json.dumps(event)
-    assert {name: event["data"]["booking"][name] for name in linkless} == linkless
+    assert {name: event["data"]["booking"][name] for name in without_link_values} == without_link_values
 
 
-def test_the_marks_were_there() -> None:
-    """The tests above would pass if the booking did not hold what must not leave."""
+def test_the_booking_of_these_tests_has_the_marks() -> None:
+    """Without the marks in the booking, the tests above would prove nothing."""
     full = booking()
 
     assert full.security_token == MARK
@@ -185,7 +185,7 @@ def test_a_minimal_booking_has_all_keys() -> None:
     assert data["booking"] == dict.fromkeys(booking_data(booking(), with_links=False)["booking"]) | {"id": "INS-1"}
 
 
-def test_a_failure_event_holds_the_error() -> None:
+def test_a_failure_event_has_the_error() -> None:
     event = published(EventType.CONFIRMATION_FAILED, error_data("http-422", 422, "XONE answered 422", 3))
 
     assert event["data"] == COMMON | {
@@ -208,7 +208,7 @@ def test_times_are_utc() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_is_published_as_the_bytes_that_json_of_python_has(text: str) -> None:
+def test_any_text_is_published_as_python_s_json_encodes_it(text: str) -> None:
     data = COMMON | {"metadata": {"x": text}} | error_data("connect", None, text, 1)
     payload = cloud_event(EVENT_ID, EventType.CONFIRMATION_FAILED, "P", "o", datetime.now(UTC), data)
 

@@ -1,4 +1,4 @@
-"""What a checkout may publish, and what is said of a message that can't be accepted."""
+"""Jobs that are accepted, and the reason why a message is rejected."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_the_request_body_is_compact_utf_8() -> None:
 
 
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_what_is_within_the_bounds_is_accepted(body: bytes) -> None:
+def test_a_job_within_the_bounds_is_accepted(body: bytes) -> None:
     assert read_job(body).partner_id
 
 
@@ -144,32 +144,32 @@ def test_a_malformed_message_is_rejected(body: bytes, code: str, detail: str) ->
     assert "\n" not in rejected.detail
 
 
-def _everywhere(job: Any) -> list[tuple[Any, ...]]:
-    """The ways to all values of a job."""
-    ways: list[tuple[Any, ...]] = []
+def _paths(job: Any) -> list[tuple[Any, ...]]:
+    """The paths of all values of a job."""
+    paths: list[tuple[Any, ...]] = []
     for step, child in job.items() if isinstance(job, dict) else enumerate(job) if isinstance(job, list) else ():
-        ways += [(step,), *((step, *rest) for rest in _everywhere(child))]
-    return ways
+        paths += [(step,), *((step, *rest) for rest in _paths(child))]
+    return paths
 
 
 BAD_VALUES = [1, MARK * 300, [MARK], {MARK: MARK}, [{MARK: [MARK, 1]}]]
 
 
 @settings(max_examples=170, deadline=None, derandomize=True)
-@given(st.sampled_from(_everywhere(FULL)), st.sampled_from(BAD_VALUES))
-def test_no_detail_repeats_a_value_or_an_unknown_key(way: tuple[Any, ...], bad: Any) -> None:
+@given(st.sampled_from(_paths(FULL)), st.sampled_from(BAD_VALUES))
+def test_no_rejection_repeats_a_value_or_an_unknown_key(path: tuple[Any, ...], bad: Any) -> None:
     job = _marked(FULL)
-    job[MARK] = MARK  # a top level key of this name is an error: the job is rejected in any case
+    job[MARK] = MARK  # an unknown top-level key: the job is rejected in any case
     node = job
-    for step in way[:-1]:
+    for step in path[:-1]:
         node = node[step]
-    node[way[-1]] = bad
+    node[path[-1]] = bad
 
     assert MARK.lower() not in str(rejection(to_bytes(job))).lower()
 
 
 def _marked(content: Any) -> Any:
-    """The same with the mark in all texts and, as one more key, in all objects."""
+    """The content with the mark in each text, and as one more key in each object."""
     if isinstance(content, dict):
         return {name: _marked(value) for name, value in content.items()} | {f"{MARK}-key": MARK}
     return [_marked(item) for item in content] if isinstance(content, list) else f"{content}{MARK}"
@@ -183,7 +183,7 @@ PLACES += ["quotes.0.insured", "quotes.0.brightwrite_details", "policyholder.ema
 
 
 def check(body: bytes) -> None:
-    """read_job returns a job whose request can be sent, or rejects with a known code; it raises nothing else."""
+    """Asserts that read_job returns a job whose request can be sent, or rejects with a known code."""
     try:
         read: Job | JobRejected = read_job(body)
     except JobRejected as rejected:
@@ -216,13 +216,13 @@ def test_any_json_is_read_or_rejected(content: Any) -> None:
 
 @FUZZ
 @given(st.sampled_from(PLACES), ANY_JSON)
-def test_a_job_with_anything_at_one_place_is_read_or_rejected(place: str, value: Any) -> None:
+def test_a_job_with_any_value_at_one_place_is_read_or_rejected(place: str, value: Any) -> None:
     check(to_bytes(changed(place, value)))
 
 
 @FUZZ
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_that_are_passed_on_do_not_change(number: float) -> None:
+def test_numbers_are_passed_on_unchanged(number: float) -> None:
     sent = json.loads(read_job(to_bytes(changed("quotes.0.number", number))).request_body())
 
     assert math.copysign(1, sent["quotes"][0]["number"]) == math.copysign(1, number)

@@ -1,4 +1,4 @@
-"""The published schemas: what the official ones say of them, and what they say of real messages."""
+"""The published schemas fit the official meta-schemas, and real messages fit the published schemas."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ JOB = Draft202012Validator(job_schema())
 
 @pytest.mark.parametrize("name", ["job", "event", "asyncapi"])
 @pytest.mark.parametrize("option", [[], ["--json"]], ids=["plain", "json"])
-def test_what_is_committed_is_what_the_command_prints(name: str, option: list[str]) -> None:
+def test_the_committed_schemas_are_those_that_the_command_prints(name: str, option: list[str]) -> None:
     printed = CliRunner().invoke(cli, ["schema", name, *option])
 
     assert printed.exit_code == 0
@@ -50,7 +50,7 @@ def test_what_is_committed_is_what_the_command_prints(name: str, option: list[st
 
 
 @pytest.mark.parametrize("schema", [job_schema(), event_schema()], ids=["job", "event"])
-def test_schemas_are_json_schema(schema: dict[str, Any]) -> None:
+def test_each_schema_is_valid_json_schema(schema: dict[str, Any]) -> None:
     assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
     Draft202012Validator.check_schema(schema)
 
@@ -62,24 +62,24 @@ def official_asyncapi() -> Draft7Validator:
     return Draft7Validator(json.loads(found.read_text()))
 
 
-def test_the_asyncapi_document_is_one() -> None:
+def test_the_asyncapi_document_is_valid() -> None:
     official = official_asyncapi()
 
     assert [error.message for error in official.iter_errors(document())] == []
-    for way in (
+    for path in (
         ("channels", "jobs", "bindings", "amqp"),
         ("operations", "sendEvent"),
         ("components", "messages", "job"),
     ):
         broken = copy.deepcopy(document())
         node: Any = broken
-        for step in way:
+        for step in path:
             node = node[step]
         node["no such key"] = 1
         assert not official.is_valid(broken)
 
 
-def test_references_of_the_asyncapi_document_lead_somewhere() -> None:
+def test_references_in_the_asyncapi_document_have_targets() -> None:
     def references(node: Any) -> list[str]:
         children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
         own = [node["$ref"]] if isinstance(node, dict) and "$ref" in node else []
@@ -92,8 +92,8 @@ def test_references_of_the_asyncapi_document_lead_somewhere() -> None:
             node = node[step]
 
 
-def test_payloads_in_the_asyncapi_document_mean_the_same() -> None:
-    """AsyncAPI's dialect is of draft 07."""
+def test_payloads_in_the_asyncapi_document_equal_the_schemas() -> None:
+    """AsyncAPI uses JSON Schema draft 07."""
     parts = document()["components"]["schemas"]
     job = Draft7Validator({"$ref": "#/components/schemas/Job", "components": {"schemas": parts}})
 
@@ -109,7 +109,7 @@ def test_payloads_in_the_asyncapi_document_mean_the_same() -> None:
 
 
 def accepted_by_read_job(body: bytes) -> bool | None:
-    """None where it is no JSON as it has to be, of which a schema knows nothing."""
+    """Whether read_job accepts it. None if it is not valid JSON, which no schema can judge."""
     try:
         read_job(body)
     except JobRejected as rejected:
@@ -117,13 +117,13 @@ def accepted_by_read_job(body: bytes) -> bool | None:
     return True
 
 
-def test_what_read_job_accepts_the_schema_accepts() -> None:
+def test_the_schema_accepts_what_read_job_accepts() -> None:
     bodies = {**ACCEPTED, "full": to_bytes(FULL)}
 
     assert [name for name, body in bodies.items() if not JOB.is_valid(json.loads(body))] == []
 
 
-def test_what_read_job_refuses_the_schema_refuses() -> None:
+def test_the_schema_refuses_what_read_job_refuses() -> None:
     assert [name for name, (content, _) in NOT_A_JOB.items() if JOB.is_valid(content)] == []
 
 
@@ -170,9 +170,9 @@ def test_schema_and_read_job_agree_on_texts(place: str, text: str) -> None:
 
 @FUZZ
 @given(TEXTS, TEXTS)
-def test_schema_and_read_job_agree_on_keys(one: str, other: str) -> None:
-    assert_agreement(changed("metadata", {one: "", other: ""}))
-    assert_agreement({**FULL, one: ""})
+def test_schema_and_read_job_agree_on_keys(key: str, other_key: str) -> None:
+    assert_agreement(changed("metadata", {key: "", other_key: ""}))
+    assert_agreement({**FULL, key: ""})
 
 
 @FUZZ
@@ -187,27 +187,27 @@ def patterns(node: Any) -> set[str]:
     return own.union(*(patterns(child) for child in children))
 
 
-def test_patterns_mean_the_same_in_javascript() -> None:
-    """Where most validators are written. Their own \\s, $ and \\x differ from Python's."""
+def test_patterns_match_the_same_texts_in_javascript() -> None:
+    """Many validators are written in JavaScript, whose \\s, $ and \\x differ from Python's."""
     if shutil.which("node") is None:
         lacking("node is not installed")
     texts = [
-        around.replace("X", letter)
+        template.replace("X", letter)
         for letter in map(chr, [*range(256), 0x1680, 0x180E, 0x2028, 0x3000, 0xFEFF])
-        for around in ("X", "aX", "X@b", "a@bX", "a@Xb", "GX", "a/X", "1.X")
+        for template in ("X", "aX", "X@b", "a@bX", "a@Xb", "GX", "a/X", "1.X")
     ]
     texts += ["GB", "..", ".", "...", "a" * 128, "a" * 129, "a/b", "1.50", "-1", "🎟️", "http-422"]
-    asked = sorted(patterns(job_schema()) | patterns(event_schema()))
+    all_patterns = sorted(patterns(job_schema()) | patterns(event_schema()))
     program = """
         const [patterns, texts] = JSON.parse(fs.readFileSync(0));
         console.log(JSON.stringify(patterns.map(pattern => texts.map(text => new RegExp(pattern, "u").test(text)))));
     """
 
-    told = subprocess.run(
-        ["node", "-e", program], input=json.dumps([asked, texts]), capture_output=True, text=True, check=True
+    done = subprocess.run(
+        ["node", "-e", program], input=json.dumps([all_patterns, texts]), capture_output=True, text=True, check=True
     )
 
-    for pattern, in_javascript in zip(asked, json.loads(told.stdout), strict=True):
+    for pattern, in_javascript in zip(all_patterns, json.loads(done.stdout), strict=True):
         validator = Draft202012Validator({"pattern": pattern})
         assert [text for text, is_valid in zip(texts, in_javascript, strict=True) if is_valid] == [
             text for text in texts if validator.is_valid(text)
@@ -250,7 +250,7 @@ def common(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("with_links", [False, True], ids=["no links", "links"])
 @pytest.mark.parametrize("event_type", BOOKING_EVENTS)
 @pytest.mark.parametrize("fields", BOOKINGS.values(), ids=BOOKINGS.keys())
-def test_a_booking_event_is_as_its_schema_says(fields: Any, event_type: EventType, with_links: bool) -> None:
+def test_a_booking_event_fits_its_schema(fields: Any, event_type: EventType, with_links: bool) -> None:
     booking = Booking.model_validate({"id": "INS-1", "offer_id": "o~1", **fields})
     data = common(order_reference="SO 1", **booking_data(booking, with_links))
 
@@ -259,15 +259,15 @@ def test_a_booking_event_is_as_its_schema_says(fields: Any, event_type: EventTyp
 
 @pytest.mark.parametrize("event_type", [EventType.CONFIRMATION_FAILED, EventType.CONFIRMATION_NEEDS_REVIEW])
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
-def test_an_error_event_is_as_its_schema_says(error: Any, event_type: EventType) -> None:
+def test_an_error_event_fits_its_schema(error: Any, event_type: EventType) -> None:
     data = common(**error_data(*error))
 
     assert problems_of_event(cloud_event(UUID(int=1), event_type, "P.1", "o~1", datetime.now(UTC), data)) == []
 
 
 @pytest.mark.parametrize("event_type", EventType)
-def test_the_check_of_events_sees_what_is_wrong(event_type: EventType) -> None:
-    """The tests above, and those that check what a worker publishes, would pass if it saw nothing."""
+def test_the_check_of_events_finds_errors(event_type: EventType) -> None:
+    """Without it, the tests above and the checks of published events would prove nothing."""
     good = event_example(event_type)
     assert problems_of_event(json.dumps(good)) == []
     inner = "booking" if event_type in BOOKING_EVENTS else "error"
@@ -288,7 +288,7 @@ def test_an_event_names_the_schema_of_its_data() -> None:
         assert envelope_schema(event_type)["properties"]["data"] == data_schema(event_type)
 
 
-def test_examples_are_what_they_are_examples_of() -> None:
+def test_examples_fit_their_schemas() -> None:
     assert accepted_by_read_job(to_bytes(JOB_EXAMPLE))
     assert JOB.is_valid(JOB_EXAMPLE)
     any_event = Draft202012Validator(event_schema(), format_checker=FormatChecker())
@@ -297,6 +297,6 @@ def test_examples_are_what_they_are_examples_of() -> None:
         assert problems_of_event(json.dumps(event_example(event_type))) == []
 
 
-def test_unknown_keys_are_passed_on_as_the_schema_says() -> None:
+def test_unknown_keys_that_the_schema_allows_are_passed_on() -> None:
     assert JOB.is_valid(changed("policyholder.more", PASSED_ON))
     assert not JOB.is_valid(changed("more", PASSED_ON))

@@ -1,4 +1,4 @@
-"""The lines of docs/logs.md are those of the code; all that a process says comes in their form, without any text."""
+"""docs/logs.md lists the log events of the code. All output of a process has their form, without exception texts."""
 
 import ast
 import io
@@ -38,8 +38,8 @@ def lines(output: io.StringIO) -> list[dict[str, Any]]:
 # --- The document ---
 
 
-def in_the_code() -> dict[str, tuple[set[str], set[str]]]:
-    """Levels and fields of each event that a call of ``log`` names."""
+def events_of_code() -> dict[str, tuple[set[str], set[str]]]:
+    """Levels and fields of each log event in a call of ``log``."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for path in [*ROOT.glob("tasks/**/*.py"), *ROOT.glob("worker/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -51,31 +51,31 @@ def in_the_code() -> dict[str, tuple[set[str], set[str]]]:
                 case _:
                     continue
             assert isinstance(event, ast.Constant), ast.unparse(node)
-            told = found.setdefault(str(event.value), (set(), set()))
-            told[0].update(levels)
-            told[1].update(keyword.arg for keyword in node.keywords if keyword.arg)
+            event_levels, event_fields = found.setdefault(str(event.value), (set(), set()))
+            event_levels.update(levels)
+            event_fields.update(keyword.arg for keyword in node.keywords if keyword.arg)
     return found
 
 
-def in_the_document() -> dict[str, tuple[set[str], set[str]]]:
+def events_of_document() -> dict[str, tuple[set[str], set[str]]]:
     rows = re.findall(
         r"^\| `(\w+)` \| ([a-z, ]+) \| (.*?) \|", (ROOT / "docs/logs.md").read_text("utf-8"), re.MULTILINE
     )
     return {event: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for event, levels, fields in rows}
 
 
-def test_the_document_names_each_line_with_its_level_and_fields() -> None:
-    told = in_the_document()
-    assert told.pop("task_raised") == ({"error"}, {"task", "error", "where"})  # Celery's own
+def test_the_document_lists_each_log_event_with_level_and_fields() -> None:
+    documented = events_of_document()
+    assert documented.pop("task_raised") == ({"error"}, {"task", "error", "where"})  # Celery's own
 
-    assert told == in_the_code()
-    assert len(told) > 20
-
-
-# --- What a thread is at work on ---
+    assert documented == events_of_code()
+    assert len(documented) > 20
 
 
-def test_each_line_of_a_task_bears_what_it_is_at_work_on(output: io.StringIO) -> None:
+# --- The context of a task ---
+
+
+def test_each_line_of_a_task_has_its_context(output: io.StringIO) -> None:
     log = structlog.get_logger("tasks.test")
     log.info("before")
     with log_context.for_task("confirm_offer", "a-queue", TRACEPARENT, "M-1", "C-1"):
@@ -96,17 +96,17 @@ def test_each_line_of_a_task_bears_what_it_is_at_work_on(output: io.StringIO) ->
     assert bound.items() <= foreign.items()
 
 
-def test_threads_do_not_mix_their_facts_and_a_task_leaves_none(output: io.StringIO) -> None:
+def test_the_context_belongs_to_one_thread_and_one_task(output: io.StringIO) -> None:
     log = structlog.get_logger("tasks.test")
-    both = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
     def work(name: str) -> None:
         for number in range(2):
-            both.wait()
+            barrier.wait()
             with suppress(RuntimeError), log_context.for_task("confirm_offer", "a-queue", None, None, None):
                 log.info("begun", expected=name)
                 log_context.bind(offer_id=f"{name}-{number}", **({"code": "first"} if number == 0 else {}))
-                both.wait()
+                barrier.wait()
                 log.info("within", expected=f"{name}-{number}", has_code=number == 0)
                 raise RuntimeError
 
@@ -122,7 +122,7 @@ def test_threads_do_not_mix_their_facts_and_a_task_leaves_none(output: io.String
     assert all("offer_id" not in line for line in lines(output) if line["event"] == "begun")
 
 
-# --- All that a process says ---
+# --- The form of all lines ---
 
 
 def test_a_line_begins_with_time_level_and_event(output: io.StringIO) -> None:
@@ -140,9 +140,9 @@ def test_a_line_for_people_is_short(logging_restored: None) -> None:
         log_context.bind(confirmation="01a20cd9", partner_id="P-100", offer_id="offer-1", attempt=1, code=None)
         structlog.get_logger("tasks.test").info("attempt_ended", took_ms=64)
 
-    time, rest = stream.getvalue().strip().split(" ", 1)
+    time, line = stream.getvalue().strip().split(" ", 1)
     assert re.fullmatch(r"\d\d:\d\d:\d\d", time)
-    assert rest == "[info     ] attempt_ended offer_id=offer-1 partner_id=P-100 attempt=1 took_ms=64"
+    assert line == "[info     ] attempt_ended offer_id=offer-1 partner_id=P-100 attempt=1 took_ms=64"
 
 
 def test_a_warning_of_python_is_a_line_without_its_text(output: io.StringIO) -> None:
@@ -161,7 +161,7 @@ def fail() -> None:
     raise ValueError(MARK)
 
 
-def test_an_exception_that_no_thread_catches_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
+def test_an_uncaught_exception_of_a_thread_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
     thread = threading.Thread(target=fail, name="a-thread")
     thread.start()
     thread.join(10)
@@ -175,7 +175,7 @@ def test_an_exception_that_no_thread_catches_is_a_defect(output: io.StringIO, se
     assert MARK.encode() not in sentry.sent[0]
 
 
-def test_one_that_nobody_catches_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
+def test_an_uncaught_exception_is_a_defect(output: io.StringIO, sentry: Capturing) -> None:
     try:
         fail()
     except ValueError as error:
@@ -186,7 +186,7 @@ def test_one_that_nobody_catches_is_a_defect(output: io.StringIO, sentry: Captur
     assert len(sentry.sent) == 1
 
 
-def test_one_that_python_can_t_raise_is_a_defect(output: io.StringIO) -> None:
+def test_an_unraisable_exception_is_a_defect(output: io.StringIO) -> None:
     class Dying:
         def __del__(self) -> None:
             fail()
@@ -198,8 +198,8 @@ def test_one_that_python_can_t_raise_is_a_defect(output: io.StringIO) -> None:
     assert MARK not in output.getvalue()
 
 
-def celery_says(description: str) -> None:
-    """As celery.app.trace does of a task that raised."""
+def log_as_celery(description: str) -> None:
+    """Logs as celery.app.trace does for a task that raised."""
     try:
         fail()
     except ValueError as error:
@@ -209,15 +209,15 @@ def celery_says(description: str) -> None:
         )
 
 
-def test_celery_s_line_on_a_task_is_rebuilt(output: io.StringIO) -> None:
-    celery_says("raised unexpected")
+def test_celery_s_line_on_a_task_is_rewritten(output: io.StringIO) -> None:
+    log_as_celery("raised unexpected")
 
     (line,) = lines(output)
     assert (line["event"], line["task"], line["error"]) == ("task_raised", "confirm_offer", "ValueError")
     assert MARK not in output.getvalue()
 
 
-def test_a_message_that_goes_back_to_its_queue_is_no_line(output: io.StringIO) -> None:
-    celery_says("rejected")
+def test_a_requeued_message_is_not_logged(output: io.StringIO) -> None:
+    log_as_celery("rejected")
 
     assert output.getvalue() == ""

@@ -1,7 +1,7 @@
-"""Migrations expand: while one runs, and after it, workers of the version before go on over the same database.
+"""Migrations expand: during and after a migration, workers of the previous version keep working on the same database.
 
-What takes something away is a contract step. It is marked with the release whose code no longer needs what goes:
-``contract_of = "0.2.0"`` in the revision, and that release must be out.
+A migration that removes something is a contract step. Its revision names the release whose code no longer needs what
+it removes, ``contract_of = "0.2.0"``, and that release must be out.
 """
 
 import re
@@ -26,37 +26,37 @@ REVISIONS = list(ScriptDirectory.from_config(migrator._without_connection()).wal
 
 
 def operations_of(upgrade: Callable[[], None]) -> list[MigrateOperation]:
-    """What an ``upgrade()`` does, taken down and not done."""
-    seen: list[MigrateOperation] = []
+    """The operations of an ``upgrade()``, recorded without being executed."""
+    recorded: list[MigrateOperation] = []
     context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True})
 
     @contextmanager
     def batch_alter_table(table_name: str, *_: Any, **__: Any) -> Iterator[BatchOperations]:
         batch = BatchOperations(context, impl=SimpleNamespace(table_name=table_name, schema=None))
-        yield taken_down(batch)
+        yield recording(batch)
 
-    def taken_down(operations: Any) -> Any:
-        operations.invoke = seen.append
+    def recording(operations: Any) -> Any:
+        operations.invoke = recorded.append
         return operations
 
     with Operations.context(context) as recorder:
-        taken_down(recorder).batch_alter_table = batch_alter_table
+        recording(recorder).batch_alter_table = batch_alter_table
         upgrade()
-    return seen
+    return recorded
 
 
-def harm(upgrade: Callable[[], None]) -> list[str]:
-    """What in an ``upgrade()`` breaks the code of the version before. What it does to its own new tables is its own."""
+def problems(upgrade: Callable[[], None]) -> list[str]:
+    """The operations of an ``upgrade()`` that break code of the previous version. Its own new tables are exempt."""
     operations = operations_of(upgrade)
-    own = {operation.table_name for operation in operations if isinstance(operation, ops.CreateTableOp)}
+    new_tables = {operation.table_name for operation in operations if isinstance(operation, ops.CreateTableOp)}
     return [
-        f"{why} ({getattr(operation, 'table_name', 'SQL')})"
+        f"{reason} ({getattr(operation, 'table_name', 'SQL')})"
         for operation in operations
-        if getattr(operation, "table_name", None) not in own and (why := _harm_of(operation))
+        if getattr(operation, "table_name", None) not in new_tables and (reason := _problem_of(operation))
     ]
 
 
-def _harm_of(operation: MigrateOperation) -> str | None:
+def _problem_of(operation: MigrateOperation) -> str | None:
     match operation:
         case ops.CreateTableOp() | ops.CreateTableCommentOp() | ops.DropTableCommentOp():
             return None
@@ -68,19 +68,17 @@ def _harm_of(operation: MigrateOperation) -> str | None:
                 return f"running code writes no {column.name}, which is NOT NULL and has no server default"
             return "a constraint on a new column of an old table" if column.unique or column.foreign_keys else None
         case ops.AlterColumnOp():
-            return _harm_of_alter(operation)
+            return _problem_of_alter(operation)
         case ops.ExecuteSQLOp():
             is_sql_of_tables = CHANGES_TABLES.search(str(operation.sqltext))
-            return (
-                "SQL that changes tables is not understood here; use Alembic's operations" if is_sql_of_tables else None
-            )
+            return "SQL that changes tables is not understood; use Alembic's operations" if is_sql_of_tables else None
         case ops.BulkInsertOp():
             return None
         case _:
-            return f"{type(operation).__name__.removesuffix('Op')} takes away or forbids what running code may use"
+            return f"{type(operation).__name__.removesuffix('Op')} removes or forbids what running code may use"
 
 
-def _harm_of_alter(operation: ops.AlterColumnOp) -> str | None:
+def _problem_of_alter(operation: ops.AlterColumnOp) -> str | None:
     if operation.modify_name is not None:
         return f"running code knows {operation.column_name} by its old name"
     if operation.modify_nullable is False and not operation.modify_server_default:
@@ -99,26 +97,26 @@ def _is_wider(new: Any, old: Any) -> bool:
 
 
 def released() -> set[str]:
-    """The releases that are out, by the changelog."""
+    """The releases that are out, as the changelog says."""
     return set(re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE))
 
 
-def why_refused(revision: ModuleType, out: set[str]) -> str | None:
+def refusal(revision: ModuleType, out: set[str]) -> str | None:
     contract_of = getattr(revision, "contract_of", None)
     if contract_of is not None:
         return None if contract_of in out else f"contract_of names {contract_of}, which is not out"
-    return "; ".join(harm(revision.upgrade)) or None
+    return "; ".join(problems(revision.upgrade)) or None
 
 
 @pytest.mark.parametrize("script", REVISIONS, ids=[script.revision for script in REVISIONS])
 def test_no_migration_breaks_running_code(script: Script) -> None:
-    assert why_refused(script.module, released()) is None
+    assert refusal(script.module, released()) is None
 
 
 def revision(upgrade: Callable[[], None], **marks: str) -> ModuleType:
-    made = ModuleType("revision")
-    made.__dict__.update(upgrade=upgrade, **marks)
-    return made
+    module = ModuleType("revision")
+    module.__dict__.update(upgrade=upgrade, **marks)
+    return module
 
 
 def in_batch(change: Callable[[BatchOperations], object]) -> None:
@@ -132,7 +130,7 @@ def new_table_and_its_index() -> None:
     op.alter_column("new", "x", nullable=True)
 
 
-FINE = {
+EXPANDING = {
     "new table": new_table_and_its_index,
     "nullable column": lambda: op.add_column("t", sa.Column("x", sa.Text(), nullable=True)),
     "column with default": lambda: op.add_column("t", sa.Column("x", sa.Integer(), server_default="0", nullable=False)),
@@ -146,7 +144,7 @@ FINE = {
     "rows by bulk insert": lambda: op.bulk_insert(sa.table("t", sa.column("x", NullType())), [{"x": 1}]),
     "nullable column in batch": lambda: in_batch(lambda t: t.add_column(sa.Column("x", sa.Text()))),
 }
-HARM = {
+BREAKING = {
     "drop table": (lambda: op.drop_table("t"), "DropTable"),
     "rename table": (lambda: op.rename_table("t", "u"), "RenameTable"),
     "drop column": (lambda: op.drop_column("t", "x"), "DropColumn"),
@@ -173,23 +171,23 @@ HARM = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("upgrade", FINE.values(), ids=FINE)
-def test_what_expands_is_let_pass(upgrade: Callable[[], None]) -> None:
-    assert operations_of(upgrade), "something is done"
-    assert why_refused(revision(upgrade), set()) is None
+@pytest.mark.parametrize("upgrade", EXPANDING.values(), ids=EXPANDING)
+def test_an_expanding_migration_is_allowed(upgrade: Callable[[], None]) -> None:
+    assert operations_of(upgrade), "the upgrade has operations"
+    assert refusal(revision(upgrade), set()) is None
 
 
-@pytest.mark.parametrize(("upgrade", "why"), HARM.values(), ids=HARM)
-def test_what_breaks_running_code_is_refused(upgrade: Callable[[], None], why: str) -> None:
-    assert why in (why_refused(revision(upgrade), set()) or "")
+@pytest.mark.parametrize(("upgrade", "reason"), BREAKING.values(), ids=BREAKING)
+def test_a_migration_that_breaks_running_code_is_refused(upgrade: Callable[[], None], reason: str) -> None:
+    assert reason in (refusal(revision(upgrade), set()) or "")
 
 
-def test_a_contract_step_may_follow_the_release_that_needs_it_no_more() -> None:
+def test_a_contract_step_may_follow_the_release_that_no_longer_needs_it() -> None:
     def upgrade() -> None:
         op.drop_column("t", "x")
 
-    assert why_refused(revision(upgrade, contract_of="0.2.0"), {"0.1.0", "0.2.0"}) is None
-    assert why_refused(revision(upgrade, contract_of="0.3.0"), {"0.1.0", "0.2.0"}) == (
+    assert refusal(revision(upgrade, contract_of="0.2.0"), {"0.1.0", "0.2.0"}) is None
+    assert refusal(revision(upgrade, contract_of="0.3.0"), {"0.1.0", "0.2.0"}) == (
         "contract_of names 0.3.0, which is not out"
     )
     assert "unreleased" not in released()

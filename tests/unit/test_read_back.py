@@ -1,4 +1,4 @@
-"""Callers who look for bookings of one partner share the readings of its list."""
+"""Callers that look up bookings of one partner share the readings of its list."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,18 +17,18 @@ NONE: frozenset[str] = frozenset()
 
 
 class List:
-    """A partner's list of bookings; each reading waits until it may go on."""
+    """A partner's list of bookings. Each reading waits for ``may_continue``."""
 
     def __init__(self) -> None:
         self.bookings: list[Listed] = []
         self.readings = 0
-        self.may_go_on = Event()
-        self.failures: list[BaseException] = []  # of the readings to come, after the first booking
+        self.may_continue = Event()
+        self.failures: list[BaseException] = []  # of the next readings, each raised after the first booking
 
     def read(self) -> Generator[Listed, None, None]:
         self.readings += 1
         shown = list(self.bookings)
-        assert self.may_go_on.wait(20)
+        assert self.may_continue.wait(20)
         yield from shown[:1]
         if self.failures:
             raise self.failures.pop(0)
@@ -36,26 +36,26 @@ class List:
 
 
 class Callers:
-    """Threads that look for offers."""
+    """Threads that look up offers."""
 
     def __init__(self, listing: List) -> None:
         self.read_back = ReadBack()
         self.listing = listing
         self.pool = ThreadPoolExecutor(40)
 
-    def look(
+    def look_up(
         self, offer_id: str, quotes: frozenset[str] = NONE, while_waiting: Callable[[], None] = lambda: None
     ) -> Future[Any]:
         return self.pool.submit(self.read_back.find, "P-1", offer_id, quotes, self.listing.read, while_waiting)
 
     def waiting(self) -> int:
-        return sum(len(ours.wanted) for ours in self.read_back._next.values())
+        return sum(len(reading.wanted) for reading in self.read_back._next.values())
 
     def wait_behind_a_reading(self, *offers: str) -> tuple[Future[Any], list[Future[Any]]]:
-        """One who reads, and those who came after the reading began."""
-        first = self.look("first")
+        """The caller that reads, and the callers that came after the reading began."""
+        first = self.look_up("first")
         until(lambda: self.listing.readings == 1)
-        others = [self.look(offer_id) for offer_id in offers]
+        others = [self.look_up(offer_id) for offer_id in offers]
         until(lambda: self.waiting() == len(offers))
         return first, others
 
@@ -70,11 +70,11 @@ def listed(offer_id: str) -> Listed:
     return {"id": f"INS-{offer_id}", "offer_id": offer_id}
 
 
-def test_all_who_wait_share_the_next_reading(callers: Callers) -> None:
+def test_all_waiting_callers_share_the_next_reading(callers: Callers) -> None:
     offers = [f"o-{number}" for number in range(30)]
     first, others = callers.wait_behind_a_reading(*offers)
     callers.listing.bookings = [listed(offer_id) for offer_id in offers[1:]]  # after the first reading began
-    callers.listing.may_go_on.set()
+    callers.listing.may_continue.set()
 
     assert first.result(20) is None
     assert [other.result(20) for other in others] == [None, *callers.listing.bookings]
@@ -82,22 +82,22 @@ def test_all_who_wait_share_the_next_reading(callers: Callers) -> None:
     assert callers.waiting() == 0
 
 
-def test_each_partner_has_readings_of_its_own(callers: Callers) -> None:
-    first = callers.look("o-1")
+def test_each_partner_has_its_own_readings(callers: Callers) -> None:
+    first = callers.look_up("o-1")
     until(lambda: callers.listing.readings == 1)
     other = callers.pool.submit(callers.read_back.find, "P-2", "o-1", NONE, callers.listing.read, lambda: None)
     until(lambda: callers.listing.readings == 2)
-    callers.listing.may_go_on.set()
+    callers.listing.may_continue.set()
 
     assert (first.result(20), other.result(20)) == (None, None)
 
 
-def test_a_failure_is_told_to_all_but_those_whose_booking_was_seen_before_it(callers: Callers) -> None:
+def test_a_failure_reaches_all_callers_whose_booking_was_not_seen_before(callers: Callers) -> None:
     first, (seen, unseen) = callers.wait_behind_a_reading("o-1", "o-2")
     callers.listing.bookings = [listed("o-1"), listed("o-2")]
     failure = Unknown("timeout", "no whole answer", None)
     callers.listing.failures = [CallsSuspended(3.0), failure]
-    callers.listing.may_go_on.set()
+    callers.listing.may_continue.set()
 
     with pytest.raises(CallsSuspended):
         first.result(20)
@@ -105,11 +105,11 @@ def test_a_failure_is_told_to_all_but_those_whose_booking_was_seen_before_it(cal
     assert unseen.exception(20) is failure
 
 
-def test_who_must_leave_while_reading_is_followed_by_another(callers: Callers) -> None:
+def test_another_caller_reads_when_the_reader_must_leave(callers: Callers) -> None:
     class MustLeave(Exception):
         pass
 
-    callers.listing.may_go_on.set()
+    callers.listing.may_continue.set()
     callers.listing.bookings = [listed("other"), listed("o-1"), listed("o-2")]
     callers.listing.failures = [MustLeave()]
 
@@ -118,24 +118,27 @@ def test_who_must_leave_while_reading_is_followed_by_another(callers: Callers) -
     assert callers.read_back.find("P-1", "o-2", NONE, callers.listing.read, lambda: None) == listed("o-2")
 
 
-def test_who_must_leave_while_waiting_leaves_the_others_waiting(callers: Callers) -> None:
+def test_a_waiting_caller_that_must_leave_does_not_affect_the_others(callers: Callers) -> None:
     def leave() -> None:
         raise CallsSuspended(0.0)
 
     first, (other,) = callers.wait_behind_a_reading("o-1")
-    leaving = callers.look("o-2", while_waiting=leave)
+    leaving = callers.look_up("o-2", while_waiting=leave)
 
     assert isinstance(leaving.exception(20), CallsSuspended)
     callers.listing.bookings = [listed("o-1")]
-    callers.listing.may_go_on.set()
+    callers.listing.may_continue.set()
     assert (first.result(20), other.result(20)) == (None, listed("o-1"))
 
 
-def test_bookings_without_an_offer_are_told_apart_by_their_quotes(callers: Callers) -> None:
-    nameless = [{"id": "INS-7", "quote": {"uuid": "q-7"}}, {"id": "INS-8", "offer_id": None, "quote": {"uuid": "q-8"}}]
-    callers.listing.bookings = nameless
-    callers.listing.may_go_on.set()
+def test_bookings_without_an_offer_are_distinguished_by_their_quotes(callers: Callers) -> None:
+    without_offer = [
+        {"id": "INS-7", "quote": {"uuid": "q-7"}},
+        {"id": "INS-8", "offer_id": None, "quote": {"uuid": "q-8"}},
+    ]
+    callers.listing.bookings = without_offer
+    callers.listing.may_continue.set()
 
-    assert callers.look("o-8", frozenset({"q-8", "q-9"})).result(20) == nameless[1]
-    assert callers.look("o-7", frozenset({"q-7"})).result(20) == nameless[0]
-    assert callers.look("o-9", frozenset({"q-9"})).result(20) is None
+    assert callers.look_up("o-8", frozenset({"q-8", "q-9"})).result(20) == without_offer[1]
+    assert callers.look_up("o-7", frozenset({"q-7"})).result(20) == without_offer[0]
+    assert callers.look_up("o-9", frozenset({"q-9"})).result(20) is None

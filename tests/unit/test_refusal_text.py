@@ -1,4 +1,4 @@
-"""What a refusal says, without what it may echo of a person."""
+"""The text of a refusal, without personal data that it may repeat."""
 
 import json
 import re
@@ -53,13 +53,13 @@ TABLE: list[tuple[Any, str]] = [
     ("Offer expired", "offer expired"),
     (["Offer expired."], "offer expired"),
     ([{"message": "Offer expired. Create a new quote!"}], "offer expired. create a new quote"),
-    # the same cause of many offers reads the same
+    # the same cause has the same text for all offers
     ({"message": "Price changed from 19.99 EUR to 21.50 EUR"}, "price changed from … to …"),
     ({"message": "offer 5c7e0b1d-77 expired at 2026-01-01T10:00:00Z"}, "offer … expired at …"),
     ({"message": "Ensure this has no more than 64 characters."}, "ensure this has no more than … characters"),
     ({"errors": [{"field": f"quotes[{n}].insured[0].email", "message": "Required."} for n in range(9)]},
      "quotes.insured.email: required"),
-    # what is of a person does not survive
+    # personal data is removed
     ({"message": "'ada@example.com' is not a valid e-mail address"}, "… is not a valid e-mail address"),
     ({"message": "Ada Lovelace, 12 St James's Square, London: not supported"}, "… not supported"),
     ({"message": "email=ada@example.com invalid"}, "… invalid"),
@@ -79,12 +79,12 @@ TABLE: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "text"), TABLE, ids=lambda value: str(value)[:50])
-def test_bodies_and_their_texts(body: Any, text: str) -> None:
+def test_each_body_has_its_text(body: Any, text: str) -> None:
     assert refusal_text(json.dumps(body).encode()) == text
 
 
 @pytest.mark.parametrize("body", [b"", b"<html><h1>Offer expired</h1></html>", b"\xff\xfe\x00", b"{'message': 'x'}"])
-def test_what_is_no_json_has_no_text(body: bytes) -> None:
+def test_a_body_that_is_no_json_has_no_text(body: bytes) -> None:
     assert refusal_text(body) == ""
 
 
@@ -100,7 +100,7 @@ LARGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE)
-def test_huge_and_deep_bodies_have_no_text_and_take_no_time(body: bytes) -> None:
+def test_huge_and_deep_bodies_have_no_text_and_are_fast(body: bytes) -> None:
     started = time.process_time()
 
     assert refusal_text(body) == ""
@@ -117,7 +117,7 @@ def test_huge_and_deep_bodies_have_no_text_and_take_no_time(body: bytes) -> None
         {"errors": [{"field": "email", "message": "invalid " * number} for number in range(100)]},
     ],
 )
-def test_a_long_text_is_cut_at_a_word_in_no_time(content: Any) -> None:
+def test_a_long_text_is_cut_at_a_word_and_fast(content: Any) -> None:
     started = time.process_time()
     text = refusal_text(json.dumps(content).encode())
 
@@ -127,7 +127,7 @@ def test_a_long_text_is_cut_at_a_word_in_no_time(content: Any) -> None:
 
 
 def is_of_vocabulary(text: str) -> bool:
-    """Whether all of it is words of the vocabulary, alone or as parts of a word (``offer_expired``, ``price/tax``)."""
+    """Whether all words, or parts of words (``offer_expired``, ``price/tax``), are in the vocabulary."""
     words = [word for word in re.split(r"[ .,:;…]+", text) if word]
     return all(word in VOCABULARY or VOCABULARY.issuperset(re.split(r"[_/-]", word)) for word in words)
 
@@ -171,7 +171,7 @@ def bodies(leaf: st.SearchStrategy[Any], key: st.SearchStrategy[str]) -> st.Sear
 
 @st.composite
 def echoes(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
-    """Any body with personal values anywhere in it, as keys too."""
+    """Any body with personal values in any place, also as keys."""
     value = personal
     text = st.builds(lambda phrase, filling: phrase.format(filling), phrases, value)
     place = st.builds(lambda field, filling: f"{field}.{filling}", keys, value)
@@ -191,7 +191,7 @@ def test_no_personal_word_survives(body: Any) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
-def test_any_bytes_are_read_or_left(body: bytes) -> None:
+def test_any_bytes_are_read_or_ignored(body: bytes) -> None:
     assert len(refusal_text(body)) <= MAX_LENGTH
 
 
@@ -202,7 +202,7 @@ def test_common_names_are_not_in_the_vocabulary(name: str) -> None:
     assert refusal_text(json.dumps({"message": f"{name} is required"}).encode()) == "… is required"
 
 
-def test_a_refusal_tells_why_in_its_detail() -> None:
+def test_the_detail_of_a_refusal_has_the_reason() -> None:
     body = {"errors": [{"field": "policyholder.email", "message": "This field is required."}]}
 
     with pytest.raises(Refused) as refused:

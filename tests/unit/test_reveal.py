@@ -1,4 +1,4 @@
-"""Masking: who it is about can be told apart, and not be read."""
+"""Masking: personal data can be distinguished, but not read."""
 
 import re
 
@@ -25,13 +25,13 @@ from tasks.privacy.reveal import in_short, mask
         ("", ""),
     ],
 )
-def test_masks(value: str, masked: str) -> None:
+def test_each_value_is_masked(value: str, masked: str) -> None:
     assert mask(value) == masked
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text("aZé1٣李\u0301 -'.:@<", max_size=40))
-def test_no_digit_and_of_each_word_only_the_first_letter_survives(value: str) -> None:
+def test_only_the_first_letter_of_each_word_survives(value: str) -> None:
     masked = mask(value.replace("@", " "))
 
     assert not any(character.isdigit() for character in masked)
@@ -47,5 +47,5 @@ def test_no_digit_and_of_each_word_only_the_first_letter_survives(value: str) ->
         ({}, "(no name)"),
     ],
 )
-def test_a_person_in_one_line(person: dict[str, object], line: str) -> None:
+def test_a_person_is_masked_in_one_line(person: dict[str, object], line: str) -> None:
     assert in_short(person) == line

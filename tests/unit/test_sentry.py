@@ -1,4 +1,4 @@
-"""Nothing personal leaves by a log or by Sentry: exception texts, arguments and local variables stay here."""
+"""Logs and Sentry get no personal data: no texts of exceptions, no arguments, no local variables."""
 
 import io
 import json
@@ -31,12 +31,12 @@ def fail_with(error: Exception) -> None:
     raise error
 
 
-def fail_of_ours() -> None:
+def fail_with_our_error() -> None:
     raise DecryptionError("body opens with no key of DATA_KEYS")
 
 
 def chained(kind: type[Exception]) -> Exception:
-    """An exception with a cause and a context, both of which hold the mark."""
+    """An exception with a cause and a context that both contain the mark."""
     try:
         try:
             fail()
@@ -44,21 +44,21 @@ def chained(kind: type[Exception]) -> Exception:
             try:
                 raise KeyError(MARK) from first
             except KeyError as second:
-                raise kind("told openly" if issubclass(kind, ConfirmOfferError) else MARK) from second
+                raise kind("no key" if issubclass(kind, ConfirmOfferError) else MARK) from second
     except Exception as error:
         error.add_note(MARK)
         return error
 
 
-def caught(do: Any) -> Exception:
+def caught(function: Any) -> Exception:
     try:
-        do()
+        function()
     except Exception as error:
         return error
     raise AssertionError
 
 
-# --- In words ---
+# --- Descriptions of exceptions ---
 
 
 @pytest.mark.parametrize(
@@ -72,22 +72,22 @@ def caught(do: Any) -> Exception:
         (Unknown("timeout", "no whole answer", answer=MARK.encode()), "Unknown: timeout: no whole answer"),
     ],
 )
-def test_an_exception_is_its_type_and_only_ours_say_more(error: BaseException, text: str) -> None:
+def test_an_exception_is_described_by_its_type_and_only_ours_by_their_text(error: BaseException, text: str) -> None:
     assert describe(error) == text
 
 
-def test_the_places_hold_neither_code_nor_values() -> None:
+def test_places_have_neither_code_nor_values() -> None:
     places = where(caught(fail).__traceback__)
 
     assert [place.split(" ")[1] for place in places] == ["caught", "fail"]
     assert all(place.startswith("unit/test_sentry.py:") for place in places)
 
 
-def test_no_trace_has_no_places() -> None:
+def test_an_exception_without_a_traceback_has_no_places() -> None:
     assert where(None) == []
 
 
-def test_a_long_way_is_cut_to_its_end() -> None:
+def test_a_long_traceback_is_cut_to_its_end() -> None:
     def deeper(levels: int) -> None:
         deeper(levels - 1) if levels else fail()
 
@@ -100,7 +100,7 @@ def test_a_long_way_is_cut_to_its_end() -> None:
 # --- Sentry ---
 
 
-def test_a_defect_is_sent_with_its_types_places_and_tags(sentry: Capturing) -> None:
+def test_a_defect_is_sent_with_types_places_and_tags(sentry: Capturing) -> None:
     report(caught(fail), confirmation="c-1", attempt=3)
 
     [event] = sentry.events()
@@ -111,21 +111,21 @@ def test_a_defect_is_sent_with_its_types_places_and_tags(sentry: Capturing) -> N
     assert event["level"] == "error"
 
 
-def test_our_own_exceptions_say_what_happened(sentry: Capturing) -> None:
-    report(caught(fail_of_ours))
+def test_our_own_exceptions_are_sent_with_their_text(sentry: Capturing) -> None:
+    report(caught(fail_with_our_error))
 
     [event] = sentry.events()
     assert event["exception"]["values"][-1]["value"] == "DecryptionError: body opens with no key of DATA_KEYS"
 
 
-def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> None:
+def test_an_event_has_release_and_task(sentry: Capturing) -> None:
     with log_context.for_task("confirm_offer", "a-queue", f"00-{'a' * 32}-{'b' * 16}-01", "M-1", "C-1"):
         log_context.bind(confirmation="c-1", partner_id="P-100", offer_id="offer-1", attempt=2)
         report(caught(fail))
     report(caught(fail), duty="relay")
 
-    of_task, of_duty = sentry.events()
-    assert (of_task["transaction"], of_duty["transaction"]) == ("confirm_offer", "relay")
+    of_task, of_service = sentry.events()
+    assert (of_task["transaction"], of_service["transaction"]) == ("confirm_offer", "relay")
     assert of_task["tags"] == {
         "task": "confirm_offer",
         "trace_id": "a" * 32,
@@ -134,7 +134,7 @@ def test_an_event_says_which_release_and_task_it_is_of(sentry: Capturing) -> Non
         "offer_id": "offer-1",
         "attempt": "2",
     }
-    assert of_duty["tags"] == {"duty": "relay"}
+    assert of_service["tags"] == {"duty": "relay"}
     assert of_task["release"] == f"confirm-offer@{version('confirm-offer')}"
     assert of_task["environment"] == "production"
 
@@ -150,7 +150,7 @@ def test_errors_with_one_code_are_one_issue(sentry: Capturing, code: str) -> Non
     assert "fingerprint" not in other
 
 
-def test_wrong_credentials_are_told_once(sentry: Capturing) -> None:
+def test_wrong_credentials_are_reported_once(sentry: Capturing) -> None:
     clock = [0.0]
     circuit_breaker = CircuitBreaker(lambda: clock[0])
     for second in range(0, 100, 10):
@@ -163,7 +163,7 @@ def test_wrong_credentials_are_told_once(sentry: Capturing) -> None:
 
 
 def test_no_task_is_a_transaction_by_default(sentry: Capturing) -> None:
-    with at_work(), transaction("confirm_offer"):
+    with task_context(), transaction("confirm_offer"):
         pass
 
     assert sentry.sent == []
@@ -177,12 +177,12 @@ def sampling(sentry: Capturing) -> Capturing:
     return sentry
 
 
-def at_work() -> AbstractContextManager[None]:
+def task_context() -> AbstractContextManager[None]:
     return log_context.for_task("confirm_offer", "a-queue", None, None, None)
 
 
-def plant_everywhere() -> None:
-    """Marks in all that Sentry's libraries may send."""
+def plant_marks() -> None:
+    """Puts marks into everything that Sentry's library may send."""
     scope = sentry_sdk.get_current_scope()
     scope.set_extra("body", MARK)
     scope.set_context("job", {"email": MARK})
@@ -192,8 +192,8 @@ def plant_everywhere() -> None:
     sentry_sdk.add_breadcrumb(message=MARK)
 
 
-def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> None:
-    with at_work(), transaction("confirm_offer"):
+def test_a_sampled_task_is_a_transaction_with_its_context(sampling: Capturing) -> None:
+    with task_context(), transaction("confirm_offer"):
         log_context.bind(partner_id="P-100", offer_id="offer-1", attempt=1, outcome="refused", code="http-422")
 
     (sent,) = sampling.events()
@@ -213,13 +213,13 @@ def test_a_sampled_task_is_a_transaction_with_its_facts(sampling: Capturing) -> 
     }
 
 
-def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -> None:
+def test_no_envelope_has_marked_data(sampling: Capturing) -> None:
     with (
         suppress(ValueError),
         log_context.for_task("confirm_offer", "a-queue", None, None, None),
         transaction("confirm_offer"),
     ):
-        plant_everywhere()
+        plant_marks()
         with sentry_sdk.start_span(op="http.client", name=MARK) as span:
             span.set_data("url", MARK)
             CheckIns("scheduler").on_success()
@@ -231,23 +231,23 @@ def test_nothing_marked_leaves_by_an_envelope_of_any_kind(sampling: Capturing) -
     assert all(MARK.encode() not in sent for sent in sampling.sent)
 
 
-def test_a_duty_checks_in_once_a_minute_and_says_no_more(sentry: Capturing) -> None:
+def test_a_service_checks_in_once_a_minute_with_nothing_else(sentry: Capturing) -> None:
     clock = [0.0]
     check_ins = CheckIns("confirm-offer-scheduler", lambda: clock[0])
     for second in range(0, 121, 10):
         clock[0] = float(second)
         check_ins.on_success()
 
-    first, second_one, third = sentry.events()
+    first, middle, last = sentry.events()
     assert first.keys() == {
         "type", "event_id", "timestamp", "platform", "release", "environment", "sdk",
         "monitor_slug", "check_in_id", "status", "duration", "monitor_config",
     }  # fmt: skip
-    assert first["check_in_id"] != second_one["check_in_id"] != third["check_in_id"]
-    assert {one["monitor_slug"] for one in (first, second_one, third)} == {"confirm-offer-scheduler"}
+    assert first["check_in_id"] != middle["check_in_id"] != last["check_in_id"]
+    assert {check_in["monitor_slug"] for check_in in (first, middle, last)} == {"confirm-offer-scheduler"}
 
 
-def test_without_a_monitor_nobody_checks_in(sentry: Capturing) -> None:
+def test_without_a_monitor_no_service_checks_in(sentry: Capturing) -> None:
     CheckIns(None).on_success()
 
     assert sentry.sent == []
@@ -265,7 +265,7 @@ def test_without_a_monitor_nobody_checks_in(sentry: Capturing) -> None:
     ],
     ids=["local and argument", "chain", "chain of ours", "group", "path", "no trace"],
 )
-def test_nothing_marked_leaves_by_sentry(sentry: Capturing, error: Exception) -> None:
+def test_no_event_of_sentry_has_marked_data(sentry: Capturing, error: Exception) -> None:
     with sentry_sdk.new_scope() as scope:
         scope.set_extra("body", MARK)
         scope.set_context("job", {"email": MARK})
@@ -278,14 +278,14 @@ def test_nothing_marked_leaves_by_sentry(sentry: Capturing, error: Exception) ->
     assert sentry.events()[0]["tags"] == {"confirmation": "c-1"}
 
 
-def test_logs_and_messages_do_not_reach_sentry_by_themselves(sentry: Capturing) -> None:
+def test_logs_and_messages_are_not_sent_to_sentry(sentry: Capturing) -> None:
     logging.getLogger("celery.app.trace").error("failed: %s", MARK, exc_info=caught(fail))
     structlog.get_logger("worker.test").error("failed", exc_info=caught(fail))
 
     assert sentry.sent == []
 
 
-def test_an_event_that_something_else_sends_is_emptied(sentry: Capturing) -> None:
+def test_an_event_sent_by_other_code_is_emptied(sentry: Capturing) -> None:
     sentry_sdk.capture_message(MARK)
 
     assert MARK.encode() not in b"".join(sentry.sent)
@@ -299,7 +299,7 @@ def test_without_a_dsn_nothing_is_sent(dsn: str | None) -> None:
     assert not sentry_sdk.get_client().is_active()
 
 
-def test_an_event_is_rebuilt_from_an_allow_list() -> None:
+def test_an_event_is_built_from_an_allow_list() -> None:
     frame = {"filename": "a.py", "function": "f", "module": "a", "lineno": 3, "in_app": True}
     event: Any = {
         "event_id": "1",
@@ -378,12 +378,12 @@ def test_the_text_of_an_exception_is_not_logged(output: io.StringIO) -> None:
     assert all(lines.count(word) == 3 for word in ("one", "two", "three", "four", "five"))
     assert "ValueError" in lines
     assert "RuntimeError" in lines
-    assert "DecryptionError: told openly" in lines
+    assert "DecryptionError: no key" in lines
 
 
-def test_a_defect_is_logged_with_type_place_and_facts(output: io.StringIO) -> None:
+def test_a_defect_is_logged_with_type_place_and_context(output: io.StringIO) -> None:
     report(caught(fail), confirmation="c-1")
-    report(caught(fail_of_ours))
+    report(caught(fail_with_our_error))
 
     lines = output.getvalue()
     assert MARK not in lines
@@ -399,7 +399,7 @@ def test_a_line_of_json_has_time_level_logger_and_event(json_output: io.StringIO
     assert line == {"event": "attempt_ended", "level": "info", "logger": "worker.test", "attempt": 3, "code": None}
 
 
-def test_an_exception_is_an_error_and_its_places(json_output: io.StringIO) -> None:
+def test_an_exception_is_logged_as_error_and_places(json_output: io.StringIO) -> None:
     structlog.get_logger("worker.test").warning("failed", exc_info=caught(fail))
 
     [line] = map(json.loads, json_output.getvalue().splitlines())
@@ -416,14 +416,14 @@ def test_exc_info_without_an_exception_does_no_harm(json_output: io.StringIO) ->
 
 
 @pytest.mark.parametrize("name", ["kombu", "amqp", "psycopg", "sqlalchemy.pool", "celery.app.trace", "a.new.library"])
-def test_values_in_what_a_library_says_are_not_logged(output: io.StringIO, name: str) -> None:
+def test_values_in_texts_of_libraries_are_not_logged(output: io.StringIO, name: str) -> None:
     logging.getLogger(name).error("could not take %r: %s", {"email": MARK}, ValueError(MARK))
 
     assert "could not take %r: %s" in output.getvalue()
     assert MARK not in output.getvalue()
 
 
-def test_why_there_is_no_connection_is_logged(output: io.StringIO) -> None:
+def test_the_reason_of_a_failed_connection_is_logged(output: io.StringIO) -> None:
     error = OSError(111, "Connection refused")
     logging.getLogger("celery.worker.consumer.consumer").error("consumer: Cannot connect to %s: %s", "amqp://x", error)
 
@@ -431,7 +431,7 @@ def test_why_there_is_no_connection_is_logged(output: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize(
-    ("logger", "level", "shows"),
+    ("logger", "level", "is_logged"),
     [
         ("worker.xone.client", "info", True),
         ("tasks.confirm", "info", True),
@@ -446,9 +446,9 @@ def test_why_there_is_no_connection_is_logged(output: io.StringIO) -> None:
         ("a.new.library", "info", False),
     ],
 )
-def test_the_lower_levels_of_libraries_are_not_shown(
-    json_output: io.StringIO, logger: str, level: str, shows: bool
+def test_lower_levels_of_libraries_are_not_logged(
+    json_output: io.StringIO, logger: str, level: str, is_logged: bool
 ) -> None:
     getattr(logging.getLogger(logger), level)("said")
 
-    assert ("said" in json_output.getvalue()) is shows
+    assert ("said" in json_output.getvalue()) is is_logged

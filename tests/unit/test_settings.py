@@ -1,4 +1,4 @@
-"""Settings: the defaults, the environment, .env, and one line for each mistake that holds no value."""
+"""Settings: defaults, the environment, .env, and one line for each wrong setting, without its value."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ MARK = "Geheimnis"  # stands for a value: no message may repeat it
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting in the environment, and no .env file, but what the test puts there."""
+    """Without settings and .env file, except those that the test sets."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.upper() in NAMES:
@@ -98,7 +98,7 @@ def test_defaults(section: type[Section], name: str, default: Any) -> None:
         (XoneSettings, "XONE_CLIENT_ID is not set; XONE_CLIENT_SECRET is not set"),
     ],
 )
-def test_what_is_required_is_named(section: type[Section], message: str) -> None:
+def test_missing_settings_are_named(section: type[Section], message: str) -> None:
     with pytest.raises(SettingsError) as raised:
         read(section)
 
@@ -106,26 +106,24 @@ def test_what_is_required_is_named(section: type[Section], message: str) -> None
 
 
 @pytest.mark.usefixtures("_required")
-def test_the_policy_of_retries_has_the_same_defaults() -> None:
+def test_the_retry_policy_has_the_same_defaults() -> None:
     assert RetryPolicy.of(read(RetrySettings), read(XoneSettings)) == RetryPolicy()
 
 
-# --- Where they come from ---
+# --- Sources ---
 
 
 @pytest.mark.parametrize(
     "section", [section for section in SECTIONS if section not in (EncryptionSettings, XoneSettings)]
 )
-def test_a_section_asks_for_nothing_of_the_others(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_needs_no_setting_of_another_section(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(NAMES) - set(section.model_fields):
         monkeypatch.setenv(name, "wrong in any case \x01")
 
     assert read(section)
 
 
-def test_the_env_file_is_read_and_the_environment_goes_before_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_environment_takes_precedence_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         f"# a comment\nRETRY_MAX_ATTEMPTS=3\nRETRY_MAX_AGE=60\nDATA_KEYS='{KEY}'\nSOMETHING_ELSE=1\n"
     )
@@ -137,7 +135,7 @@ def test_the_env_file_is_read_and_the_environment_goes_before_it(
     assert read(EncryptionSettings).keys == [KEY]
 
 
-def test_what_the_command_line_gives_goes_before_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_takes_precedence_over_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("WORKER_CONCURRENCY=1\n")
     monkeypatch.setenv("WORKER_CONCURRENCY", "2")
 
@@ -152,7 +150,7 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
     assert MARK not in str(raised.value)
 
 
-# --- What they may be ---
+# --- Values ---
 
 
 @pytest.mark.usefixtures("_required")
@@ -220,14 +218,14 @@ def test_confirmed_statuses_are_in_capitals(value: str, statuses: set[str], monk
 
 @pytest.mark.usefixtures("_required")
 @pytest.mark.parametrize("timeout", ["0.1", "1", "30", "600"])
-def test_the_lease_outlasts_a_call_with_room_to_spare(timeout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_outlasts_a_call(timeout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XONE_TIMEOUT", timeout)
 
     assert read(XoneSettings).lease_seconds >= float(timeout) + 5
 
 
 @pytest.mark.parametrize("parts", ["tasks", "relay, scheduler", "tasks,scheduler,relay"])
-def test_parts_of_a_worker(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_worker_are_read(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_PARTS", parts)
 
     assert read(WorkerSettings).parts == set(parts.replace(" ", "").split(","))
@@ -312,7 +310,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     ],
     ids=["nothing", "base", "base with a path", "of traces", "disabled", "no exporter"],
 )
-def test_traces_go_where_the_variables_of_opentelemetry_say(
+def test_traces_are_exported_as_the_variables_of_opentelemetry_say(
     given: dict[str, str], endpoint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
@@ -338,7 +336,7 @@ def test_a_wrong_value_is_named_in_one_line_without_it(name: str, monkeypatch: p
 
 
 @pytest.mark.usefixtures("_required")
-def test_plain_http_to_others_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_to_another_host_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XONE_BASE_URL", "http://xone.example")
     with pytest.raises(SettingsError, match=r"^XONE_BASE_URL should .*XONE_ALLOW_PLAIN_HTTP=on"):
         read(XoneSettings)
@@ -348,7 +346,7 @@ def test_plain_http_to_others_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("_required")
-def test_all_mistakes_of_a_section_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_values_of_a_section_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XONE_TIMEOUT", MARK)
     monkeypatch.setenv("XONE_AFTER_UNKNOWN", MARK)
 
@@ -358,7 +356,7 @@ def test_all_mistakes_of_a_section_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("_required")
 @pytest.mark.parametrize("section", SECTIONS)
-def test_secrets_do_not_show_themselves(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_of_settings_hides_secrets(section: type[Section], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XONE_CLIENT_SECRET", MARK)
     monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{MARK}@host/db")
     monkeypatch.setenv("BROKER_URL", f"amqp://user:{MARK}@host//")

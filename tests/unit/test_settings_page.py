@@ -1,4 +1,4 @@
-"""The two places that list the settings say what worker/settings.py says: name and default of each, no other."""
+"""docs/configuration.md and .env.example list exactly the settings of worker/settings.py, with their defaults."""
 
 import re
 
@@ -15,18 +15,18 @@ OURS = {name for name in DEFAULTS if not name.startswith("OTEL_")}  # OpenTeleme
 FOR_COMPOSE = {"RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"}
 
 
-def test_the_page_is_made_from_the_settings() -> None:
+def test_the_committed_page_is_generated_from_the_settings() -> None:
     assert (PROJECT / "docs" / "configuration.md").read_text("utf-8") == page(), "run 'make configuration'"
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_each_setting_says_what_it_means(section: type[Section]) -> None:
+def test_each_setting_has_a_description(section: type[Section]) -> None:
     assert section.model_fields.keys() - meanings_in(section).keys() == set()
     assert section.__doc__
 
 
-def test_a_secret_shows_no_value_in_the_page() -> None:
-    """But for the defaults, which are no secrets."""
+def test_the_page_shows_no_value_of_a_secret() -> None:
+    """Except for the defaults, which are no secrets."""
     secrets = [
         (name, field) for section in SECTIONS for name, field in section.model_fields.items() if _is_secret(field)
     ]
@@ -40,13 +40,13 @@ def _is_secret(field: object) -> bool:
     return SecretStr.__name__ in str(field)
 
 
-def test_the_example_names_each_setting_with_its_default() -> None:
-    told = {name: value for _, name, value in EXAMPLE if name not in FOR_COMPOSE}
+def test_the_example_lists_each_setting_with_its_default() -> None:
+    listed = {name: value for _, name, value in EXAMPLE if name not in FOR_COMPOSE}
 
-    assert told == {
+    assert listed == {
         name: "" if default in ("required", "none") else default.strip("`")
         for name, default in DEFAULTS.items()
-        if name in told.keys() | OURS
+        if name in listed.keys() | OURS
     }
     assert [name for hash_sign, name, _ in EXAMPLE if not hash_sign] == [
         "DATA_KEYS",
@@ -55,5 +55,5 @@ def test_the_example_names_each_setting_with_its_default() -> None:
     ]
 
 
-def test_no_setting_stands_in_two_sections() -> None:
+def test_no_setting_is_in_two_sections() -> None:
     assert len(NAMES) == len(set(NAMES))

@@ -19,7 +19,7 @@ REPORT = "import atexit, sys; atexit.register(lambda: print('\\n', *sorted(sys.m
 
 
 def imported_by(*arguments: str, environment: dict[str, str] | None = None) -> set[str]:
-    """The packages that a command imports, run in a process of its own."""
+    """Runs a command in its own process. Returns the packages that it imports."""
     program = f"{REPORT} sys.argv[1:] = {json.dumps(arguments)}; from worker.__main__ import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program], env={"PATH": "", **(environment or {})}, capture_output=True, text=True
@@ -45,7 +45,7 @@ WITH_THE_DATABASE: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("command", WITHOUT_A_SERVER)
-def test_without_a_server(command: str) -> None:
+def test_commands_without_a_server_import_few_packages(command: str) -> None:
     imported = imported_by(*command.split())
 
     assert "click" in imported
@@ -53,7 +53,7 @@ def test_without_a_server(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", WITH_THE_DATABASE)
-def test_with_the_database(command: str, tmp_path: Path) -> None:
+def test_commands_with_a_database_import_its_packages_only(command: str, tmp_path: Path) -> None:
     environment = {"DATABASE_URL": f"sqlite:///{tmp_path / 'confirm-offer.db'}"}
     assert "alembic" in imported_by("db", "upgrade", environment=environment)
 
@@ -64,7 +64,7 @@ def test_with_the_database(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_the_list_of_commands_says_what_the_command_itself_says(name: str) -> None:
+def test_the_list_of_commands_has_the_help_of_each_command(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
 
     assert command is not None

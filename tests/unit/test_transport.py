@@ -1,4 +1,4 @@
-"""One deadline over the whole call, one bound on the answer, connections used again: against raw sockets."""
+"""The transport, against raw sockets: one deadline for the whole call, one bound on the answer, reused connections."""
 
 import gzip
 import socket
@@ -16,19 +16,19 @@ from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, TlsError, Transpor
 
 TIMEOUT = 0.3
 GENEROUS = 3 * TIMEOUT
-DRIP_SECONDS = 20.0  # that a drip would take: far beyond what a test may wait
+DRIP_SECONDS = 20.0  # length of a dripped answer; far longer than a test may wait
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 
 Behave = Callable[[socket.socket, threading.Event], None]
 
 
 class Server:
-    """Accepts connections; on each, reads requests and lets ``behave`` answer them. ``gone`` is set at the end."""
+    """Accepts connections, and lets ``behave`` answer each request. ``closed`` is set at the end."""
 
     def __init__(self, behave: Behave, certificate: Certificate | None = None) -> None:
         self._behave = behave
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.gone = threading.Event()
+        self.closed = threading.Event()
         self.connections = 0
         self.requests: list[bytes] = []
         self.url = f"http{'s' if certificate else ''}://127.0.0.1:{self._listening.getsockname()[1]}/"
@@ -50,10 +50,10 @@ class Server:
         with connection, suppress(OSError):
             while head := read_request(connection):
                 self.requests.append(head)
-                self._behave(connection, self.gone)
+                self._behave(connection, self.closed)
 
     def close(self) -> None:
-        self.gone.set()
+        self.closed.set()
         self._listening.close()
 
 
@@ -81,121 +81,121 @@ def get(server: Server, http: Transport | None = None) -> tuple[int, bytes]:
     return status, body
 
 
-def drip(connection: socket.socket, gone: threading.Event, content: bytes) -> None:
-    pause = DRIP_SECONDS / len(content)
-    for place in range(len(content)):
-        connection.sendall(content[place : place + 1])
-        if gone.wait(pause):
+def drip(connection: socket.socket, closed: threading.Event, content: bytes) -> None:
+    interval = DRIP_SECONDS / len(content)
+    for position in range(len(content)):
+        connection.sendall(content[position : position + 1])
+        if closed.wait(interval):
             return
 
 
 # --- The deadline ---
 
 
-def never_answers(_: socket.socket, gone: threading.Event) -> None:
-    gone.wait(DRIP_SECONDS)
+def answer_never(_: socket.socket, closed: threading.Event) -> None:
+    closed.wait(DRIP_SECONDS)
 
 
-def drips_the_head(connection: socket.socket, gone: threading.Event) -> None:
-    drip(connection, gone, HEAD.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 200 + b"\r\n\r\n"))
+def drip_head(connection: socket.socket, closed: threading.Event) -> None:
+    drip(connection, closed, HEAD.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 200 + b"\r\n\r\n"))
 
 
-def drips_many_headers(connection: socket.socket, gone: threading.Event) -> None:
+def drip_headers(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
     for number in range(90):
         connection.sendall(b"X-%d: x\r\n" % number)
-        if gone.wait(DRIP_SECONDS / 90):
+        if closed.wait(DRIP_SECONDS / 90):
             return
 
 
-def drips_the_body(connection: socket.socket, gone: threading.Event) -> None:
+def drip_body(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(HEAD)
-    drip(connection, gone, b"x" * 1000)
+    drip(connection, closed, b"x" * 1000)
 
 
-def drips_chunks(connection: socket.socket, gone: threading.Event) -> None:
+def drip_chunks(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    drip(connection, gone, b"1\r\nx\r\n" * 100)
+    drip(connection, closed, b"1\r\nx\r\n" * 100)
 
 
-def drips_without_a_length(connection: socket.socket, gone: threading.Event) -> None:
+def drip_without_length(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    drip(connection, gone, b"x" * 1000)
+    drip(connection, closed, b"x" * 1000)
 
 
-def stalls_within_the_head(connection: socket.socket, gone: threading.Event) -> None:
+def stall_in_head(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(HEAD[:20])
-    gone.wait(DRIP_SECONDS)
+    closed.wait(DRIP_SECONDS)
 
 
-def stalls_within_the_body(connection: socket.socket, gone: threading.Event) -> None:
+def stall_in_body(connection: socket.socket, closed: threading.Event) -> None:
     connection.sendall(HEAD + b"x" * 500)
-    gone.wait(DRIP_SECONDS)
+    closed.wait(DRIP_SECONDS)
 
 
-def answers_100_again_and_again(connection: socket.socket, gone: threading.Event) -> None:
-    while not gone.wait(0.02):
+def answer_100_repeatedly(connection: socket.socket, closed: threading.Event) -> None:
+    while not closed.wait(0.02):
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 @pytest.mark.parametrize(
     "behave",
     [
-        never_answers,
-        drips_the_head,
-        drips_many_headers,
-        drips_the_body,
-        drips_chunks,
-        drips_without_a_length,
-        stalls_within_the_head,
-        stalls_within_the_body,
-        answers_100_again_and_again,
+        answer_never,
+        drip_head,
+        drip_headers,
+        drip_body,
+        drip_chunks,
+        drip_without_length,
+        stall_in_head,
+        stall_in_body,
+        answer_100_repeatedly,
     ],
 )
-def test_the_time_out_is_over_the_whole_call(behave: Behave) -> None:
+def test_the_timeout_covers_the_whole_call(behave: Behave) -> None:
     with serving(behave) as server:
         started = time.monotonic()
         with pytest.raises(requests.RequestException, match=r"(?i)time.?out|timed out"):
             get(server)
-        took = time.monotonic() - started
+        duration = time.monotonic() - started
 
-    assert TIMEOUT * 0.9 <= took < GENEROUS
+    assert TIMEOUT * 0.9 <= duration < GENEROUS
 
 
-def test_a_stall_late_in_the_call_gets_only_what_is_left() -> None:
-    def stalls_late(connection: socket.socket, gone: threading.Event) -> None:
+def test_a_late_stall_gets_only_the_remaining_time() -> None:
+    def stall_late(connection: socket.socket, closed: threading.Event) -> None:
         connection.sendall(HEAD)
-        gone.wait(0.9)
+        closed.wait(0.9)
         connection.sendall(b"x")
-        gone.wait(DRIP_SECONDS)
+        closed.wait(DRIP_SECONDS)
 
-    with serving(stalls_late) as server:
+    with serving(stall_late) as server:
         started = time.monotonic()
         with pytest.raises(requests.RequestException):
             get(server, Transport(4, 1, 1))
-        took = time.monotonic() - started
+        duration = time.monotonic() - started
 
-    assert 0.95 <= took < 1.7  # it would take 1.9 if each read had a second of its own
+    assert 0.95 <= duration < 1.7  # it would take 1.9 if each read had its own second
 
 
-def test_the_deadline_of_a_call_is_not_that_of_the_one_before() -> None:
-    """On a connection that is used again, each call has the whole time."""
+def test_each_call_has_its_own_deadline() -> None:
+    """On a reused connection, each call has the whole time."""
 
     timeout = 1.0
 
-    def slow_half(connection: socket.socket, gone: threading.Event) -> None:
-        gone.wait(timeout * 0.6)
+    def answer_slowly(connection: socket.socket, closed: threading.Event) -> None:
+        closed.wait(timeout * 0.6)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
 
     http = Transport(4, timeout, timeout)
-    with serving(slow_half) as server:
+    with serving(answer_slowly) as server:
         answers = [get(server, http) for _ in range(3)]
 
     assert answers == [(200, b"x")] * 3
     assert server.connections == 1
 
 
-def test_a_connection_that_is_not_accepted_ends_with_the_connect_time_out() -> None:
+def test_a_connection_that_is_not_accepted_ends_with_the_connect_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
         fillers = [socket.socket() for _ in range(8)]
@@ -205,11 +205,11 @@ def test_a_connection_that_is_not_accepted_ends_with_the_connect_time_out() -> N
         started = time.monotonic()
         with pytest.raises(requests.ConnectTimeout):
             Transport(4, TIMEOUT, 30).send("GET", f"http://127.0.0.1:{address[1]}/", {})
-        took = time.monotonic() - started
+        duration = time.monotonic() - started
         for filler in fillers:
             filler.close()
 
-    assert took < GENEROUS
+    assert duration < GENEROUS
 
 
 # --- The bound ---
@@ -243,7 +243,7 @@ def zipped_of(length: int) -> Behave:
 
 
 @pytest.mark.parametrize("answer", [of_length, chunked_of, zipped_of])
-def test_an_answer_of_5_mib_is_read_and_a_longer_one_is_not(answer: Callable[[int], Behave]) -> None:
+def test_an_answer_of_more_than_5_mib_is_not_read(answer: Callable[[int], Behave]) -> None:
     http = Transport(4, 5, 10)
     with serving(answer(MAX_ANSWER)) as server:
         status, body = get(server, http)
@@ -253,12 +253,12 @@ def test_an_answer_of_5_mib_is_read_and_a_longer_one_is_not(answer: Callable[[in
     assert (status, len(body)) == (200, MAX_ANSWER)
 
 
-def test_an_answer_without_an_end_is_left() -> None:
+def test_an_endless_answer_is_abandoned() -> None:
     with serving(chunked_of(1 << 50)) as server, pytest.raises(AnswerTooLarge):
         get(server, Transport(4, 5, 10))
 
 
-# --- Answers that break off ---
+# --- Incomplete answers ---
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_an_answer_without_an_end_is_left() -> None:
     ],
     ids=lambda content: content[-24:],
 )
-def test_half_an_answer_is_an_error(content: bytes) -> None:
+def test_an_incomplete_answer_is_an_error(content: bytes) -> None:
     def behave(connection: socket.socket, _: threading.Event) -> None:
         connection.sendall(content)
         connection.shutdown(socket.SHUT_RDWR)
@@ -290,7 +290,7 @@ def test_half_an_answer_is_an_error(content: bytes) -> None:
 # --- Connections ---
 
 
-def test_connections_are_used_again() -> None:
+def test_connections_are_reused() -> None:
     http = Transport(4, 5, 5)
     with serving(of_length(10)) as server:
         for _ in range(20):
@@ -301,12 +301,12 @@ def test_connections_are_used_again() -> None:
 
 def test_threads_share_the_connections() -> None:
     http = Transport(8, 5, 5)
-    together = threading.Barrier(8)
+    barrier = threading.Barrier(8)
     answers: list[tuple[int, bytes]] = []
 
     def work() -> None:
         for _ in range(5):
-            together.wait(10)
+            barrier.wait(10)
             answers.append(get(server, http))
 
     with serving(chunked_of(10)) as server:
@@ -320,30 +320,30 @@ def test_threads_share_the_connections() -> None:
         assert server.connections <= 8
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced() -> None:
-    closed = threading.Event()
+def test_a_connection_that_the_server_closed_is_replaced() -> None:
+    has_hung_up = threading.Event()
 
-    def answers_and_hangs_up(connection: socket.socket, _: threading.Event) -> None:
+    def answer_and_hang_up(connection: socket.socket, _: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
         connection.shutdown(socket.SHUT_RDWR)
-        closed.set()
+        has_hung_up.set()
 
     http = Transport(4, 5, 5)
-    with serving(answers_and_hangs_up) as server:
+    with serving(answer_and_hang_up) as server:
         for _ in range(3):
-            closed.clear()
+            has_hung_up.clear()
             assert get(server, http) == (200, b"x")
-            assert closed.wait(5)
+            assert has_hung_up.wait(5)
 
     assert server.connections == 3
 
 
-def test_a_connection_with_half_an_answer_is_not_used_again() -> None:
+def test_a_connection_with_an_incomplete_answer_is_not_reused() -> None:
     http = Transport(4, TIMEOUT, TIMEOUT)
-    behaviours = iter([stalls_within_the_body, of_length(3), of_length(4)])
+    behaviours = iter([stall_in_body, of_length(3), of_length(4)])
 
-    def behave(connection: socket.socket, gone: threading.Event) -> None:
-        next(behaviours)(connection, gone)
+    def behave(connection: socket.socket, closed: threading.Event) -> None:
+        next(behaviours)(connection, closed)
 
     with serving(behave) as server:
         with pytest.raises(requests.RequestException):
@@ -365,11 +365,11 @@ def test_neither_netrc_nor_cookies_nor_proxies_change_a_call(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
-    def sets_a_cookie(connection: socket.socket, _: threading.Event) -> None:
+    def set_cookie(connection: socket.socket, _: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\n\r\n")
 
     http = Transport(4, 5, 5)
-    with serving(sets_a_cookie) as server:
+    with serving(set_cookie) as server:
         for _ in range(2):
             http.send("POST", server.url, {"Authorization": "Bearer t"}, b"{}")
 
@@ -380,10 +380,10 @@ def test_neither_netrc_nor_cookies_nor_proxies_change_a_call(
 
 
 def test_a_redirect_is_returned() -> None:
-    def redirects(connection: socket.socket, _: threading.Event) -> None:
+    def redirect(connection: socket.socket, _: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
 
-    with serving(redirects) as server:
+    with serving(redirect) as server:
         status, headers, _ = Transport(4, 5, 5).send("GET", server.url, {})
 
     assert (status, headers["location"]) == (302, "/other")
@@ -393,22 +393,22 @@ def test_a_redirect_is_returned() -> None:
 # --- Certificates ---
 
 
-def says_ok(connection: socket.socket, _: threading.Event) -> None:
+def answer_ok(connection: socket.socket, _: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
 @pytest.mark.parametrize(
-    ("host", "is_trusted", "is_taken"),
+    ("host", "is_trusted", "is_accepted"),
     [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("other.example", True, False)],
 )
-def test_only_a_certificate_for_this_host_of_a_trusted_authority_is_taken(
-    host: str, is_trusted: bool, is_taken: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+def test_only_a_certificate_for_this_host_by_a_trusted_authority_is_accepted(
+    host: str, is_trusted: bool, is_accepted: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))  # changes nothing
-    if is_trusted:  # as if it were one of those that everybody trusts
+    if is_trusted:  # as if it were a public authority
         monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", str(authority.file))
-    with serving(says_ok, authority.issue(host)) as server:
-        if is_taken:
+    with serving(answer_ok, authority.issue(host)) as server:
+        if is_accepted:
             assert get(server) == (200, b"ok")
         else:
             with pytest.raises(requests.ConnectionError) as raised:

@@ -1,4 +1,4 @@
-"""The client of XONE: each answer, and each lack of one, becomes a booking or the right error."""
+"""The client of XONE: each answer, and each missing answer, becomes a booking or the right error."""
 
 import json
 import socket
@@ -40,19 +40,19 @@ QUOTES = frozenset({"quote-1", "quote-2"})
 
 
 def client_of(base_url: str, **changes: Any) -> Xone:
-    given = {
+    defaults = {
         "XONE_BASE_URL": base_url,
         "XONE_CLIENT_ID": "sandbox",
         "XONE_CLIENT_SECRET": "sandbox-secret",
         "XONE_CONNECT_TIMEOUT": 1,
         "XONE_TIMEOUT": 10,
     }
-    return Xone(XoneSettings(**{**given, **changes}))
+    return Xone(XoneSettings(**{**defaults, **changes}))
 
 
 @pytest.fixture(scope="module")
-def faulty() -> Iterator[Sandbox]:
-    """For tests that only ask for faults: they share it."""
+def shared_sandbox() -> Iterator[Sandbox]:
+    """One sandbox for all tests that only need its faults."""
     with Sandbox() as running:
         yield running
 
@@ -62,18 +62,18 @@ def client(sandbox: Sandbox) -> Xone:
     return client_of(sandbox.url)
 
 
-def confirm(client: Xone, offer_id: str = "o-1", **more: Any) -> answers.BookingReceived:
-    return client.confirm("P-1", offer_id, BODY, KEY, **more)
+def confirm(client: Xone, offer_id: str = "o-1", **options: Any) -> answers.BookingReceived:
+    return client.confirm("P-1", offer_id, BODY, KEY, **options)
 
 
-def failure(do: Callable[[], Any]) -> XoneError:
+def failure(call: Callable[[], Any]) -> XoneError:
     with pytest.raises(XoneError) as raised:
-        do()
+        call()
     assert MARK not in str(raised.value)
     return raised.value
 
 
-# --- A scripted XONE, for what the stand-in does not do ---
+# --- A scripted XONE, for answers that the sandbox does not give ---
 
 
 class Request(NamedTuple):
@@ -93,7 +93,7 @@ TOKEN = Reply(200, b'{"access_token": "t-1", "token_type": "Bearer", "expires_in
 
 
 class Scripted:
-    """Answers with what the test gives for a path; the last reply of a list is repeated."""
+    """Answers each path with the replies of the test. The last reply of a list is repeated."""
 
     def __init__(self, replies: dict[str, list[Reply]]) -> None:
         self.replies = {"/api/oauth/token": [TOKEN], **replies}
@@ -235,11 +235,11 @@ EXPECTED |= {"http-401": (BadCredentials, "credentials", 401), "http-409": (Alre
 
 
 @pytest.mark.parametrize(("fault", "expected"), EXPECTED.items(), ids=EXPECTED.keys())
-def test_each_fault_of_xone_is_told_apart(
-    faulty: Sandbox, fault: str, expected: tuple[type[XoneError], str, int | None] | None
+def test_each_fault_of_xone_has_its_error(
+    shared_sandbox: Sandbox, fault: str, expected: tuple[type[XoneError], str, int | None] | None
 ) -> None:
-    runs_into_it = expected is not None and expected[1] == "timeout"
-    client = client_of(faulty.url, XONE_TIMEOUT=0.3 if runs_into_it else 10.0)
+    times_out = expected is not None and expected[1] == "timeout"
+    client = client_of(shared_sandbox.url, XONE_TIMEOUT=0.3 if times_out else 10.0)
     if expected is None:
         assert confirm(client, f"o-1~{fault}").booking.offer_id == f"o-1~{fault}"
         return
@@ -253,7 +253,7 @@ def test_each_fault_of_the_sandbox_is_in_the_table() -> None:
     assert set(FAULTS) - {"http-NNN"} <= set(EXPECTED)
 
 
-def test_a_second_confirmation_is_told_by_its_text(client: Xone) -> None:
+def test_a_second_confirmation_is_recognized_by_its_text(client: Xone) -> None:
     booked = confirm(client).booking
 
     error = failure(lambda: confirm(client))
@@ -274,7 +274,7 @@ def test_a_second_confirmation_is_told_by_its_text(client: Xone) -> None:
         (["INS-1"], False),
     ],
 )
-def test_a_409_is_a_success_only_with_this_offers_booking(body: Any, is_shown: bool) -> None:
+def test_a_409_is_a_success_only_with_the_booking_of_this_offer(body: Any, is_shown: bool) -> None:
     with scripted({CONFIRM_PATH: [Reply(409, as_json(body))]}) as script:
         error = failure(lambda: confirm(client_of(script.url)))
 
@@ -303,7 +303,7 @@ def test_a_409_is_a_success_only_with_this_offers_booking(body: Any, is_shown: b
         b"\xff\xfe\x00",
     ],
 )
-def test_a_2xx_that_is_no_booking_is_unknown_and_kept(body: bytes) -> None:
+def test_a_2xx_without_a_booking_is_unknown_and_stored(body: bytes) -> None:
     with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
         error = failure(lambda: confirm(client_of(script.url)))
 
@@ -311,7 +311,7 @@ def test_a_2xx_that_is_no_booking_is_unknown_and_kept(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("errors", [[], None, {}, ""])
-def test_empty_errors_beside_a_booking_do_no_harm(errors: Any) -> None:
+def test_empty_errors_beside_a_booking_are_ignored(errors: Any) -> None:
     body = as_json({"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": errors})
     with scripted({CONFIRM_PATH: [Reply(202, body)]}) as script:
         assert confirm(client_of(script.url)).http_status == 202
@@ -337,21 +337,21 @@ def test_a_redirect_is_not_followed() -> None:
     assert elsewhere.requests == []
 
 
-def test_what_is_raised_before_the_call_stops_it(sandbox: Sandbox, client: Xone) -> None:
+def test_an_error_raised_before_the_call_prevents_it(sandbox: Sandbox, client: Xone) -> None:
     class LeaseLost(Exception):
         pass
 
-    def lose() -> None:
+    def fail() -> None:
         raise LeaseLost
 
     with pytest.raises(LeaseLost):
-        confirm(client, before_call=lose)
+        confirm(client, before_call=fail)
 
     assert (sandbox.calls, sandbox.bookings) == ([], {})
     assert confirm(client).booking.offer_id == "o-1"
 
 
-def test_before_call_comes_before_each_call_that_may_book(sandbox: Sandbox, client: Xone) -> None:
+def test_before_call_is_called_before_each_call_that_may_book(sandbox: Sandbox, client: Xone) -> None:
     confirm(client)
     sandbox.revoke_tokens()
     calls_before: list[int] = []
@@ -365,14 +365,14 @@ def test_before_call_comes_before_each_call_that_may_book(sandbox: Sandbox, clie
 
 
 def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 @contextmanager
 def silent_port() -> Iterator[int]:
-    """Takes connections and never says a word."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -403,7 +403,7 @@ def test_a_tls_handshake_that_is_not_answered_was_not_sent() -> None:
     assert (type(error), error.code) == (NotSent, "connect")
 
 
-def test_a_failure_of_tls_after_the_handshake_is_unknown() -> None:
+def test_a_failure_of_tls_after_the_handshake_has_an_unknown_outcome() -> None:
     broken = requests.exceptions.SSLError(MaxRetryError(None, "/", SSLError("bad record mac")))  # type: ignore[arg-type]
 
     error = answers.transport_failure(broken)
@@ -412,7 +412,7 @@ def test_a_failure_of_tls_after_the_handshake_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop-after", "slow", "drip"])
-def test_after_a_lost_answer_the_client_goes_on(sandbox: Sandbox, fault: str) -> None:
+def test_the_client_works_after_a_lost_answer(sandbox: Sandbox, fault: str) -> None:
     client = client_of(sandbox.url, XONE_TIMEOUT=0.3)
     failure(lambda: confirm(client, f"o-1~{fault}"))
 
@@ -422,7 +422,7 @@ def test_after_a_lost_answer_the_client_goes_on(sandbox: Sandbox, fault: str) ->
 # --- Credentials ---
 
 
-def test_a_401_is_answered_with_a_new_token_once(sandbox: Sandbox, client: Xone) -> None:
+def test_after_a_401_one_call_is_made_with_a_new_token(sandbox: Sandbox, client: Xone) -> None:
     confirm(client)
     sandbox.revoke_tokens()
 
@@ -431,21 +431,21 @@ def test_a_401_is_answered_with_a_new_token_once(sandbox: Sandbox, client: Xone)
     assert [call.status for call in sandbox.calls] == [201, 401, 201]
 
 
-def test_a_401_again_means_wrong_credentials(sandbox: Sandbox, client: Xone) -> None:
+def test_a_second_401_means_wrong_credentials(sandbox: Sandbox, client: Xone) -> None:
     error = failure(lambda: confirm(client, "o-1~http-401"))
 
     assert (type(error), error.code, error.http_status) == (BadCredentials, "credentials", 401)
     assert (sandbox.token_requests, len(sandbox.calls)) == (2, 2)
 
 
-def test_a_secret_that_was_changed_means_wrong_credentials_until_it_is_right(sandbox: Sandbox, client: Xone) -> None:
+def test_a_changed_secret_means_wrong_credentials_until_it_is_corrected(sandbox: Sandbox, client: Xone) -> None:
     confirm(client)
     sandbox.rotate_secret("new")
     sandbox.revoke_tokens()
 
     assert type(failure(lambda: confirm(client, "o-2"))) is BadCredentials
     sandbox.rotate_secret("sandbox-secret")
-    client.calls = CallControl()  # as if its pause were over
+    client.calls = CallControl()  # as if the breaker had closed
     assert confirm(client, "o-2").booking.offer_id == "o-2"
 
 
@@ -471,7 +471,7 @@ def test_a_secret_that_was_changed_means_wrong_credentials_until_it_is_right(san
     ],
     ids=lambda value: f"{value.status}-{value.body[:20]!r}" if isinstance(value, Reply) else None,
 )
-def test_without_a_token_nothing_is_sent(reply: Reply, kind: type[XoneError], code: str) -> None:
+def test_without_a_token_no_confirm_is_sent(reply: Reply, kind: type[XoneError], code: str) -> None:
     with scripted({"/api/oauth/token": [reply]}) as script:
         error = failure(lambda: confirm(client_of(script.url)))
 
@@ -489,7 +489,7 @@ def test_a_token_endpoint_that_is_down_recovers(sandbox: Sandbox, client: Xone) 
     assert confirm(client).booking.offer_id == "o-1"
 
 
-def test_a_token_that_is_not_answered_in_time_was_not_sent() -> None:
+def test_a_timeout_of_the_token_request_means_not_sent() -> None:
     with silent_port() as port:
         error = failure(lambda: confirm(client_of(f"http://127.0.0.1:{port}", XONE_TIMEOUT=0.2)))
 
@@ -500,7 +500,7 @@ def test_a_token_that_is_not_answered_in_time_was_not_sent() -> None:
     ("expires_in", "lifetime"),
     [(3600, 3600), ("3600", 3600), (0.5, 0.5), (None, 300), ("soon", 300), (0, 300), (-1, 300), (10**400, 300)],
 )
-def test_the_life_of_a_token_is_read_and_else_assumed(expires_in: Any, lifetime: float) -> None:
+def test_the_lifetime_of_a_token_is_read_or_assumed(expires_in: Any, lifetime: float) -> None:
     token = Reply(200, as_json({"access_token": "t", "expires_in": expires_in}))
     with scripted({"/api/oauth/token": [token]}) as script:
         before = time.monotonic()
@@ -509,12 +509,12 @@ def test_the_life_of_a_token_is_read_and_else_assumed(expires_in: Any, lifetime:
     assert before + lifetime <= good_until <= time.monotonic() + lifetime
 
 
-def test_many_threads_ask_for_one_token(sandbox: Sandbox, client: Xone) -> None:
-    together = threading.Barrier(50)
+def test_many_threads_share_one_token_request(sandbox: Sandbox, client: Xone) -> None:
+    barrier = threading.Barrier(50)
     booked: list[str] = []
 
     def work(number: int) -> None:
-        together.wait(10)
+        barrier.wait(10)
         booked.append(confirm(client, f"o-{number}").booking.offer_id)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
@@ -557,7 +557,7 @@ def test_a_forbidden_list_is_a_refusal(sandbox: Sandbox, client: Xone) -> None:
     assert (type(error), error.code) == (Refused, "http-403")
 
 
-def test_an_empty_path_switches_the_list_off(sandbox: Sandbox, client: Xone) -> None:
+def test_an_empty_path_turns_the_list_off(sandbox: Sandbox, client: Xone) -> None:
     assert client.can_list_bookings
     assert not client_of(sandbox.url, XONE_BOOKINGS_PATH="").can_list_bookings
 
@@ -607,7 +607,7 @@ def test_a_booking_is_matched_by_offer_or_else_by_quote(listed: Any, found: str 
         (401, None, BadCredentials, "credentials"),
     ],
 )
-def test_a_list_that_can_not_be_read_is_an_error(status: int, content: Any, kind: type[XoneError], code: str) -> None:
+def test_an_unreadable_list_is_an_error(status: int, content: Any, kind: type[XoneError], code: str) -> None:
     body = b"" if status == 204 else as_json(content)
     with scripted({BOOKINGS_PATH: [Reply(status, body)]}) as script:
         error = failure(lambda: find(client_of(script.url)))
@@ -625,7 +625,7 @@ def test_a_list_without_a_next_page_ends(links: Any) -> None:
 @pytest.mark.parametrize(
     "following", ["?page=2", "/api/partners/P-1/bookings?page=2", "{url}" + BOOKINGS_PATH + "?page=2"]
 )
-def test_the_next_page_may_be_given_in_full_or_not(following: str) -> None:
+def test_the_next_page_may_be_an_absolute_or_relative_url(following: str) -> None:
     with scripted({BOOKINGS_PATH + "?page=2": [Reply(200, as_json({"data": [LISTED]}))]}) as script:
         links = {"next": following.replace("{url}", script.url)}
         script.replies[BOOKINGS_PATH] = [Reply(200, as_json({"data": [], "links": links}))]
@@ -633,7 +633,7 @@ def test_the_next_page_may_be_given_in_full_or_not(following: str) -> None:
         assert find(client_of(script.url)) == "INS-1"
 
 
-def test_a_page_on_another_host_is_not_asked_for() -> None:
+def test_a_page_on_another_host_is_not_requested() -> None:
     with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [LISTED]}))]}) as elsewhere:
         first = Reply(200, as_json({"data": [], "links": {"next": elsewhere.url + BOOKINGS_PATH}}))
         with scripted({BOOKINGS_PATH: [first]}) as script:
@@ -644,7 +644,7 @@ def test_a_page_on_another_host_is_not_asked_for() -> None:
     assert elsewhere.requests == []
 
 
-def test_a_list_without_an_end_can_not_be_read() -> None:
+def test_an_endless_list_is_an_error() -> None:
     endless = Reply(200, as_json({"data": [], "links": {"next": "?"}}))
     with scripted({BOOKINGS_PATH: [endless], BOOKINGS_PATH + "?": [endless]}) as script:
         error = failure(lambda: find(client_of(script.url)))
