@@ -1,4 +1,4 @@
-"""Private, throw-away servers; a database and a virtual host for each test; XONE's stand-in; the system to test."""
+"""Private, throw-away servers; a database and a virtual host for each test; the sandbox; the system under test."""
 
 import itertools
 import logging
@@ -31,13 +31,13 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Nobody trusts it but who is told to."""
+    """An authority that only clients with its certificate trust."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")
 def rabbitmq(authority: Authority) -> Iterator[RabbitMQ]:
-    """Its certificate is for 127.0.0.1, and not for localhost."""
+    """A server whose certificate is for 127.0.0.1, not for localhost."""
     require(RabbitMQ)
     with folder_in_memory("rabbitmq-") as folder:
         server = RabbitMQ(folder, certificate=authority.issue("127.0.0.1"))
@@ -61,7 +61,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
 
 @pytest.fixture
 def broker_url(rabbitmq: RabbitMQ) -> str:
-    """A virtual host of the test's own, with exchanges and queues declared."""
+    """A virtual host for this test, with exchanges and queues declared."""
     url = f"{rabbitmq.url.removesuffix('//')}/{rabbitmq.virtual_host()}"
     with broker.connect(url) as connection:
         topology.declare(connection)
@@ -70,7 +70,7 @@ def broker_url(rabbitmq: RabbitMQ) -> str:
 
 @pytest.fixture
 def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
-    """A database of the test's own, migrated."""
+    """A migrated database for this test."""
     name = f"test_{next(_numbers)}"
     postgresql.create_database(name, template="template_confirm_offer")
     yield postgresql.url(name)
@@ -88,7 +88,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """The test runs on both databases."""
+    """A test with this fixture runs on both databases."""
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
@@ -107,7 +107,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def environment(sandbox: Sandbox, tmp_path: Path) -> dict[str, str]:
-    """Settings for a program under test, without database and broker; short times."""
+    """Settings of a program under test, without database and broker, with short delays."""
     return {
         "XONE_BASE_URL": sandbox.url,
         "XONE_CLIENT_ID": sandbox.client_id,
@@ -124,7 +124,7 @@ def environment(sandbox: Sandbox, tmp_path: Path) -> dict[str, str]:
 def system(
     broker_url: str, postgresql_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
 ) -> Iterator[System]:
-    """RabbitMQ, PostgreSQL and the stand-in, with a queue that gets all events; workers are started by the test."""
+    """RabbitMQ, PostgreSQL and the sandbox, with a queue that gets all events. The test starts workers."""
     with System(broker_url, postgresql_url, sandbox, environment, tmp_path) as running:
         yield running
 
@@ -139,9 +139,9 @@ def runtime(database_url: str, environment: dict[str, str], monkeypatch: pytest.
     """The parts of a worker in this process, with an in-memory broker."""
     for name, value in {**environment, "DATABASE_URL": database_url, "BROKER_URL": "memory://"}.items():
         monkeypatch.setenv(name, value)
-    made = Runtime(dice=lambda: 0.0)
-    yield made
-    made.close()
+    runtime = Runtime(dice=lambda: 0.0)
+    yield runtime
+    runtime.close()
 
 
 @pytest.fixture
@@ -163,8 +163,8 @@ def sentry(_sentry_off_afterwards: None) -> Capturing:
 
 
 @pytest.fixture(autouse=True)
-def _no_facts() -> Iterator[None]:
-    """What a test binds to its lines is not of the next one."""
+def _empty_log_context() -> Iterator[None]:
+    """Removes what a test bound to the log context."""
     yield
     log_context._bound.set({})
 

@@ -1,4 +1,4 @@
-"""Every command that changes something leaves a row: who, when, what, why, how many."""
+"""Every command that changes something writes an audit row: who, when, what, why, how many."""
 
 import getpass
 import json
@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from models.states import State
 from models.tables import AuditEntry, Confirmation, OutboxEvent
 from tests.support.command_tree import COMMANDS
-from tests.support.queues import letter, put
+from tests.support.queues import dead_letter, put
 from tests.support.stored import fail
 from tests.support.system import job
 from worker.cli.app import cli
@@ -24,7 +24,7 @@ from worker.storage.database import now
 pytestmark = pytest.mark.slow
 
 WHY = "ticket 7"
-# "demo" has a database of its own, and a worker does what was decided elsewhere.
+# "demo" has its own database, and a worker does what was decided elsewhere.
 CHANGE_NOTHING = {
     ("batch", "show"), ("batches",), ("broker", "declare"), ("db", "check"), ("dead-letters", "list"), ("demo",),
     ("doctor",), ("failed",), ("health",), ("keygen",), ("sandbox",), ("schema", "asyncapi"), ("schema", "event"),
@@ -32,22 +32,22 @@ CHANGE_NOTHING = {
 }  # fmt: skip
 
 
-def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) -> None:
+def test_each_command_that_changes_something_is_audited(broker_url: str, tmp_path: Path) -> None:
     url, keys = f"sqlite:///{tmp_path}/confirm-offer.db", Fernet.generate_key().decode()
     settings = {"DATABASE_URL": url, "BROKER_URL": broker_url, "DATA_KEYS": keys}
     engine = database.connect(url)
-    run_so_far: set[tuple[str, ...]] = set()
+    commands_run: set[tuple[str, ...]] = set()
 
     def run(*command: str) -> None:
         done = CliRunner().invoke(cli, command, env=settings)
         assert done.exit_code == 0, done.output
-        run_so_far.add(next(path for n in (2, 1) if (path := command[:n]) in COMMANDS))
+        commands_run.add(next(path for n in (2, 1) if (path := command[:n]) in COMMANDS))
 
     run("db", "upgrade")
     fail(url, keys, ["a", "b"])
     fail(url, keys, ["c", "d"], state=State.NEEDS_REVIEW)
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job(f"offer-{n}")) + "\n" for n in range(3)))
-    put(broker_url, [letter(n, b"{}") for n in range(2)])
+    put(broker_url, [dead_letter(n, b"{}") for n in range(2)])
 
     run("enqueue", str(tmp_path / "jobs.jsonl"), "--reason", WHY)
     run("dead-letters", "replay", "--limit", "1", "--yes", "--reason", WHY)
@@ -68,7 +68,7 @@ def test_each_command_that_changes_something(broker_url: str, tmp_path: Path) ->
     run("purge", "--older-than", "0s", "--yes", "--reason", WHY)
     run("erase", "--email", "ada@example.com", "--yes", "--reason", WHY)
 
-    assert COMMANDS.keys() - CHANGE_NOTHING - groups() == run_so_far
+    assert COMMANDS.keys() - CHANGE_NOTHING - groups() == commands_run
     with engine.connect() as connection:
         rows = connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)).all()
     engine.dispose()

@@ -1,4 +1,4 @@
-"""The chaos run in short: every promise holds while everything fails now and then. `make chaos` is the long form."""
+"""A short chaos run: every promise holds under random faults. `make chaos` is the long run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.servers import PostgreSQL, RabbitMQ, require
 pytestmark = pytest.mark.slow
 
 
-def test_every_promise_holds_while_everything_fails_now_and_then(tmp_path: Path) -> None:
+def test_every_promise_holds_under_random_faults(tmp_path: Path) -> None:
     for server in (RabbitMQ, PostgreSQL):
         require(server)
     plan = chaos.Plan(jobs=200, workers=2, seed=11, every=1.0, hurry=True, longest=20.0)

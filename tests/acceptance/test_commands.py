@@ -1,4 +1,4 @@
-"""The commands, run as programs."""
+"""Commands, run as programs."""
 
 import json
 import os
@@ -28,15 +28,15 @@ def test_all_missing_settings_are_named_in_one_line() -> None:
     )
 
 
-def test_celery_ends_with_the_same_line_where_settings_are_missing() -> None:
-    done = celery()
+def test_celery_ends_with_the_same_line_if_settings_are_missing() -> None:
+    done = run_celery()
 
     assert done.returncode == 2
     assert done.stderr == run("worker").stderr
 
 
-def celery(**settings: str) -> subprocess.CompletedProcess[str]:
-    """The worker as Celery starts it."""
+def run_celery(**settings: str) -> subprocess.CompletedProcess[str]:
+    """Starts the worker with Celery's command."""
     return subprocess.run(
         [sys.executable, "-m", "celery", "-A", "worker", "worker"],
         env={"PATH": os.environ["PATH"], **settings},
@@ -48,8 +48,8 @@ def celery(**settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def quickly(*arguments: str, **settings: str) -> Result:
-    """In this process, where only what is printed is of interest."""
+def run_here(*arguments: str, **settings: str) -> Result:
+    """Runs a command in this process, which is faster."""
     return CliRunner().invoke(cli, arguments, env=settings)
 
 
@@ -67,11 +67,11 @@ def test_a_wrong_setting_is_named_without_its_value() -> None:
     ("start", "wrong", "named"),
     [
         (partial(run, "worker"), {"XONE_BASE_URL": "http://xone.example"}, "XONE_ALLOW_PLAIN_HTTP"),
-        (celery, {"SENTRY_DSN": "hush-hush"}, "SENTRY_DSN"),
+        (run_celery, {"SENTRY_DSN": "hush-hush"}, "SENTRY_DSN"),
     ],
     ids=["worker", "celery"],
 )
-def test_what_would_be_found_out_too_late_is_found_at_start(
+def test_wrong_combinations_are_found_at_start(
     start: Callable[..., subprocess.CompletedProcess[str]], wrong: dict[str, str], named: str
 ) -> None:
     done = start(**REQUIRED | wrong)
@@ -82,44 +82,47 @@ def test_what_would_be_found_out_too_late_is_found_at_start(
     assert "hush-hush" not in done.stderr
 
 
-def test_database_from_nothing_to_checked(tmp_path: Path) -> None:
+def test_a_new_database_is_upgraded_and_checked(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
 
-    before = quickly("db", "check", DATABASE_URL=url)
-    upgraded = quickly("db", "upgrade", DATABASE_URL=url)
-    after = quickly("db", "check", DATABASE_URL=url)
+    before = run_here("db", "check", DATABASE_URL=url)
+    upgraded = run_here("db", "upgrade", DATABASE_URL=url)
+    after = run_here("db", "check", DATABASE_URL=url)
 
     assert (before.exit_code, upgraded.exit_code, after.exit_code) == (1, 0, 0)
     assert "run 'confirm-offer db upgrade'" in before.stderr
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "message"),
     [
         (["db", "check"], "the database can't be reached"),
         (["show", "offer-1"], "the database can't be reached"),
         (["broker", "declare"], "the broker can't be reached"),
     ],
 )
-def test_what_is_away_is_told_in_one_line(command: list[str], says: str) -> None:
-    away = {"DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x", "BROKER_URL": "amqp://guest:hush@127.0.0.1:1//"}
+def test_an_unavailable_server_is_one_line(command: list[str], message: str) -> None:
+    unavailable = {
+        "DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x",
+        "BROKER_URL": "amqp://guest:hush@127.0.0.1:1//",
+    }
 
-    done = quickly(*command, **away)
+    done = run_here(*command, **unavailable)
 
     assert done.exit_code == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "hush" not in done.stderr
 
 
-def test_show_without_tables_says_what_to_run(tmp_path: Path) -> None:
-    done = quickly("show", "offer-1", DATABASE_URL=f"sqlite:///{tmp_path}/empty.db")
+def test_show_without_tables_names_the_command_to_run(tmp_path: Path) -> None:
+    done = run_here("show", "offer-1", DATABASE_URL=f"sqlite:///{tmp_path}/empty.db")
 
     assert done.exit_code == 1
     assert "run 'confirm-offer db upgrade'" in done.stderr
 
 
-def test_enqueue_checks_all_and_publishes_the_good(broker_url: str, tmp_path: Path) -> None:
+def test_enqueue_checks_all_jobs_and_publishes_the_valid_ones(broker_url: str, tmp_path: Path) -> None:
     file = tmp_path / "jobs.jsonl"
     lines = [json.dumps(job(f"offer-{number}")) for number in range(1200)]
     file.write_text("\n".join([*lines[:600], '{"partner_id": "P"}', "", "no json", *lines[600:]]) + "\n")
@@ -134,40 +137,40 @@ def test_enqueue_checks_all_and_publishes_the_good(broker_url: str, tmp_path: Pa
     ]
 
 
-def test_a_job_goes_through_enqueue_worker_and_show(system: System) -> None:
+def test_a_job_is_enqueued_confirmed_and_shown(system: System) -> None:
     system.start_worker()
 
     done = run("enqueue", "-", "--json", stdin=json.dumps(job("offer-1~http-500~1")), BROKER_URL=system.broker_url)
     assert done.returncode == 0
-    told = json.loads(done.stdout)
-    assert (told["published"], told["bad"], told["refused"]) == (1, [], [])
+    report = json.loads(done.stdout)
+    assert (report["published"], report["bad"], report["refused"]) == (1, [], [])
     system.until_events(1)
     shown = run("show", "offer-1~http-500~1", "--json", DATABASE_URL=system.database_url)
     screen = run("show", "offer-1~http-500~1", "--partner", "P-100", DATABASE_URL=system.database_url)
 
-    told = json.loads(shown.stdout)
-    assert set(told) == {
+    content = json.loads(shown.stdout)
+    assert set(content) == {
         "partner_id", "offer_id", "order_reference", "state", "error", "next_attempt_at", "attempts", "booking",
         "policies", "events",
     }  # fmt: skip
-    assert (told["state"], told["error"], told["next_attempt_at"]) == ("confirmed", None, None)
-    assert [(attempt["number"], attempt["outcome"], attempt["code"]) for attempt in told["attempts"]] == [
+    assert (content["state"], content["error"], content["next_attempt_at"]) == ("confirmed", None, None)
+    assert [(attempt["number"], attempt["outcome"], attempt["code"]) for attempt in content["attempts"]] == [
         (1, "unknown", "http-500"),
         (2, "booked", None),
     ]
-    assert set(told["attempts"][0]) == {"number", "started_at", "duration_ms", "outcome", "http_status", "code"}
-    (event,) = told["events"]
+    assert set(content["attempts"][0]) == {"number", "started_at", "duration_ms", "outcome", "http_status", "code"}
+    (event,) = content["events"]
     assert (event["id"], event["type"], event["sequence"]) == (system.events[0]["id"], "booking.confirmed", 1)
     assert event["published_at"].endswith("Z")
-    assert told["booking"]["price"] == system.events[0]["data"]["booking"]["price"]
+    assert content["booking"]["price"] == system.events[0]["data"]["booking"]["price"]
     assert screen.returncode == 0
     assert max(len(line) for line in screen.stdout.splitlines()) <= 80
-    for person in ("Ada", "Lovelace", "ada@example.com"):
-        assert person not in shown.stdout + screen.stdout
+    for value in ("Ada", "Lovelace", "ada@example.com"):
+        assert value not in shown.stdout + screen.stdout
 
 
-def test_show_of_an_unknown_offer(sqlite_url: str) -> None:
-    done = quickly("show", "nowhere", DATABASE_URL=sqlite_url)
+def test_show_says_that_an_offer_is_unknown(sqlite_url: str) -> None:
+    done = run_here("show", "nowhere", DATABASE_URL=sqlite_url)
 
     assert done.exit_code == 1
     assert done.stderr == (
@@ -176,14 +179,14 @@ def test_show_of_an_unknown_offer(sqlite_url: str) -> None:
     )
 
 
-def test_broker_declare_twice(broker_url: str) -> None:
-    first, second = (quickly("broker", "declare", BROKER_URL=broker_url) for _ in range(2))
+def test_a_second_broker_declare_changes_nothing(broker_url: str) -> None:
+    first, second = (run_here("broker", "declare", BROKER_URL=broker_url) for _ in range(2))
 
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert f"declared queue {topology.JOBS}" in first.stdout
 
 
-def test_sandbox_runs_by_itself() -> None:
+def test_the_sandbox_runs_as_a_command() -> None:
     command = [sys.executable, "-m", "worker", "sandbox", "--port", "0"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
@@ -196,8 +199,8 @@ def test_sandbox_runs_by_itself() -> None:
     assert "stand-in of XONE at http://127.0.0.1:" in line
 
 
-def test_keygen_prints_a_key_that_fits() -> None:
-    key = quickly("keygen").stdout.strip()
+def test_keygen_prints_a_valid_key() -> None:
+    key = run_here("keygen").stdout.strip()
 
     done = run("worker", **REQUIRED | {"DATA_KEYS": key, "XONE_CLIENT_ID": ""})
     assert done.returncode == 2
@@ -209,9 +212,9 @@ def test_a_refused_offer_is_shown_with_its_reason(system: System, sandbox: Sandb
     system.publish([job("offer-1~http-422")])
     until(lambda: system.states()[State.FAILED] == 1)
 
-    told = json.loads(run("show", "offer-1~http-422", "--json", DATABASE_URL=system.database_url).stdout)
+    content = json.loads(run("show", "offer-1~http-422", "--json", DATABASE_URL=system.database_url).stdout)
 
-    assert told["error"]["code"] == "http-422"
+    assert content["error"]["code"] == "http-422"
     (event,) = system.until_events(1)
     assert event["type"] == "confirmation.failed"
-    assert event["data"]["error"] == {**told["error"], "attempts": 1}
+    assert event["data"]["error"] == {**content["error"], "attempts": 1}

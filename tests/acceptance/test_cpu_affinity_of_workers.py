@@ -1,4 +1,4 @@
-"""On which cores a worker runs, seen from outside."""
+"""The cores on which a worker runs, seen from outside."""
 
 import os
 
@@ -16,7 +16,7 @@ ALL = frozenset(os.sched_getaffinity(0))
     [["-m", "worker", "worker"], pytest.param(["-m", "celery", "-A", "worker", "worker"], marks=pytest.mark.slow)],
     ids=["worker", "celery"],
 )
-def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
+def test_all_threads_stay_on_one_core(command: list[str], system: System) -> None:
     worker = system.start_worker(command)
 
     until(lambda: {len(allowed) for allowed in cores_of(worker.process.pid)} == {1})
@@ -35,7 +35,7 @@ def test_threads_stay_on_one_core(command: list[str], system: System) -> None:
     ],
     ids=["off", "prefork", "gevent"],
 )
-def test_where_it_is_off_or_makes_no_sense_the_kernel_decides(settings: dict[str, str], system: System) -> None:
+def test_threads_are_not_pinned_if_it_is_off_or_of_no_use(settings: dict[str, str], system: System) -> None:
     worker = system.start_worker(WORKER_CONCURRENCY="2", **settings)
     system.publish([job("offer-1")])
 

@@ -1,4 +1,4 @@
-"""Dashboard and alerts: every query has data, once a worker has done jobs of all fates. In a real Prometheus."""
+"""Dashboard and alerts, in a real Prometheus: every query has data after jobs with all outcomes."""
 
 import json
 import re
@@ -20,7 +20,7 @@ DEPLOY = PROJECT / "deploy"
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """With the plugin that tells of its queues."""
+    """A server with the plugin that exports metrics of queues."""
     require(RabbitMQ)
     server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_prometheus"])
     server.start()
@@ -30,7 +30,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def prometheus(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Prometheus]:
-    """Scrapes RabbitMQ, and a worker that has done jobs of all fates."""
+    """A Prometheus that scrapes RabbitMQ and a worker."""
     require(Prometheus)
     worker = system.start_worker(METRICS_PORT="0", RETRY_MAX_ATTEMPTS="3")
     port = port_of(worker)
@@ -48,7 +48,7 @@ def prometheus(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[P
 
 
 def dashboard_queries() -> dict[str, str]:
-    """Of every panel, and of the annotations, by panel and legend."""
+    """The queries of all panels, by panel and legend, and of the annotations."""
     dashboard = json.loads((DEPLOY / "grafana/dashboards/confirm-offer.json").read_text())
     return {
         f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$__rate_interval", "20s")
@@ -64,34 +64,34 @@ def selectors(expression: str) -> set[str]:
 
 @pytest.mark.slow
 def test_every_query_of_dashboard_and_alerts_has_data(prometheus: Prometheus, system: System) -> None:
-    def work() -> None:
+    def publish_jobs() -> None:
         number = time.monotonic_ns()
         fates = ("ok", "pending~pending", "refused~http-422", "busy~http-503~1", "lost~drop-after~1")
         system.publish(job(f"{number}-{fate}") for fate in fates)
         system.publish([b"no job"])
 
     system.sandbox.revoke_tokens()
-    work()
+    publish_jobs()
     until(lambda: system.states()[State.FAILED] and system.queue_length(DEAD_LETTERS))
     assert run("reprocess", "--rate", "0.01", "--yes", **system.environment).returncode == 0
     missing = dashboard_queries()
     rules = prometheus.alerts()
-    read = {series for rule in rules.values() for series in selectors(rule["query"])}
+    without_data = {series for rule in rules.values() for series in selectors(rule["query"])}
     assert len(missing) > 35
     assert len(rules) == 17
-    assert len(read) >= 17
+    assert len(without_data) >= 17
 
     def all_have_data() -> bool:
-        work()  # rates need something to rise
-        for where in [where for where, query in missing.items() if prometheus.query(query)]:
-            del missing[where]
-        read.difference_update([series for series in read if prometheus.query(series)])
-        return not missing and not read
+        publish_jobs()  # rates need rising counters
+        for name in [name for name, query in missing.items() if prometheus.query(query)]:
+            del missing[name]
+        without_data.difference_update([series for series in without_data if prometheus.query(series)])
+        return not missing and not without_data
 
     try:
         until(all_have_data, 90, every=1.0)
     except AssertionError:
-        pytest.fail(f"no data for {missing} {read}")
+        pytest.fail(f"no data for {missing} {without_data}")
     assert {name: rule["lastError"] for name, rule in prometheus.alerts().items() if rule.get("lastError")} == {}
     assert all(rule["health"] == "ok" for rule in prometheus.alerts().values())
     for query in dashboard_queries().values():

@@ -1,4 +1,4 @@
-"""Dead letters listed, replayed and dropped: nothing is lost, moved or shown that should not be."""
+"""Dead letters are listed, replayed and dropped; nothing is lost, moved or shown by mistake."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from models.tables import AuditEntry
 from tests.support.commands import run
-from tests.support.queues import as_bytes, drain, length, letter, put
+from tests.support.queues import as_bytes, dead_letter, drain, length, put
 from tests.support.system import PROJECT, System, job, until
 from worker.messaging import topology
 from worker.messaging.dead_letter_queue import DeadLetterQueue
@@ -34,13 +34,13 @@ def settings(system: System) -> dict[str, str]:
     return {"BROKER_URL": system.broker_url, "DATABASE_URL": system.database_url}
 
 
-def audited(system: System) -> list[tuple[str, str | None, int, dict[str, Any]]]:
+def audit_entries(system: System) -> list[tuple[str, str | None, int, dict[str, Any]]]:
     with system.engine.connect() as connection:
         rows = connection.execute(select(AuditEntry.__table__).order_by(AuditEntry.id)).all()
     return [(row.command, row.reason, row.count, row.details) for row in rows]
 
 
-def test_listed_by_code_masked_and_left_in_their_order(broker_url: str) -> None:
+def test_dead_letters_are_listed_by_code_masked_and_keep_their_order(broker_url: str) -> None:
     bodies = [
         body("offer-1", policyholder={"first_name": "Ada", "email": "ada@example.com", "Lovelace": "Ada"}),
         body("offer-2", partner_id="Ada Lovelace"),
@@ -48,73 +48,78 @@ def test_listed_by_code_masked_and_left_in_their_order(broker_url: str) -> None:
         "Lovelace \x1b[31m".encode("utf-16"),
     ]
     codes = ["invalid-job", "invalid-job", "invalid-json", "invalid-json"]
-    put(broker_url, [letter(n, one, code) for n, (one, code) in enumerate(zip(bodies, codes, strict=True))])
+    put(
+        broker_url, [dead_letter(n, content, code) for n, (content, code) in enumerate(zip(bodies, codes, strict=True))]
+    )
 
     shown = run("dead-letters", "list", BROKER_URL=broker_url)
-    told = json.loads(run("dead-letters", "list", "--json", BROKER_URL=broker_url).stdout)
+    listing = json.loads(run("dead-letters", "list", "--json", BROKER_URL=broker_url).stdout)
 
     assert (shown.returncode, shown.stderr) == (0, "")
     assert max(len(line) for line in shown.stdout.splitlines()) <= 80
     assert shown.stdout.startswith("invalid-job: 2 letters, ")
     assert "P-100 offer-1" in shown.stdout
-    assert not [person for person in PERSON if person in shown.stdout + json.dumps(told)]
-    assert told["total"] == 4
-    assert told["groups"] == [
+    assert not [person for person in PERSON if person in shown.stdout + json.dumps(listing)]
+    assert listing["total"] == 4
+    assert listing["groups"] == [
         {"code": "invalid-job", "count": 2, "first_at": "2026-01-31T12:00:00.000000Z",
          "last_at": "2026-01-31T12:00:01.000000Z"},
         {"code": "invalid-json", "count": 2, "first_at": "2026-01-31T12:00:02.000000Z",
          "last_at": "2026-01-31T12:00:03.000000Z"},
     ]  # fmt: skip
-    first, second, third, _ = told["letters"]
+    first, second, third, _ = listing["letters"]
     assert (first["partner_id"], first["offer_id"], first["size"]) == ("P-100", "offer-1", len(bodies[0]))
     assert first["body"]["policyholder"] == {"first_name": "<text>", "email": "<text>", "<key>": "<text>"}
     assert first["body"]["offer_id"] == "offer-1"
     assert (second["partner_id"], second["body"]["partner_id"]) == (None, "<text>")
     assert (third["offer_id"], third["body"]) == (None, None)
-    assert [message.body for message in map(raw, drain(broker_url, DEAD_LETTERS))] == bodies
+    assert [message.body for message in map(with_bytes, drain(broker_url, DEAD_LETTERS))] == bodies
 
 
-def raw(message: Any) -> Any:
+def with_bytes(message: Any) -> Any:
     message.body = as_bytes(message.body)
     return message
 
 
-def test_thousands_are_listed_in_place_and_only_some_shown(broker_url: str) -> None:
-    put(broker_url, [letter(n, body(f"offer-{n}")) for n in range(3000)])
+def test_thousands_are_listed_in_place_and_a_part_is_shown(broker_url: str) -> None:
+    put(broker_url, [dead_letter(n, body(f"offer-{n}")) for n in range(3000)])
 
-    told = json.loads(run("dead-letters", "list", "--limit", "2", "--json", BROKER_URL=broker_url).stdout)
+    listing = json.loads(run("dead-letters", "list", "--limit", "2", "--json", BROKER_URL=broker_url).stdout)
 
-    assert (told["total"], [one["offer_id"] for one in told["letters"]]) == (3000, ["offer-0", "offer-1"])
+    assert (listing["total"], [entry["offer_id"] for entry in listing["letters"]]) == (3000, ["offer-0", "offer-1"])
     assert length(broker_url, DEAD_LETTERS) == 3000
     order = [json.loads(message.body)["offer_id"] for message in drain(broker_url, DEAD_LETTERS)]
     assert order == [f"offer-{n}" for n in range(3000)]
 
 
-def test_who_comes_next_finds_all_letters_again(broker_url: str) -> None:
-    put(broker_url, [letter(n, b"%d" % n) for n in range(4)])
+def test_all_dead_letters_are_left_for_the_next_reader(broker_url: str) -> None:
+    put(broker_url, [dead_letter(n, b"%d" % n) for n in range(4)])
 
-    standing = []
+    counts = []
     for _ in range(40):
-        with DeadLetterQueue(broker_url) as letters:
-            standing.append(letters.message_count)
+        with DeadLetterQueue(broker_url) as queue:
+            counts.append(queue.message_count)
 
-    assert standing == [4] * 40
-
-
-def test_revealed_bodies_are_on_record(system: System) -> None:
-    put(system.broker_url, [letter(1, body("offer-1")), letter(2, b"\xff\xfe")])
-
-    told = json.loads(run("dead-letters", "list", "--reveal", "--json", **settings(system)).stdout)
-
-    assert told["letters"][0]["body"].encode() == body("offer-1")
-    assert (told["letters"][1]["body"], told["letters"][1]["body_base64"]) == (None, "//4=")
-    assert [entry[:3] for entry in audited(system)] == [("dead-letters list --reveal", None, 2)]
+    assert counts == [4] * 40
 
 
-def test_replayed_byte_for_byte_without_what_made_it_a_letter(system: System) -> None:
-    """Also one that RabbitMQ itself gave up: it has no code."""
-    odd = [body("offer-1", order_reference="Größe"), b"\xff\x00\xfe", b"", body("offer-2")]
-    put(system.broker_url, [letter(n, one, message_id=f"M-{n}", correlation_id="C-1") for n, one in enumerate(odd)])
+def test_revealed_bodies_are_audited(system: System) -> None:
+    put(system.broker_url, [dead_letter(1, body("offer-1")), dead_letter(2, b"\xff\xfe")])
+
+    listing = json.loads(run("dead-letters", "list", "--reveal", "--json", **settings(system)).stdout)
+
+    assert listing["letters"][0]["body"].encode() == body("offer-1")
+    assert (listing["letters"][1]["body"], listing["letters"][1]["body_base64"]) == (None, "//4=")
+    assert [entry[:3] for entry in audit_entries(system)] == [("dead-letters list --reveal", None, 2)]
+
+
+def test_a_job_is_replayed_unchanged_without_the_headers_of_its_dead_letter(system: System) -> None:
+    """Also a message that RabbitMQ itself gave up, which has no code."""
+    bodies = [body("offer-1", order_reference="Größe"), b"\xff\x00\xfe", b"", body("offer-2")]
+    put(
+        system.broker_url,
+        [dead_letter(n, content, message_id=f"M-{n}", correlation_id="C-1") for n, content in enumerate(bodies)],
+    )
     channel = system.connection.channel()
     system.publish([b"given up"], message_id="M-4", headers={"x-dead-letter-code": "invalid-job", "own": "header"})
     for _ in range(topology.DELIVERY_LIMIT + 1):
@@ -128,20 +133,20 @@ def test_replayed_byte_for_byte_without_what_made_it_a_letter(system: System) ->
     assert "delivery_limit" in listed["letters"][-1]["detail"]
     assert listed["letters"][-1]["at"].endswith("Z")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"replayed": 5, "left": 0})
-    jobs = [raw(message) for message in drain(system.broker_url, JOBS)]
-    assert [message.body for message in jobs] == [*odd, b"given up"]
+    jobs = [with_bytes(message) for message in drain(system.broker_url, JOBS)]
+    assert [message.body for message in jobs] == [*bodies, b"given up"]
     assert [message.properties["message_id"] for message in jobs] == [f"M-{n}" for n in range(5)]
     assert jobs[0].properties["correlation_id"] == "C-1"
     assert set(jobs[0].headers) - {"x-delivery-count"} == {"traceparent"}
     assert set(jobs[4].headers) - {"x-delivery-count"} == set()
     assert system.queue_length(DEAD_LETTERS) == 0
-    ((command, _, count, details),) = audited(system)
+    ((command, _, count, details),) = audit_entries(system)
     assert (command, count, details["edit"]) == ("dead-letters replay", 5, False)
 
 
-def test_only_those_of_a_code_and_no_more_than_asked_for(system: System) -> None:
+def test_dead_letters_are_selected_by_code_and_limit(system: System) -> None:
     codes = ["invalid-job", "poison", "too-large", "poison", "poison"]
-    put(system.broker_url, [letter(n, b"%d" % n, code) for n, code in enumerate(codes)])
+    put(system.broker_url, [dead_letter(n, b"%d" % n, code) for n, code in enumerate(codes)])
 
     replayed = run("dead-letters", "replay", "--code", "poison", "--limit", "2", "--yes", **settings(system))
     dropped = run("dead-letters", "drop", "--code", "too-large", "--reason", "a test", "--yes", **settings(system))
@@ -153,14 +158,14 @@ def test_only_those_of_a_code_and_no_more_than_asked_for(system: System) -> None
     assert (none_left.returncode, none_left.stdout) == (0, "no dead letters of code too-large\n")
     assert (unasked.returncode, "add --yes" in unasked.stderr) == (2, True)
     assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [b"0", b"4"]
-    assert [entry[:3] for entry in audited(system)] == [
+    assert [entry[:3] for entry in audit_entries(system)] == [
         ("dead-letters replay", None, 2),
         ("dead-letters drop", "a test", 1),
     ]
 
 
-def test_a_letter_that_fails_again_is_replayed_once(system: System) -> None:
-    put(system.broker_url, [letter(n, b"{") for n in range(200)])
+def test_a_dead_letter_that_fails_again_is_replayed_once(system: System) -> None:
+    put(system.broker_url, [dead_letter(n, b"{") for n in range(200)])
     system.start_worker()
 
     done = run("dead-letters", "replay", "--yes", **settings(system))
@@ -169,34 +174,34 @@ def test_a_letter_that_fails_again_is_replayed_once(system: System) -> None:
     until(lambda: system.queue_length(DEAD_LETTERS) == 200)
 
 
-def test_nothing_is_touched_without_a_database(broker_url: str) -> None:
-    put(broker_url, [letter(1, b"1")])
-    away = {"BROKER_URL": broker_url, "DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x"}
+def test_without_a_database_no_dead_letter_is_touched(broker_url: str) -> None:
+    put(broker_url, [dead_letter(1, b"1")])
+    unavailable = {"BROKER_URL": broker_url, "DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x"}
 
-    done = run("dead-letters", "drop", "--reason", "a test", "--yes", **away)
+    done = run("dead-letters", "drop", "--reason", "a test", "--yes", **unavailable)
 
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "the database can't be reached" in done.stderr
     assert (length(broker_url, DEAD_LETTERS), length(broker_url, JOBS)) == (1, 0)
 
 
-def test_a_copy_that_the_broker_refuses_stays_a_letter(system: System) -> None:
-    put(system.broker_url, [letter(n, b"%d" % n) for n in range(10)])
+def test_a_copy_that_the_broker_refuses_stays_a_dead_letter(system: System) -> None:
+    put(system.broker_url, [dead_letter(n, b"%d" % n) for n in range(10)])
     channel = system.connection.channel()
     channel.queue_delete(JOBS)
 
-    unbound = run("dead-letters", "replay", "--yes", **settings(system))
+    without_queue = run("dead-letters", "replay", "--yes", **settings(system))
 
-    assert unbound.returncode == 1
-    assert "the broker did not take 10 copies" in unbound.stderr
+    assert without_queue.returncode == 1
+    assert "the broker did not take 10 copies" in without_queue.stderr
     assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [
         b"%d" % n for n in range(10)
     ]
 
 
-def test_killed_in_the_middle_of_a_replay_nothing_is_lost(system: System) -> None:
+def test_a_replay_that_is_killed_loses_nothing(system: System) -> None:
     bodies = [body(f"offer-{n}") for n in range(2000)]
-    put(system.broker_url, [letter(n, one) for n, one in enumerate(bodies)])
+    put(system.broker_url, [dead_letter(n, content) for n, content in enumerate(bodies)])
     program = subprocess.Popen(
         [sys.executable, "-m", "worker", "dead-letters", "replay", "--yes"],
         env={**os.environ, **settings(system)},
@@ -210,7 +215,7 @@ def test_killed_in_the_middle_of_a_replay_nothing_is_lost(system: System) -> Non
     until(lambda: system.queue_length(JOBS) + system.queue_length(DEAD_LETTERS) >= 2000)
     left = system.queue_length(DEAD_LETTERS)
     assert left > 0
-    assert [(command, details["limit"]) for command, _, _, details in audited(system)] == [
+    assert [(command, details["limit"]) for command, _, _, details in audit_entries(system)] == [
         ("dead-letters replay", None)
     ]
     again = run("dead-letters", "replay", "--yes", **settings(system))
@@ -221,7 +226,7 @@ def test_killed_in_the_middle_of_a_replay_nothing_is_lost(system: System) -> Non
 
 
 def editor(tmp_path: Path, script: str) -> dict[str, str]:
-    """An $EDITOR that runs Python over ``text``, the content of the file."""
+    """An $EDITOR that runs a Python script on ``text``, the content of the file."""
     program = tmp_path / "editor.py"
     program.write_text(
         f"import os, pathlib, sys\nfile = pathlib.Path(sys.argv[1])\ntext = file.read_text()\n{script}\n"
@@ -230,13 +235,16 @@ def editor(tmp_path: Path, script: str) -> dict[str, str]:
     return {"EDITOR": f"{sys.executable} {program}"}
 
 
-def test_edited_letters_are_checked_before_they_are_replayed(system: System, tmp_path: Path) -> None:
-    mendable, hopeless, emptied = (
+def test_edited_dead_letters_are_checked_before_they_are_replayed(system: System, tmp_path: Path) -> None:
+    fixable, hopeless, emptied = (
         body("offer-1", policyholder={"first_name": "Ada", "last_name": "L", "country": "GB", "email": "ada"}),
         body("offer-2", quotes=[]),
         body("offer-3", quotes=[]),
     )
-    put(system.broker_url, [letter(n, one) for n, one in enumerate([mendable, hopeless, emptied, body("offer-4")])])
+    put(
+        system.broker_url,
+        [dead_letter(n, content) for n, content in enumerate([fixable, hopeless, emptied, body("offer-4")])],
+    )
     seen = tmp_path / "seen"
     edits = editor(
         tmp_path,
@@ -260,8 +268,8 @@ def test_edited_letters_are_checked_before_they_are_replayed(system: System, tmp
         assert not Path(file).exists()
 
 
-def test_an_editor_that_fails_leaves_all(system: System, tmp_path: Path) -> None:
-    put(system.broker_url, [letter(n, body(f"offer-{n}")) for n in range(2)])
+def test_a_failing_editor_changes_nothing(system: System, tmp_path: Path) -> None:
+    put(system.broker_url, [dead_letter(n, body(f"offer-{n}")) for n in range(2)])
 
     done = run("dead-letters", "replay", "--edit", "--yes", EDITOR="false", **settings(system))
 
@@ -270,11 +278,11 @@ def test_an_editor_that_fails_leaves_all(system: System, tmp_path: Path) -> None
     assert (system.queue_length(DEAD_LETTERS), system.queue_length(JOBS)) == (2, 0)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_edit_that_is_broken_off_leaves_the_letter_and_no_file(
-    how: signal.Signals, system: System, tmp_path: Path
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_edit_leaves_the_dead_letter_and_no_file(
+    signal_number: signal.Signals, system: System, tmp_path: Path
 ) -> None:
-    put(system.broker_url, [letter(1, body("offer-1"))])
+    put(system.broker_url, [dead_letter(1, body("offer-1"))])
     opened = tmp_path / "opened"
     edits = editor(tmp_path, f"open({str(opened)!r}, 'w').write(str(file))\nimport time; time.sleep(60)")
     program = subprocess.Popen(
@@ -285,17 +293,17 @@ def test_an_edit_that_is_broken_off_leaves_the_letter_and_no_file(
     file = Path(until(lambda: opened.exists() and opened.read_text()))
     assert file.exists()
 
-    os.killpg(program.pid, how)
-    _, said = program.communicate(timeout=30)
+    os.killpg(program.pid, signal_number)
+    _, errors = program.communicate(timeout=30)
 
     assert program.returncode == 1
-    assert said.splitlines()[-1] == "confirm-offer: interrupted: 0 replayed, the others stay dead letters"
+    assert errors.splitlines()[-1] == "confirm-offer: interrupted: 0 replayed, the others stay dead letters"
     assert not file.parent.exists()
     until(lambda: system.queue_length(DEAD_LETTERS) == 1)
-    assert [(command, count) for command, _, count, _ in audited(system)] == [("dead-letters replay", 0)]
+    assert [(command, count) for command, _, count, _ in audit_entries(system)] == [("dead-letters replay", 0)]
 
 
-def test_an_undeclared_queue_is_told_plainly(broker_url: str) -> None:
+def test_an_undeclared_queue_is_a_clear_error(broker_url: str) -> None:
     with Connection(broker_url) as connection:
         connection.channel().queue_delete(DEAD_LETTERS)
 
@@ -309,7 +317,7 @@ def test_an_undeclared_queue_is_told_plainly(broker_url: str) -> None:
     "content",
     [b'{"a": 1.10}', b'{"a": 1E5}', b'{"a": -0}', b'{"a": 1, "a": 2}', b'{"a": NaN}', b'"\\ud800"', b"{", b"\xff"],
 )
-def test_what_indenting_would_change_is_edited_as_it_is(content: bytes) -> None:
+def test_a_body_that_indenting_would_change_is_edited_unchanged(content: bytes) -> None:
     assert for_editor(content) == content
 
 
@@ -330,5 +338,5 @@ def test_other_bodies_are_indented() -> None:
          {"offer_id": "<text>", "order_reference": "<text>", "partner_id": "P-1"}),
     ],
 )  # fmt: skip
-def test_masked(content: bytes, shown: Any) -> None:
+def test_each_body_is_masked(content: bytes, shown: Any) -> None:
     assert masked(content) == shown

@@ -1,4 +1,4 @@
-"""What can't be accepted goes to the dead letters, says why without saying anything about a person, blocks nobody."""
+"""A message that can't be accepted is a dead letter with a reason, without personal data, and blocks no other."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from tests.support.system import System, job, until
 from worker.messaging import topology
 
 MARK = "Lovelace"
-BAD = {
+INVALID = {
     b"": "invalid-json",
     b"{": "invalid-json",
     b"\xff\xfe": "invalid-json",
@@ -37,39 +37,39 @@ def deliver(channel: Any) -> Any:
     return channel.basic_get(topology.JOBS)
 
 
-def letters(system: System, number: int) -> list[Any]:
-    """The letters, each with headers as the AsyncAPI document says."""
+def dead_letters_of(system: System, number: int) -> list[Any]:
+    """Waits for this number of dead letters. Asserts that their headers fit the AsyncAPI document."""
     until(lambda: system.queue_length(topology.DEAD_LETTERS) == number)
     found = system.drain(topology.DEAD_LETTERS)
-    for letter in found:
-        assert problems_of_dead_letter(letter.headers) == []
+    for dead_letter in found:
+        assert problems_of_dead_letter(dead_letter.headers) == []
     return found
 
 
-def test_each_kind_goes_there_and_the_next_job_is_confirmed(system: System) -> None:
-    system.publish([*BAD, job("good-1")], message_id="M-1", correlation_id="C-1")
+def test_each_invalid_message_is_a_dead_letter_and_the_next_job_is_confirmed(system: System) -> None:
+    system.publish([*INVALID, job("good-1")], message_id="M-1", correlation_id="C-1")
     system.start_worker(WORKER_CONCURRENCY="1")
 
     system.until_events(1)
 
-    found = letters(system, len(BAD))
-    assert {as_bytes(letter.body): letter.headers["x-dead-letter-code"] for letter in found} == BAD
-    for letter in found:
-        assert MARK not in letter.headers["x-dead-letter-detail"]
-        assert datetime.fromisoformat(letter.headers["x-dead-letter-at"]).tzinfo is not None
-        assert (letter.properties["message_id"], letter.properties["correlation_id"]) == ("M-1", "C-1")
+    found = dead_letters_of(system, len(INVALID))
+    assert {as_bytes(dead_letter.body): dead_letter.headers["x-dead-letter-code"] for dead_letter in found} == INVALID
+    for dead_letter in found:
+        assert MARK not in dead_letter.headers["x-dead-letter-detail"]
+        assert datetime.fromisoformat(dead_letter.headers["x-dead-letter-at"]).tzinfo is not None
+        assert (dead_letter.properties["message_id"], dead_letter.properties["correlation_id"]) == ("M-1", "C-1")
     assert system.states() == {State.CONFIRMED: 1}
 
 
-def test_a_conflicting_job_goes_there(system: System) -> None:
+def test_a_conflicting_job_is_a_dead_letter(system: System) -> None:
     system.start_worker()
     system.publish([job("offer-1")])
     system.until_events(1)
     system.publish([job("offer-1", order_reference="SO-other")])
 
-    (letter,) = letters(system, 1)
+    (dead_letter,) = dead_letters_of(system, 1)
 
-    assert letter.headers["x-dead-letter-code"] == "conflicting-job"
+    assert dead_letter.headers["x-dead-letter-code"] == "conflicting-job"
     assert system.states() == {State.CONFIRMED: 1}
 
 
@@ -86,7 +86,7 @@ HEADERS: list[dict[str, Any]] = [
 ]
 
 
-def test_whatever_headers_a_message_bears_it_is_a_job_and_nothing_else(system: System) -> None:
+def test_a_message_with_any_headers_is_a_job(system: System) -> None:
     for number, headers in enumerate(HEADERS):
         system.publish([job(f"offer-{number}")], headers=headers)
     for number, content_type in enumerate(["application/x-python-serialize", "application/data", "text/plain"]):
@@ -121,7 +121,7 @@ UNREADABLE = {
 
 
 class Raw(Message):
-    """A message with the bytes of its properties as a careless or malicious publisher wrote them."""
+    """A message with raw bytes as properties, as a careless or malicious publisher may send."""
 
     def __init__(self, body: bytes, properties: bytes) -> None:
         super().__init__(body)
@@ -131,8 +131,8 @@ class Raw(Message):
         return self.raw_properties
 
 
-def test_a_job_with_properties_that_can_not_be_read_is_a_job(system: System) -> None:
-    """By itself py-amqp would end the worker, at each restart again."""
+def test_a_job_with_unreadable_properties_is_a_job(system: System) -> None:
+    """py-amqp alone would end the worker, at each restart again."""
     channel = system.connection.channel()
     for number, properties in enumerate(UNREADABLE.values()):
         message = Raw(json.dumps(job(f"offer-{number}")).encode(), properties)
@@ -142,13 +142,13 @@ def test_a_job_with_properties_that_can_not_be_read_is_a_job(system: System) -> 
 
     system.until_events(len(UNREADABLE))
 
-    (letter,) = letters(system, 1)
-    assert letter.headers["x-dead-letter-code"] == "invalid-json"
+    (dead_letter,) = dead_letters_of(system, 1)
+    assert dead_letter.headers["x-dead-letter-code"] == "invalid-json"
     assert worker.process.poll() is None
 
 
 class Attack:
-    """Where it is unpickled, a file appears."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -157,8 +157,8 @@ class Attack:
         return Path.touch, (self.file,)
 
 
-def test_nothing_that_a_message_holds_is_executed(system: System, tmp_path: Path) -> None:
-    """Pickle and YAML, under the content types of all, on both queues; and what would be calls for Celery."""
+def test_no_content_of_a_message_is_executed(system: System, tmp_path: Path) -> None:
+    """Pickle and YAML with all content types on both queues, and messages that Celery would execute."""
     file = tmp_path / "executed"
     pickled = pickle.dumps(Attack(file))
     call = [[str(uuid4())], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -180,11 +180,11 @@ def test_nothing_that_a_message_holds_is_executed(system: System, tmp_path: Path
             channel.basic_publish(message, exchange="", routing_key=queue)
     worker = system.start_worker()
 
-    found = letters(system, len(messages))
+    found = dead_letters_of(system, len(messages))
 
     until(lambda: system.queue_length(topology.RESUME) == 0)
     assert worker.stop() == 0
-    assert {letter.headers["x-dead-letter-code"] for letter in found} == {"invalid-json", "invalid-job"}
+    assert {dead_letter.headers["x-dead-letter-code"] for dead_letter in found} == {"invalid-json", "invalid-job"}
     assert system.states() == {}
     assert MARK not in worker.log.read_text()
     assert not file.exists()
@@ -192,7 +192,7 @@ def test_nothing_that_a_message_holds_is_executed(system: System, tmp_path: Path
     assert file.exists(), "the attack was none"
 
 
-def test_a_body_is_taken_as_it_came_whatever_encoding_it_claims(system: System) -> None:
+def test_the_declared_encoding_of_a_body_is_ignored(system: System) -> None:
     plain = json.dumps(job("offer-1", order_reference="Größe"), ensure_ascii=False).encode()
     system.publish([plain], content_encoding="latin-1", headers={"compression": "zlib"})
     system.publish(["{Größe".encode()], content_encoding="utf-16")
@@ -201,24 +201,24 @@ def test_a_body_is_taken_as_it_came_whatever_encoding_it_claims(system: System) 
     (event,) = system.until_events(1)
 
     assert event["data"]["order_reference"] == "Größe"
-    (letter,) = letters(system, 1)
-    assert as_bytes(letter.body) == "{Größe".encode()
+    (dead_letter,) = dead_letters_of(system, 1)
+    assert as_bytes(dead_letter.body) == "{Größe".encode()
 
 
-def test_a_message_that_was_delivered_too_often_goes_there_unread(system: System) -> None:
+def test_a_message_delivered_too_often_is_a_dead_letter_without_being_read(system: System) -> None:
     system.publish([job("offer-1")])
     channel = system.connection.channel()
     for _ in range(MAX_DELIVERIES):
         channel.basic_reject(until(lambda: deliver(channel)).delivery_tag, requeue=True)
     system.start_worker()
 
-    (letter,) = letters(system, 1)
+    (dead_letter,) = dead_letters_of(system, 1)
 
-    assert letter.headers["x-dead-letter-code"] == "poison"
+    assert dead_letter.headers["x-dead-letter-code"] == "poison"
     assert system.states() == {}
 
 
-def test_the_resume_queue_takes_ids_only(system: System) -> None:
+def test_the_resume_queue_accepts_ids_only(system: System) -> None:
     channel = system.connection.channel()
     for body in (b"", b"{}", b"\xff", b"00000000-0000-0000-0000-000000000000", json.dumps(job("x")).encode()):
         message = channel.prepare_message(body, headers={"task": "confirm_offer", "id": "1"})

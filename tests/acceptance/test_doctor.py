@@ -1,4 +1,4 @@
-"""``doctor``: each broken set-up is found, named, and told how to be mended; nothing changes, nothing secret shows."""
+"""``doctor`` finds and names each broken set-up with a remedy. It changes nothing and shows no secret."""
 
 import json
 import os
@@ -38,73 +38,73 @@ from worker.storage import database
 WIDTH = 80
 
 
-def _finding(check: str, level: str, found: str, mend: str | None) -> finding.Finding:
-    return finding.Finding(check, finding.Level(level), found, mend)
+def _finding(content: dict[str, Any]) -> finding.Finding:
+    return finding.Finding(content["check"], finding.Level(content["level"]), content["found"], content["mend"])
 
 
 class Report:
-    """What the doctor found with ``--json``."""
+    """The report of ``doctor --json``."""
 
     def __init__(self, done: subprocess.CompletedProcess[str] | Result) -> None:
         self.code = done.returncode if isinstance(done, subprocess.CompletedProcess) else done.exit_code
         self.text = done.stdout
         assert done.stdout.startswith("{"), done.stderr
         content = json.loads(done.stdout)
-        self.well = content["well"]
-        self.findings = [_finding(**one) for one in content["findings"]]
+        self.is_well = content["well"]
+        self.findings = [_finding(entry) for entry in content["findings"]]
 
     def bad(self) -> dict[str, str]:
-        """check: level, what was found, what to do."""
+        """The findings that are not OK, by check: level, message and remedy."""
         return {
-            one.check: f"{one.level}: {one.message} → {one.remedy}"
-            for one in self.findings
-            if one.level != finding.Level.OK
+            entry.check: f"{entry.level}: {entry.message} → {entry.remedy}"
+            for entry in self.findings
+            if entry.level != finding.Level.OK
         }
 
     def of(self, check: str) -> finding.Finding:
-        return next(one for one in self.findings if one.check == check)
+        return next(entry for entry in self.findings if entry.check == check)
 
 
 @pytest.fixture(autouse=True)
 def _temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the workers under test."""
+    """Uses the temporary folder of the workers under test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
 def settings(broker_url: str, postgresql_url: str, environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """Of a whole system, in which no worker runs yet."""
+    """Settings of a whole system without a worker."""
     return {**environment, "BROKER_URL": broker_url, "DATABASE_URL": postgresql_url}
 
 
 @pytest.fixture
-def small(sqlite_url: str, environment: dict[str, str]) -> dict[str, str]:
-    """Of a set-up without servers, quick to make, for what has nothing to do with them."""
+def small_settings(sqlite_url: str, environment: dict[str, str]) -> dict[str, str]:
+    """Settings without servers, for fast tests that need none."""
     return {**environment, "BROKER_URL": "memory://", "DATABASE_URL": sqlite_url}
 
 
-def examined(settings: dict[str, str], **changes: str) -> Report:
-    """In this process, as it is quicker."""
-    given = {**dict.fromkeys(NAMES), **settings, **changes}
-    return Report(CliRunner().invoke(cli, ["doctor", "--json"], env=given))
+def examine(settings: dict[str, str], **changes: str) -> Report:
+    """Runs the doctor in this process, which is faster."""
+    all_settings = {**dict.fromkeys(NAMES), **settings, **changes}
+    return Report(CliRunner().invoke(cli, ["doctor", "--json"], env=all_settings))
 
 
 NO_WORKER = {"jobs": "warning: nobody takes them, and 0 wait → confirm-offer worker (WORKER_PARTS must hold tasks)"}
 
 
-# --- A set-up that is well ---
+# --- A correct set-up ---
 
 
-def test_all_is_well(system: System) -> None:
+def test_a_correct_set_up_has_no_findings(system: System) -> None:
     system.publish([job("offer-1")])
     system.start_worker()
     system.until_events(1)
 
-    report: Report = until(lambda: found if not (found := _report_of(system)).bad() else None, every=0.5)
+    report: Report = until(lambda: found if not (found := examine_system(system)).bad() else None, every=0.5)
 
-    assert report.well
+    assert report.is_well
     assert report.code == 0
-    assert {one.check for one in report.findings} == {
+    assert {entry.check for entry in report.findings} == {
         "settings", "time-outs", "open files", "workers here", "Sentry", "database", "tables", "clock", "data keys",
         "due", "outbox", "broker", "queues", "jobs", "token",
     }  # fmt: skip
@@ -113,17 +113,17 @@ def test_all_is_well(system: System) -> None:
     assert system.sandbox.token_requests >= 2
 
 
-def _report_of(system: System) -> Report:
-    return examined(system.environment)
+def examine_system(system: System) -> Report:
+    return examine(system.environment)
 
 
-def test_it_changes_nothing(settings: dict[str, str], sandbox: Sandbox, rabbitmq: RabbitMQ) -> None:
-    """Not in the database, not in RabbitMQ; and XONE is asked for one token."""
+def test_the_doctor_changes_nothing(settings: dict[str, str], sandbox: Sandbox, rabbitmq: RabbitMQ) -> None:
+    """It changes neither the database nor RabbitMQ, and requests one token from XONE."""
     engine = database.connect(settings["DATABASE_URL"])
     with engine.connect() as connection:
         before = _content(connection)
 
-    assert examined(settings).bad() == NO_WORKER
+    assert examine(settings).bad() == NO_WORKER
 
     with engine.connect() as connection:
         assert _content(connection) == before
@@ -141,22 +141,22 @@ def _content(connection: Any) -> dict[str, int]:
     }
 
 
-def test_its_transactions_can_write_nothing(database_url: str) -> None:
+def test_transactions_of_the_doctor_are_read_only(database_url: str) -> None:
     engine = database.read_only(database_url)
     with engine.connect() as connection, pytest.raises(Exception, match=r"read-?only"):
         connection.execute(update(Confirmation).values(attempts=1))
     engine.dispose()
 
 
-def test_with_sqlite(settings: dict[str, str], sqlite_url: str) -> None:
-    assert examined(settings, DATABASE_URL=sqlite_url).bad() == NO_WORKER
+def test_a_set_up_with_sqlite_is_examined(settings: dict[str, str], sqlite_url: str) -> None:
+    assert examine(settings, DATABASE_URL=sqlite_url).bad() == NO_WORKER
 
 
 # --- Settings ---
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("BROKER_URL", "http://host", "BROKER_URL: should begin with amqp:"),
         ("BROKER_URL", "amqp://user:MARK/4711@host//", "BROKER_URL: should be amqp://user:password@host:port/vhost"),
@@ -174,21 +174,23 @@ def test_with_sqlite(settings: dict[str, str], sqlite_url: str) -> None:
         ("SENTRY_DSN", "MARK", "SENTRY_DSN: should be a DSN of Sentry"),
     ],
 )
-def test_a_setting_that_is_missing_or_wrong(name: str, value: str | None, told: str, small: dict[str, str]) -> None:
-    """It is the one thing that is wrong, all that does not hang on it is checked, and the exit code is 2."""
-    report = examined({**small, name: value})
+def test_a_missing_or_wrong_setting_is_named(
+    name: str, value: str | None, message: str, small_settings: dict[str, str]
+) -> None:
+    """It is the only finding, all independent checks run, and the exit code is 2."""
+    report = examine({**small_settings, name: value})
 
     assert report.code == 2
     assert report.bad().keys() == {"settings"} | ({"broker"} if name != "BROKER_URL" else set())
-    assert told in report.bad()["settings"]
+    assert message in report.bad()["settings"]
     assert "MARK" not in report.text
 
 
-def test_a_misspelt_name_in_the_file(tmp_path: Path, small: dict[str, str]) -> None:
+def test_a_misspelt_name_in_the_env_file_is_named(tmp_path: Path, small_settings: dict[str, str]) -> None:
     (tmp_path / ".env").write_text("WORKER_CONCURENCY=8\nOF_ANOTHER_PROGRAM=1\n")
     done = subprocess.run(
         [sys.executable, "-m", "worker", "doctor", "--json"],
-        env={**os.environ, **small, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, **small_settings, "PYTHONPATH": str(PROJECT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -201,68 +203,70 @@ def test_a_misspelt_name_in_the_file(tmp_path: Path, small: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "told"),
+    ("changes", "check", "message"),
     [
         ({"XONE_TIMEOUT": "600"}, "time-outs", "may be held for longer than RabbitMQ allows (30 min)"),
         ({"XONE_CONNECT_TIMEOUT": "9"}, "time-outs", "XONE_CONNECT_TIMEOUT is 9 s, but XONE_TIMEOUT ends"),
     ],
 )
-def test_settings_that_do_not_fit_together(
-    changes: dict[str, str], check: str, told: str, small: dict[str, str]
+def test_settings_that_contradict_each_other_are_named(
+    changes: dict[str, str], check: str, message: str, small_settings: dict[str, str]
 ) -> None:
-    report = examined(small, **changes)
+    report = examine(small_settings, **changes)
 
     assert report.bad()[check].startswith("warning: ")
-    assert told in report.bad()[check]
+    assert message in report.bad()[check]
     assert report.code == 0
 
 
 # --- The machine ---
 
 
-def test_too_few_open_files(small: dict[str, str]) -> None:
+def test_too_few_open_files_are_reported(small_settings: dict[str, str]) -> None:
     done = subprocess.run(
         ["sh", "-c", f"ulimit -n 512; exec {sys.executable} -m worker doctor --json"],
-        env={**os.environ, **small, "WORKER_CONCURRENCY": "500"},
+        env={**os.environ, **small_settings, "WORKER_CONCURRENCY": "500"},
         cwd=PROJECT,
         capture_output=True,
         text=True,
     )
 
-    told = Report(done).bad()["open files"]
-    assert told.startswith("wrong: 512 are allowed, but a worker here may need 1,100 → lower WORKER_CONCURRENCY")
+    message = Report(done).bad()["open files"]
+    assert message.startswith("wrong: 512 are allowed, but a worker here may need 1,100 → lower WORKER_CONCURRENCY")
 
 
-def test_a_pool_that_is_not_installed(small: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_is_not_installed_is_reported(
+    small_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "gevent", None)
 
-    report = examined(small, WORKER_POOL="gevent")
+    report = examine(small_settings, WORKER_POOL="gevent")
 
-    told = "wrong: WORKER_POOL=gevent, and gevent is not installed here → install confirm-offer[gevent]"
-    assert report.bad()["pool"] == told
-    assert "pool" not in examined(small, WORKER_POOL="threads").bad()
+    message = "wrong: WORKER_POOL=gevent, and gevent is not installed here → install confirm-offer[gevent]"
+    assert report.bad()["pool"] == message
+    assert "pool" not in examine(small_settings, WORKER_POOL="threads").bad()
 
 
-def test_sentry_that_can_not_be_reached(small: dict[str, str]) -> None:
-    report = examined(small, SENTRY_DSN=f"http://MARK@127.0.0.1:{free_port()}/1")
+def test_an_unreachable_sentry_is_reported(small_settings: dict[str, str]) -> None:
+    report = examine(small_settings, SENTRY_DSN=f"http://MARK@127.0.0.1:{free_port()}/1")
 
     assert report.bad()["Sentry"].startswith("warning: 127.0.0.1 can't be reached")
     assert "MARK" not in report.text
 
 
 @pytest.mark.slow
-def test_a_worker_here_that_is_not_well(system: System) -> None:
+def test_an_unhealthy_worker_on_this_machine_is_reported(system: System) -> None:
     system.start_worker(BROKER_URL=f"amqp://127.0.0.1:{free_port()}//")
-    until(lambda: "1 of 1 not well" in _report_of(system).text)
+    until(lambda: "1 of 1 not well" in examine_system(system).text)
 
-    assert _report_of(system).bad()["workers here"] == "warning: 1 of 1 not well → confirm-offer health"
+    assert examine_system(system).bad()["workers here"] == "warning: 1 of 1 not well → confirm-offer health"
 
 
 # --- The database ---
 
 
 @pytest.mark.parametrize(
-    ("change", "told", "mend"),
+    ("change", "message", "remedy"),
     [
         (lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"), "can't be reached", "pg_isready"),
         (lambda url, port: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name", "name servers"),
@@ -271,18 +275,18 @@ def test_a_worker_here_that_is_not_well(system: System) -> None:
     ],
     ids=["unreachable", "no-such-host", "no-database", "no-role"],
 )
-def test_a_database_that_can_not_be_used(change: Any, told: str, mend: str, settings: dict[str, str]) -> None:
-    report = examined(settings, DATABASE_URL=change(settings["DATABASE_URL"], free_port()))
+def test_an_unusable_database_is_reported(change: Any, message: str, remedy: str, settings: dict[str, str]) -> None:
+    report = examine(settings, DATABASE_URL=change(settings["DATABASE_URL"], free_port()))
 
     assert report.code == 1
     assert report.bad().keys() == {"database", "jobs"}
-    assert told in report.bad()["database"]
-    assert mend in report.bad()["database"]
+    assert message in report.bad()["database"]
+    assert remedy in report.bad()["database"]
 
 
 @pytest.fixture
 def with_password(postgresql: PostgreSQL) -> Iterator[str]:
-    """A role that has to give one: the first line of pg_hba.conf asks for it."""
+    """A role that needs a password, by the first line of pg_hba.conf."""
     rules = postgresql.home / "data" / "pg_hba.conf"
     before = rules.read_text()
     with postgresql.connect() as connection:
@@ -298,67 +302,69 @@ def with_password(postgresql: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("login", "told"),
+    ("login", "message"),
     [
         ("careful:MARK", "user or password is not accepted"),
         ("careful", "it wants a password"),
         ("locked", "it lets no such user in from here"),
     ],
 )
-def test_a_wrong_password_of_the_database(login: str, told: str, with_password: str, settings: dict[str, str]) -> None:
+def test_a_wrong_password_of_the_database_is_reported(
+    login: str, message: str, with_password: str, settings: dict[str, str]
+) -> None:
     url = settings["DATABASE_URL"].replace("postgres@", f"{login}@")
-    until(lambda: told in examined(settings, DATABASE_URL=url).text)  # the rules are read anew a moment later
+    until(lambda: message in examine(settings, DATABASE_URL=url).text)  # the server reads the new rules a moment later
 
-    report = examined(settings, DATABASE_URL=url, HOME="/nonexistent")
+    report = examine(settings, DATABASE_URL=url, HOME="/nonexistent")
 
-    assert told in report.bad()["database"]
+    assert message in report.bad()["database"]
     assert "MARK" not in report.text
 
 
 @pytest.mark.slow
-def test_a_database_whose_certificate_is_refused(
+def test_a_refused_certificate_of_the_database_is_reported(
     postgresql: PostgreSQL, settings: dict[str, str], authority: Authority
 ) -> None:
     postgresql.set_tls(authority.issue("127.0.0.1"))
     try:
         url = f"{settings['DATABASE_URL']}?sslmode=verify-full&sslrootcert="
-        other = Path(__file__)  # no authority of this certificate
-        report = examined(settings, DATABASE_URL=url.replace("127.0.0.1", "localhost") + str(authority.file))
+        other = Path(__file__)  # not a certificate of the authority
+        report = examine(settings, DATABASE_URL=url.replace("127.0.0.1", "localhost") + str(authority.file))
         assert "certificate is refused" in report.bad()["database"]
         assert "docs/tls.md" in report.bad()["database"]
-        assert examined(settings, DATABASE_URL=url + str(authority.file)).bad() == NO_WORKER
-        assert "certificate is refused" in examined(settings, DATABASE_URL=url + str(other)).bad()["database"]
+        assert examine(settings, DATABASE_URL=url + str(authority.file)).bad() == NO_WORKER
+        assert "certificate is refused" in examine(settings, DATABASE_URL=url + str(other)).bad()["database"]
     finally:
         postgresql.set_tls(None)
 
 
 @pytest.mark.slow
-def test_a_database_that_hangs(settings: dict[str, str]) -> None:
-    """It takes connections and says nothing. The check is left after its time, and the others go on."""
+def test_a_hanging_database_is_reported_and_the_other_checks_run(settings: dict[str, str]) -> None:
+    """It accepts connections and never answers. The check is abandoned after its timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql+psycopg://postgres@127.0.0.1:{silent.getsockname()[1]}/db"
-        report = examined(settings, DATABASE_URL=url)
+        report = examine(settings, DATABASE_URL=url)
 
     assert report.bad()["database"].startswith("wrong: 127.0.0.1")
     assert report.of("token").level == "ok"
 
 
-def test_a_check_is_left_after_its_time() -> None:
-    for_ever = threading.Event()
+def test_a_check_is_abandoned_after_its_timeout() -> None:
+    end_of_test = threading.Event()
 
-    def hangs() -> Iterator[finding.Finding]:
+    def hang() -> Iterator[finding.Finding]:
         yield finding.Finding.ok("part", "fine")
-        for_ever.wait()
+        end_of_test.wait()
 
-    found = list(finding.with_timeout("part", hangs(), 0.1))
-    for_ever.set()
+    found = list(finding.with_timeout("part", hang(), 0.1))
+    end_of_test.set()
 
-    assert [(one.check, one.level) for one in found] == [("part", "ok"), ("part", "wrong")]
+    assert [(entry.check, entry.level) for entry in found] == [("part", "ok"), ("part", "wrong")]
     assert "no answer within 0.1 s" in found[1].message
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "message"),
     [
         (
             "DROP TABLE alembic_version",
@@ -370,19 +376,21 @@ def test_a_check_is_left_after_its_time() -> None:
     ],
     ids=["none", "behind", "ahead", "gone"],
 )
-def test_tables_of_another_version(statement: str, told: str, database_url: str, settings: dict[str, str]) -> None:
+def test_tables_of_another_version_are_reported(
+    statement: str, message: str, database_url: str, settings: dict[str, str]
+) -> None:
     engine = database.connect(database_url)
     with engine.begin() as connection:
         connection.exec_driver_sql(statement)
     engine.dispose()
 
-    report = examined(settings, DATABASE_URL=database_url)
+    report = examine(settings, DATABASE_URL=database_url)
 
-    assert told in report.bad()["tables"]
-    assert report.code == (0 if told.startswith("warning") else 1)
+    assert message in report.bad()["tables"]
+    assert report.code == (0 if message.startswith("warning") else 1)
 
 
-def test_a_role_that_lacks_rights(settings: dict[str, str], postgresql: PostgreSQL) -> None:
+def test_missing_rights_of_a_role_are_reported(settings: dict[str, str], postgresql: PostgreSQL) -> None:
     name = urlsplit(settings["DATABASE_URL"]).path[1:]
     with postgresql.connect(name) as connection:
         connection.execute("CREATE ROLE lacking LOGIN")
@@ -390,15 +398,15 @@ def test_a_role_that_lacks_rights(settings: dict[str, str], postgresql: PostgreS
             connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO lacking")
             connection.execute("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO lacking")
             url = settings["DATABASE_URL"].replace("postgres@", "lacking@")
-            without_sequences = examined(settings, DATABASE_URL=url)
+            without_sequences = examine(settings, DATABASE_URL=url)
             connection.execute("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO lacking")
-            with_all = examined(settings, DATABASE_URL=url)
+            with_all = examine(settings, DATABASE_URL=url)
             connection.execute("REVOKE UPDATE ON outbox FROM lacking")
-            without_one = examined(settings, DATABASE_URL=url)
+            without_one = examine(settings, DATABASE_URL=url)
             connection.execute("REVOKE SELECT ON alembic_version FROM lacking")
-            without_revision = examined(settings, DATABASE_URL=url)
+            without_revision = examine(settings, DATABASE_URL=url)
             connection.execute(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC')
-            without_connect = examined(settings, DATABASE_URL=url)
+            without_connect = examine(settings, DATABASE_URL=url)
         finally:
             connection.execute("DROP OWNED BY lacking")
             connection.execute("DROP ROLE lacking")
@@ -412,14 +420,14 @@ def test_a_role_that_lacks_rights(settings: dict[str, str], postgresql: PostgreS
     assert "the role may not connect to it" in without_connect.bad()["database"]
 
 
-def test_keys_that_do_not_open_what_is_stored(system: System) -> None:
+def test_keys_that_do_not_decrypt_stored_values_are_reported(system: System) -> None:
     system.start_worker()
     system.publish([job("offer-1")])
     system.until_events(1)
     old, new = system.environment["DATA_KEYS"], Fernet.generate_key().decode()
 
     alone, before, behind = (
-        examined(system.environment, DATA_KEYS=keys) for keys in (new, f"{new},{old}", f"{old},{new}")
+        examine(system.environment, DATA_KEYS=keys) for keys in (new, f"{new},{old}", f"{old},{new}")
     )
 
     assert alone.code == 1
@@ -428,17 +436,17 @@ def test_keys_that_do_not_open_what_is_stored(system: System) -> None:
     assert "data keys" not in behind.bad()
 
 
-def test_a_machine_whose_clock_is_wrong(settings: dict[str, str]) -> None:
+def test_a_wrong_clock_is_reported(settings: dict[str, str]) -> None:
     with time_machine.travel(datetime.now(UTC) + timedelta(hours=1), tick=True):
-        report = examined(settings)
+        report = examine(settings)
 
     assert report.bad()["clock"].startswith("warning: this machine is 1:00:0")
     assert "ahead of the database" in report.bad()["clock"]
 
 
 @pytest.mark.slow
-def test_work_that_waits(system: System) -> None:
-    """Each of them a warning, with the command that helps."""
+def test_waiting_work_is_reported(system: System) -> None:
+    """Each kind of waiting work has a finding with the command that helps."""
     worker = system.start_worker()
     system.publish([job("review~drop-after~9", partner_id="P-9"), job("late"), b"{"])
     system.sandbox.bookings_mode = "forbidden"
@@ -462,9 +470,9 @@ def test_work_that_waits(system: System) -> None:
         assert publisher.publish([Message(1, b"{}", topology.booking_events.name, "booking.confirmed")])
     system.publish([job("waits")])
 
-    report = _report_of(system)
+    report = examine_system(system)
     run("pause", "--partner", "P-100", "--reason", "MARK", **system.environment)
-    paused = _report_of(system)
+    paused = examine_system(system)
 
     bad = report.bad()
     assert bad["jobs"].startswith("wrong: nobody takes them, and 1 wait")
@@ -485,11 +493,11 @@ def test_work_that_waits(system: System) -> None:
     assert paused.code == 1
 
 
-def test_a_sqlite_file_that_can_not_be_used(small: dict[str, str], tmp_path: Path, sqlite_url: str) -> None:
-    missing = examined(small, DATABASE_URL=f"sqlite:///{tmp_path}/none.db")
-    no_folder = examined(small, DATABASE_URL=f"sqlite:///{tmp_path}/none/none.db")
+def test_an_unusable_sqlite_file_is_reported(small_settings: dict[str, str], tmp_path: Path, sqlite_url: str) -> None:
+    missing = examine(small_settings, DATABASE_URL=f"sqlite:///{tmp_path}/none.db")
+    no_folder = examine(small_settings, DATABASE_URL=f"sqlite:///{tmp_path}/none/none.db")
     (tmp_path / "text.db").write_text("no database " * 100)
-    no_database = examined(small, DATABASE_URL=f"sqlite:///{tmp_path}/text.db")
+    no_database = examine(small_settings, DATABASE_URL=f"sqlite:///{tmp_path}/text.db")
 
     assert f"{tmp_path}/none.db does not exist" in missing.bad()["database"]
     assert "confirm-offer db upgrade" in missing.bad()["database"]
@@ -498,8 +506,8 @@ def test_a_sqlite_file_that_can_not_be_used(small: dict[str, str], tmp_path: Pat
     assert "the file is no SQLite database" in no_database.bad()["database"]
 
 
-def test_a_sqlite_file_in_a_folder_that_is_read_only(small: dict[str, str], tmp_path: Path) -> None:
-    """Run without the right of root to write everywhere."""
+def test_a_read_only_folder_of_a_sqlite_file_is_reported(small_settings: dict[str, str], tmp_path: Path) -> None:
+    """The command runs without root's right to write everywhere."""
     folder = tmp_path / "read-only"
     folder.mkdir()
     url = f"sqlite:///{folder}/confirm-offer.db"
@@ -508,7 +516,7 @@ def test_a_sqlite_file_in_a_folder_that_is_read_only(small: dict[str, str], tmp_
     as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-all"] if os.geteuid() == 0 else []
     done = subprocess.run(
         [*as_others, sys.executable, "-m", "worker", "doctor", "--json"],
-        env={**os.environ, **small, "DATABASE_URL": url},
+        env={**os.environ, **small_settings, "DATABASE_URL": url},
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -521,12 +529,12 @@ def test_a_sqlite_file_in_a_folder_that_is_read_only(small: dict[str, str], tmp_
 # --- The broker ---
 
 
-def of_broker(settings: dict[str, str], url: str) -> Report:
-    return examined(settings, BROKER_URL=url)
+def examine_with_broker(settings: dict[str, str], url: str) -> Report:
+    return examine(settings, BROKER_URL=url)
 
 
 @pytest.mark.parametrize(
-    ("change", "told", "mend"),
+    ("change", "message", "remedy"),
     [
         (lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"), "can't be reached", "check_running"),
         (lambda url, port: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name", "name servers"),
@@ -536,49 +544,49 @@ def of_broker(settings: dict[str, str], url: str) -> Report:
     ],
     ids=["unreachable", "no-such-host", "password", "vhost", "no-tls"],
 )
-def test_a_broker_that_can_not_be_used(change: Any, told: str, mend: str, settings: dict[str, str]) -> None:
-    report = of_broker(settings, change(settings["BROKER_URL"], free_port()))
+def test_an_unusable_broker_is_reported(change: Any, message: str, remedy: str, settings: dict[str, str]) -> None:
+    report = examine_with_broker(settings, change(settings["BROKER_URL"], free_port()))
 
     assert report.code == 1
     assert report.bad().keys() == {"broker"}
-    assert told in report.bad()["broker"]
-    assert mend in report.bad()["broker"]
+    assert message in report.bad()["broker"]
+    assert remedy in report.bad()["broker"]
     assert "MARK" not in report.text
 
 
 @pytest.mark.slow
-def test_a_broker_whose_certificate_is_refused(
+def test_a_refused_certificate_of_the_broker_is_reported(
     settings: dict[str, str], rabbitmq: RabbitMQ, authority: Authority
 ) -> None:
     address = f"{rabbitmq.tls_port}{urlsplit(settings['BROKER_URL']).path}"
 
-    unknown = of_broker(settings, f"amqps://guest:guest@127.0.0.1:{address}")
-    of_another = of_broker(settings, f"amqps://guest:guest@localhost:{address}?ssl_ca_certs={authority.file}")
-    well = of_broker(settings, f"amqps://guest:guest@127.0.0.1:{address}?ssl_ca_certs={authority.file}")
+    unknown = examine_with_broker(settings, f"amqps://guest:guest@127.0.0.1:{address}")
+    of_another = examine_with_broker(settings, f"amqps://guest:guest@localhost:{address}?ssl_ca_certs={authority.file}")
+    trusted = examine_with_broker(settings, f"amqps://guest:guest@127.0.0.1:{address}?ssl_ca_certs={authority.file}")
 
     assert "its certificate is refused (unable to get local issuer certificate)" in unknown.bad()["broker"]
     assert "its certificate is refused (Hostname mismatch" in of_another.bad()["broker"]
-    assert well.bad() == NO_WORKER
+    assert trusted.bad() == NO_WORKER
 
 
-def test_queues_that_are_missing_or_of_another_kind(settings: dict[str, str]) -> None:
-    """The doctor declares none."""
+def test_missing_and_different_queues_are_reported(settings: dict[str, str]) -> None:
+    """The doctor does not declare queues."""
     with broker.connect(settings["BROKER_URL"]) as connection:
         channel = connection.default_channel
         channel.queue_delete(topology.JOBS)
         channel.exchange_delete("booking-events")
-        missing = examined(settings)
-        again = examined(settings)
+        missing = examine(settings)
+        again = examine(settings)
         channel.queue_declare(topology.JOBS, durable=True, auto_delete=False)
-        of_another_kind = examined(settings)
+        of_another_kind = examine(settings)
 
     for report in missing, again:
         assert report.bad()["queues"].startswith(
             "wrong: missing: booking-events, confirm-offer.jobs → confirm-offer broker"
         )
         assert report.code == 1
-    told = [one.message for one in of_another_kind.findings if one.check == "queues"]
-    assert told == [
+    messages = [entry.message for entry in of_another_kind.findings if entry.check == "queues"]
+    assert messages == [
         "missing: booking-events",
         "confirm-offer.jobs: x-dead-letter-exchange is none, not the value 'confirm-offer' of type 'longstr'",
     ]
@@ -586,21 +594,21 @@ def test_queues_that_are_missing_or_of_another_kind(settings: dict[str, str]) ->
 
 @pytest.fixture
 def worker_of_little_right(rabbitmq: RabbitMQ, broker_url: str) -> Iterator[str]:
-    """A URL of a user that may do nothing yet."""
+    """A URL of a user without rights."""
     rabbitmq.ctl("add_user", "little", "MARK")
     yield broker_url.replace("guest:guest", "little:MARK")
     rabbitmq.ctl("delete_user", "little")
 
 
 @pytest.mark.slow
-def test_a_user_of_the_broker_that_lacks_rights(
+def test_missing_rights_of_a_broker_user_are_reported(
     worker_of_little_right: str, settings: dict[str, str], rabbitmq: RabbitMQ
 ) -> None:
     def with_rights(*patterns: str) -> Report:
         rabbitmq.ctl("set_permissions", "-p", urlsplit(worker_of_little_right).path[1:], "little", *patterns)
-        return of_broker(settings, worker_of_little_right)
+        return examine_with_broker(settings, worker_of_little_right)
 
-    nothing = of_broker(settings, worker_of_little_right)
+    nothing = examine_with_broker(settings, worker_of_little_right)
     no_events = with_rights(".*", r"^(confirm-offer.*|booking-events\.unrouted)$", ".*")
     only_publishes = with_rights("^$", ".*", ".*")
     documented = with_rights(
@@ -617,28 +625,28 @@ def test_a_user_of_the_broker_that_lacks_rights(
 
 
 @pytest.mark.slow
-def test_a_broker_with_an_alarm(settings: dict[str, str], rabbitmq: RabbitMQ) -> None:
+def test_an_alarm_of_the_broker_is_reported(settings: dict[str, str], rabbitmq: RabbitMQ) -> None:
     rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1000")
     try:
-        report = until(lambda: found if "broker" in (found := examined(settings)).bad() else None)
+        report = until(lambda: found if "broker" in (found := examine(settings)).bad() else None)
     finally:
         rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
 
     assert report.bad()["broker"].startswith("wrong: it takes no messages: an alarm of memory or disk space")
     assert "check_local_alarms" in report.bad()["broker"]
-    until(lambda: examined(settings).bad() == NO_WORKER)
+    until(lambda: examine(settings).bad() == NO_WORKER)
 
 
-def test_a_broker_in_memory(small: dict[str, str]) -> None:
-    assert examined(small).bad()["broker"].startswith("warning: in-memory")
+def test_an_in_memory_broker_is_reported(small_settings: dict[str, str]) -> None:
+    assert examine(small_settings).bad()["broker"].startswith("warning: in-memory")
 
 
 # --- XONE ---
 
 
 @contextmanager
-def answering(status: int, body: bytes = b"{}") -> Iterator[str]:
-    """A server that answers everything alike."""
+def server_answering(status: int, body: bytes = b"{}") -> Iterator[str]:
+    """A server that gives the same answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -661,7 +669,7 @@ def answering(status: int, body: bytes = b"{}") -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "message"),
     [
         (404, b"{}", "XONE_TOKEN_PATH is not the place for tokens (404)"),
         (302, b"{}", "XONE_TOKEN_PATH answers with a redirect (302)"),
@@ -672,25 +680,25 @@ def answering(status: int, body: bytes = b"{}") -> Iterator[str]:
         (503, b"MARK", "answers 503"),
     ],
 )
-def test_a_token_that_is_not_given(status: int, body: bytes, told: str, small: dict[str, str]) -> None:
-    with answering(status, body) as url:
-        report = examined(small, XONE_BASE_URL=url)
+def test_a_refused_token_is_reported(status: int, body: bytes, message: str, small_settings: dict[str, str]) -> None:
+    with server_answering(status, body) as url:
+        report = examine(small_settings, XONE_BASE_URL=url)
 
     assert report.code == 1
     assert report.bad().keys() == {"token", "broker"}
-    assert told in report.bad()["token"]
+    assert message in report.bad()["token"]
     assert "MARK" not in report.text
 
 
-def test_credentials_that_the_stand_in_refuses(small: dict[str, str], sandbox: Sandbox) -> None:
-    report = examined(small, XONE_CLIENT_SECRET="MARK")
+def test_wrong_credentials_are_reported(small_settings: dict[str, str], sandbox: Sandbox) -> None:
+    report = examine(small_settings, XONE_CLIENT_SECRET="MARK")
 
     assert "check XONE_CLIENT_ID and XONE_CLIENT_SECRET" in report.bad()["token"]
     assert sandbox.token_requests == 1
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("https://nowhere.invalid", "no machine is known as nowhere.invalid"),
         ("http://127.0.0.1:{free}", "takes no connection within XONE_CONNECT_TIMEOUT (5 s)"),
@@ -698,29 +706,31 @@ def test_credentials_that_the_stand_in_refuses(small: dict[str, str], sandbox: S
     ],
     ids=["name", "connection", "tls"],
 )
-def test_xone_that_can_not_be_reached(url: str, told: str, small: dict[str, str], rabbitmq: RabbitMQ) -> None:
-    report = examined(small, XONE_BASE_URL=url.format(free=free_port(), tls=rabbitmq.tls_port))
+def test_an_unreachable_xone_is_reported(
+    url: str, message: str, small_settings: dict[str, str], rabbitmq: RabbitMQ
+) -> None:
+    report = examine(small_settings, XONE_BASE_URL=url.format(free=free_port(), tls=rabbitmq.tls_port))
 
-    assert told in report.bad()["XONE"]
+    assert message in report.bad()["XONE"]
 
 
-def test_xone_that_does_not_answer(small: dict[str, str]) -> None:
+def test_an_xone_that_does_not_answer_is_reported(small_settings: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        report = examined(small, XONE_BASE_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        report = examine(small_settings, XONE_BASE_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
 
     assert "does not answer within XONE_TIMEOUT (2 s)" in report.bad()["token"]
 
 
-def test_tokens_that_go_in_clear(small: dict[str, str]) -> None:
-    report = examined(small, XONE_BASE_URL="http://nowhere.invalid", XONE_ALLOW_PLAIN_HTTP="on")
+def test_tokens_over_plain_http_are_reported(small_settings: dict[str, str]) -> None:
+    report = examine(small_settings, XONE_BASE_URL="http://nowhere.invalid", XONE_ALLOW_PLAIN_HTTP="on")
 
     assert report.bad()["encryption"].startswith("warning: tokens and personal data go to nowhere.invalid in clear")
 
 
-# --- What a person sees ---
+# --- The output ---
 
 
-def test_a_calm_table_of_80_columns(settings: dict[str, str]) -> None:
+def test_the_table_fits_80_columns(settings: dict[str, str]) -> None:
     done = run("doctor", **{**settings, "DATABASE_URL": settings["DATABASE_URL"] + "_gone", "EVENT_LINKS": "maybe"})
     lines = [line.rstrip() for line in done.stdout.splitlines()]
 
@@ -732,8 +742,8 @@ def test_a_calm_table_of_80_columns(settings: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_no_secret_and_no_personal_data(system: System) -> None:
-    """Marked ones stand in settings, in the database, in the queues: right and wrong ones."""
+def test_the_report_shows_no_secret_and_no_personal_data(system: System) -> None:
+    """Marked values are in correct and wrong settings, in the database and in the queues."""
     system.start_worker()
     person = {"first_name": "MARK", "last_name": "MARK", "country": "GB", "email": "MARK@example.com"}
     system.publish([job("offer-1", policyholder=person), job("offer-2~http-422", policyholder=person), b'"MARK"'])

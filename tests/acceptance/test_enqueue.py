@@ -1,4 +1,4 @@
-"""Jobs from files: checked, published, gone on with after an interruption."""
+"""Jobs are enqueued from files: checked, published, and continued after an interruption."""
 
 import csv
 import io
@@ -71,7 +71,7 @@ ROW = [
 ]
 
 
-def test_csv_becomes_jobs_and_rejected_rows_are_a_csv_again(broker_url: str, tmp_path: Path) -> None:
+def test_csv_rows_are_enqueued_and_rejected_rows_are_written_as_csv(broker_url: str, tmp_path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerows([COLUMNS.split(","), ROW, ["P/2", *ROW[1:]], [], ["P-3"], ["P-4", *ROW[1:6], "q-2", *ROW[7:]]])
@@ -80,11 +80,11 @@ def test_csv_becomes_jobs_and_rejected_rows_are_a_csv_again(broker_url: str, tmp
 
     done = run("enqueue", str(file), "--json", BROKER_URL=broker_url)
 
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["published"]) == (1, 2)
-    assert [(bad["line"], bad["code"]) for bad in told["bad"]] == [(4, "invalid-job"), (7, "invalid-csv")]
-    assert told["bad"][1]["detail"] == "1 cells, where the first line names 14"
-    rejected = Path(told["rejected_file"])
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["published"]) == (1, 2)
+    assert [(bad["line"], bad["code"]) for bad in report["bad"]] == [(4, "invalid-job"), (7, "invalid-csv")]
+    assert report["bad"][1]["detail"] == "1 cells, where the first line names 14"
+    rejected = Path(report["rejected_file"])
     assert rejected == tmp_path / "jobs.csv.rejected"
     assert stat.S_IMODE(rejected.stat().st_mode) == 0o600
     with rejected.open(newline="", encoding="utf-8-sig") as rows:
@@ -104,7 +104,7 @@ def test_csv_becomes_jobs_and_rejected_rows_are_a_csv_again(broker_url: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("header", "says"),
+    ("header", "message"),
     [
         ("partner,offer_id", "column 1 is no part of a job; did you mean partner_id?"),
         ("P-100,ada@example.com", "column 1 is no part of a job; the first line should name the columns"),
@@ -117,36 +117,36 @@ def test_csv_becomes_jobs_and_rejected_rows_are_a_csv_again(broker_url: str, tmp
         ("offer_id.x", "column 1"),
     ],
 )
-def test_a_header_that_no_job_has_is_told(header: str, says: str) -> None:
-    with pytest.raises(EnqueueError) as told:
+def test_an_unknown_header_is_named(header: str, message: str) -> None:
+    with pytest.raises(EnqueueError) as raised:
         check_header([Column(name) for name in header.split(",")])
 
-    assert says in str(told.value)
-    assert "ada@" not in str(told.value)
+    assert message in str(raised.value)
+    assert "ada@" not in str(raised.value)
 
 
-def test_any_job_of_texts_comes_out_of_its_row() -> None:
+def test_any_job_of_texts_is_read_from_its_row() -> None:
     columns = [Column(name) for name in COLUMNS.split(",")]
     for cells in (ROW, [*ROW[:5], "Eve", "q-2", *ROW[7:]]):
         read_job(job_of_row(columns, cells))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b'offer_id\n"half', "the row that begins in line 2 is no CSV"),
         (b"\xff\xfe", "the first line is not UTF-8"),
     ],
 )
-def test_a_broken_csv_is_told_and_nothing_of_it_published(content: bytes, says: str, tmp_path: Path) -> None:
+def test_a_broken_csv_is_an_error_and_nothing_is_published(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "jobs.csv"
     file.write_bytes(content)
 
-    with file.open("rb") as opened, pytest.raises(EnqueueError, match=says):
+    with file.open("rb") as opened, pytest.raises(EnqueueError, match=message):
         list(Source(opened, is_csv=True).records())
 
 
-def test_a_line_without_end_is_told(tmp_path: Path) -> None:
+def test_an_endless_line_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "jobs.jsonl"
     file.write_bytes(b"x" * (17 * 1024 * 1024))
 
@@ -154,7 +154,7 @@ def test_a_line_without_end_is_told(tmp_path: Path) -> None:
         list(Source(opened, is_csv=False).records())
 
 
-def test_bytes_that_are_no_utf8_are_a_bad_row(tmp_path: Path) -> None:
+def test_invalid_utf8_is_a_rejected_row(tmp_path: Path) -> None:
     file = tmp_path / "jobs.csv"
     file.write_bytes(b"offer_id\n\xff\xff\n")
 
@@ -164,28 +164,30 @@ def test_bytes_that_are_no_utf8_are_a_bad_row(tmp_path: Path) -> None:
     assert record.body == b'{"offer_id":"\xff\xff"}'
 
 
-def killed_in_the_middle(file: Path, url: str, how: signal.Signals) -> subprocess.Popen[str]:
+def interrupt(file: Path, url: str, signal_number: signal.Signals) -> subprocess.Popen[str]:
     program = start(str(file), BROKER_URL=url)
     until(lambda: file.with_name(file.name + ".progress").exists(), every=0.002)
-    program.send_signal(how)
+    program.send_signal(signal_number)
     return program
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_it_goes_on_and_loses_nothing(how: signal.Signals, broker_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_enqueue_continues_and_loses_nothing(
+    signal_number: signal.Signals, broker_url: str, tmp_path: Path
+) -> None:
     total = 12 * BATCH
     file = jobs_file(tmp_path / "jobs.jsonl", (f"offer-{n}" for n in range(total)))
-    program = killed_in_the_middle(file, broker_url, how)
-    _, err = program.communicate(timeout=30)
+    program = interrupt(file, broker_url, signal_number)
+    _, errors = program.communicate(timeout=30)
 
     mark = json.loads((tmp_path / "jobs.jsonl.progress").read_text())
     assert mark["line"] % BATCH == 0
     assert 0 < mark["line"] < total
     assert mark["line"] == mark["published"] <= length(broker_url, topology.JOBS)
     assert "guest" not in json.dumps(mark)
-    if how is signal.SIGINT:
+    if signal_number is signal.SIGINT:
         assert program.returncode == 1
-        assert err == (
+        assert errors == (
             f"confirm-offer: interrupted; the broker has all good jobs up to line {mark['line']}; "
             "the same command goes on from there\n"
         )
@@ -193,14 +195,14 @@ def test_interrupted_it_goes_on_and_loses_nothing(how: signal.Signals, broker_ur
 
     assert again.returncode == 0
     assert f"goes on after line {mark['line']}: the broker has {mark['published']:,} of {total:,} jobs" in again.stderr
-    told = json.loads(again.stdout)
-    assert (told["published"], told["resumed_after_line"]) == (total - mark["line"], mark["line"])
+    report = json.loads(again.stdout)
+    assert (report["published"], report["resumed_after_line"]) == (total - mark["line"], mark["line"])
     assert set(enqueued_ids(broker_url)) == {f"offer-{n}" for n in range(total)}
     assert not (tmp_path / "jobs.jsonl.progress").exists()
 
 
 def enqueued_ids(url: str) -> list[str]:
-    """As enqueued, for many."""
+    """As ``enqueued``, but fast for many jobs."""
     with broker.connect(url) as connection:
         found: list[str] = []
         channel = connection.channel()
@@ -214,7 +216,7 @@ def enqueued_ids(url: str) -> list[str]:
     return found
 
 
-def test_progress_of_another_content_or_broker_counts_for_nothing(broker_url: str, tmp_path: Path) -> None:
+def test_progress_of_another_file_or_broker_is_ignored(broker_url: str, tmp_path: Path) -> None:
     file = jobs_file(tmp_path / "jobs.jsonl", ["offer-1", "offer-2"])
     Progress(tmp_path / "jobs.jsonl.progress", "another content", broker_url).advance(1, 1)
 
@@ -231,7 +233,7 @@ def test_progress_of_another_content_or_broker_counts_for_nothing(broker_url: st
     assert Progress(tmp_path / "kept", "digest", "amqp://a:secret@one//").begin() is None
 
 
-def test_what_the_broker_refuses_is_told_and_gone_on_with(broker_url: str, tmp_path: Path) -> None:
+def test_a_job_that_the_broker_refuses_is_reported_and_enqueued_later(broker_url: str, tmp_path: Path) -> None:
     file = jobs_file(tmp_path / "jobs.jsonl", ["offer-1", "offer-2"])
     with broker.connect(broker_url) as connection:
         connection.channel().queue_delete(topology.JOBS)
@@ -247,7 +249,7 @@ def test_what_the_broker_refuses_is_told_and_gone_on_with(broker_url: str, tmp_p
     assert enqueued(broker_url) == ["offer-1", "offer-2"]
 
 
-def test_standard_input_leaves_no_file_but_where_one_is_named(broker_url: str, tmp_path: Path) -> None:
+def test_standard_input_writes_only_the_named_file(broker_url: str, tmp_path: Path) -> None:
     rejected = tmp_path / "bad"
     lines = f"{json.dumps(job('offer-1'))}\n{{}}\n"
 
@@ -259,16 +261,16 @@ def test_standard_input_leaves_no_file_but_where_one_is_named(broker_url: str, t
     assert [as_bytes(message.body) for message in drain(broker_url, topology.JOBS)] == [lines.splitlines()[0].encode()]
 
 
-def test_an_audit_row_only_where_a_database_is_named(broker_url: str, sqlite_url: str, tmp_path: Path) -> None:
+def test_an_audit_row_is_written_only_if_a_database_is_named(broker_url: str, sqlite_url: str, tmp_path: Path) -> None:
     file = jobs_file(tmp_path / "jobs.jsonl", ["offer-1"])
-    away = "postgresql+psycopg://127.0.0.1:1/x"
+    unavailable = "postgresql+psycopg://127.0.0.1:1/x"
 
-    with_it = run("enqueue", str(file), BROKER_URL=broker_url, DATABASE_URL=sqlite_url)
-    without = run("enqueue", str(file), BROKER_URL=broker_url, DATABASE_URL=away)
+    with_database = run("enqueue", str(file), BROKER_URL=broker_url, DATABASE_URL=sqlite_url)
+    without_database = run("enqueue", str(file), BROKER_URL=broker_url, DATABASE_URL=unavailable)
 
-    assert (with_it.returncode, with_it.stderr) == (0, "")
-    assert (without.returncode, without.stdout) == (0, "1 published, 0 not\n")
-    assert without.stderr == "confirm-offer: no audit row is written, because the database can't be reached\n"
+    assert (with_database.returncode, with_database.stderr) == (0, "")
+    assert (without_database.returncode, without_database.stdout) == (0, "1 published, 0 not\n")
+    assert without_database.stderr == "confirm-offer: no audit row is written, because the database can't be reached\n"
     engine = database.connect(sqlite_url)
     with engine.connect() as connection:
         (row,) = connection.execute(select(AuditEntry.__table__)).all()
@@ -276,7 +278,7 @@ def test_an_audit_row_only_where_a_database_is_named(broker_url: str, sqlite_url
     assert (row.command, row.count, row.details) == ("enqueue", 1, {"bad": 0})
 
 
-def test_rejected_is_not_the_file_itself(tmp_path: Path) -> None:
+def test_the_file_of_rejected_rows_is_not_the_input(tmp_path: Path) -> None:
     file = jobs_file(tmp_path / "jobs.jsonl", ["offer-1"])
 
     done = run("enqueue", str(file), "--rejected", str(file))
@@ -285,8 +287,8 @@ def test_rejected_is_not_the_file_itself(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 1
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Both readings, a file of 60 MB, within 24 MB more than one of nothing."""
+def test_memory_does_not_grow_with_the_size_of_the_file(tmp_path: Path) -> None:
+    """Checking and reading a file of 60 MB need at most 24 MB more than before."""
     file = tmp_path / "jobs.jsonl"
     line = json.dumps(job("offer-1", metadata={"padding": "x" * 1000})) + "\n"
     file.write_text(line * 45_000)
@@ -301,8 +303,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         "    assert sum(len(batch) for batch in in_batches(good_records(source, checked, 0))) == 45_000\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    grown = subprocess.run(
+    growth = subprocess.run(
         [sys.executable, "-c", script, str(file)], cwd=PROJECT, capture_output=True, text=True, check=True
     )
 
-    assert int(grown.stdout) < 24 * 1024
+    assert int(growth.stdout) < 24 * 1024

@@ -1,4 +1,4 @@
-"""Stored events to their consumers again: the same messages, in order, and nothing else touched."""
+"""Stored events are replayed: the same messages, in order, and nothing else changes."""
 
 import json
 from collections import defaultdict
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.slow
 BEGAN = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 
-def stored(system: System, confirmations: int, events_each: int) -> None:
-    """Confirmations with published events, a second between two events of one; the last of each is not published.
+def store_events(system: System, confirmations: int, events_each: int) -> None:
+    """Stores confirmations whose events are published, except the last one. They are a second apart.
 
-    The clock was set back before the last but one: its time lies before those of the others.
+    The clock was set back before the last but one event: its time is before the times of the others.
     """
     confirmation_rows, event_rows = [], []
     for number in range(confirmations):
@@ -70,8 +70,8 @@ def message_id(message: Any) -> str:
     return str(message.properties["message_id"])
 
 
-def test_the_same_messages_in_order_and_nothing_else_touched(system: System) -> None:
-    stored(system, confirmations=300, events_each=4)
+def test_the_same_messages_are_replayed_in_order_and_nothing_else_changes(system: System) -> None:
+    store_events(system, confirmations=300, events_each=4)
     before = snapshot(system)
     published = [event for event in before if event.published_at is not None]
     with Publisher(system.broker_url) as publisher:
@@ -82,9 +82,9 @@ def test_the_same_messages_in_order_and_nothing_else_touched(system: System) -> 
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "900 events replayed\n", "")
     again = system.drain()
-    for one, other in zip(sorted(first, key=message_id), sorted(again, key=message_id), strict=True):
-        assert (one.body, one.properties) == (other.body, other.properties)
-        assert one.delivery_info["routing_key"] == other.delivery_info["routing_key"]
+    for message, repeat in zip(sorted(first, key=message_id), sorted(again, key=message_id), strict=True):
+        assert (message.body, message.properties) == (repeat.body, repeat.properties)
+        assert message.delivery_info["routing_key"] == repeat.delivery_info["routing_key"]
     sequences: defaultdict[str, list[int]] = defaultdict(list)
     for message in again:
         event = json.loads(message.body)
@@ -96,19 +96,19 @@ def test_the_same_messages_in_order_and_nothing_else_touched(system: System) -> 
     assert (row.command, row.count, row.details["since"]) == ("events replay", 900, "2026-01-31T00:00:00.000000Z")
 
 
-def test_only_those_that_are_asked_for_and_no_faster(system: System) -> None:
-    stored(system, confirmations=20, events_each=4)
-    chosen = ["--until", "2026-01-31T12:00:03Z", "--type", "booking.pending", "--rate", "20"]
+def test_only_selected_events_are_replayed_at_the_given_rate(system: System) -> None:
+    store_events(system, confirmations=20, events_each=4)
+    options = ["--until", "2026-01-31T12:00:03Z", "--type", "booking.pending", "--rate", "20"]
 
-    begun = datetime.now(UTC)
-    done = run("events", "replay", "--since", "2026-01-31T12:00Z", *chosen, "--yes", "--json", **settings(system))
-    took = datetime.now(UTC) - begun
+    started = datetime.now(UTC)
+    done = run("events", "replay", "--since", "2026-01-31T12:00Z", *options, "--yes", "--json", **settings(system))
+    duration = datetime.now(UTC) - started
     of_offer = run(
         "events", "replay", "--since", "2026-01-31T11:00Z", "--offer", "offer-7", "--yes", **settings(system)
     )
 
     assert json.loads(done.stdout) == {"replayed": 20, "left": 0}
-    assert took > timedelta(seconds=18 / 20)
+    assert duration > timedelta(seconds=18 / 20)
     assert of_offer.stdout == "3 events replayed\n"
     events = [json.loads(message.body) for message in system.drain()]
     assert {(event["type"], event["data"]["sequence"]) for event in events[:20]} == {("booking.pending", 1)}
@@ -117,19 +117,21 @@ def test_only_those_that_are_asked_for_and_no_faster(system: System) -> None:
     ]
 
 
-def test_without_database_exchange_or_answer_nothing_happens(system: System) -> None:
-    stored(system, confirmations=1, events_each=2)
+def test_without_database_exchange_or_confirmation_nothing_is_replayed(system: System) -> None:
+    store_events(system, confirmations=1, events_each=2)
     since = ("events", "replay", "--since", "2026-01-31T00:00Z")
 
-    unasked = run(*since, **settings(system))
-    away = run(*since, "--yes", BROKER_URL=system.broker_url, DATABASE_URL="postgresql+psycopg://127.0.0.1:1/x")
-    none = run("events", "replay", "--since", "2030-01-01", "--json", **settings(system))
+    unconfirmed = run(*since, **settings(system))
+    without_database = run(
+        *since, "--yes", BROKER_URL=system.broker_url, DATABASE_URL="postgresql+psycopg://127.0.0.1:1/x"
+    )
+    without_events = run("events", "replay", "--since", "2030-01-01", "--json", **settings(system))
     channel = system.connection.channel()
     channel.exchange_delete("booking-events")
     undeclared = run(*since, "--yes", **settings(system))
 
-    assert (unasked.returncode, "add --yes" in unasked.stderr) == (2, True)
-    assert (away.returncode, "the database can't be reached" in away.stderr) == (1, True)
-    assert (none.returncode, json.loads(none.stdout)) == (0, {"replayed": 0, "left": 0})
+    assert (unconfirmed.returncode, "add --yes" in unconfirmed.stderr) == (2, True)
+    assert (without_database.returncode, "the database can't be reached" in without_database.stderr) == (1, True)
+    assert (without_events.returncode, json.loads(without_events.stdout)) == (0, {"replayed": 0, "left": 0})
     assert (undeclared.returncode, "run 'confirm-offer broker declare'" in undeclared.stderr) == (1, True)
     assert system.drain() == []

@@ -1,4 +1,4 @@
-"""The examples and the README's own: jobs published by each are confirmed, and each sees each event once."""
+"""The examples, and those of the README: their jobs are confirmed, and each consumer sees each event once."""
 
 import json
 import os
@@ -31,13 +31,13 @@ README = (PROJECT / "README.md").read_text()
 
 @dataclass(frozen=True)
 class Client:
-    """Programs in one language. The README's own take the job from job.json and print what they see."""
+    """The programs of one language. Those of the README read the job from job.json and print the events."""
 
     publish: tuple[str, ...]
     consume: tuple[str, ...]
     is_readme: bool = False
 
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         program = self.publish[0]
         if shutil.which(program) is None:
             return f"{program} is not installed: '.ci/install-servers' does it on Debian"
@@ -71,13 +71,13 @@ EXAMPLE_CLIENTS = [name for name in CLIENTS if name != "readme"]
 @pytest.fixture
 def client(request: pytest.FixtureRequest) -> Client:
     found = CLIENTS[request.param]
-    if sentence := found.lacks():
-        lacking(sentence)
+    if reason := found.missing():
+        lacking(reason)
     return found
 
 
-def trusting(authority: Authority) -> dict[str, str]:
-    """Where Python and PHP, and Node.js, are told of an authority that the system does not know."""
+def trust_of(authority: Authority) -> dict[str, str]:
+    """The environment in which Python, PHP and Node.js trust this authority."""
     return {"SSL_CERT_FILE": str(authority.file), "NODE_EXTRA_CA_CERTS": str(authority.file)}
 
 
@@ -95,7 +95,7 @@ def publish(client: Client, job: Any, folder: Path, **environment: str) -> subpr
 
 
 class Consumer:
-    """An example that runs, with a queue and a folder of its own."""
+    """A running example, with its own queue and folder."""
 
     def __init__(self, name: str, folder: Path, **environment: str) -> None:
         self.name = name
@@ -117,12 +117,12 @@ class Consumer:
         self.process.wait(10)
 
     def seen(self) -> list[tuple[str, str]]:
-        """Type and subject of each event that it took for news, in order."""
+        """Type and subject of each event that it took for new, in order."""
         if CLIENTS[self.name].is_readme:
             words = (line.split() for line in self.out.read_text().splitlines())
             return [(event_type, subject) for event_type, subject in words]
-        # Node.js' SQLite locks in a way of its own: to a reader with locks, its transaction is one that was cut off,
-        # and is rolled back. "immutable" reads without locks and rolls nothing back.
+        # Node.js' SQLite uses other locks: a reader with locks would take its transaction for an interrupted one and
+        # roll it back. "immutable" reads without locks and rolls nothing back.
         url = f"file:{self.folder / 'orders.db'}?immutable=1"
         with suppress(DatabaseError), closing(connect(url, uri=True)) as database:
             return database.execute("select type, subject from mails order by rowid").fetchall()
@@ -155,8 +155,8 @@ def consuming(names: list[str], system: System, **environment: str) -> Iterator[
         yield consumers
 
 
-def again(producer: Producer, body: str | bytes, **changes: Any) -> None:
-    """Publishes an event once more, or one made from it. One producer's come in order."""
+def republish(producer: Producer, body: str | bytes, **changes: Any) -> None:
+    """Publishes an event again, or a changed copy. Events of one producer arrive in order."""
     event = json.loads(body)
     event.update({name: value for name, value in changes.items() if name != "sequence"})
     event["data"]["sequence"] = changes.get("sequence", event["data"]["sequence"])
@@ -171,16 +171,16 @@ def again(producer: Producer, body: str | bytes, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS, indirect=True)
-def test_its_language_is_installed(client: Client) -> None:
-    """Skipped where it is not; the tests that run all clients together leave it out then."""
-    assert client.lacks() is None
+def test_the_language_of_each_example_is_installed(client: Client) -> None:
+    """Skipped if it is not. Tests that run all clients together then leave it out."""
+    assert client.missing() is None
 
 
-def test_jobs_of_each_are_confirmed_and_each_sees_each_event_once(
+def test_jobs_of_each_example_are_confirmed_and_each_example_sees_each_event_once(
     system: System, rabbitmq: RabbitMQ, authority: Authority
 ) -> None:
-    names = [name for name, client in CLIENTS.items() if client.lacks() is None]
-    settings = {**trusting(authority), "BROKER_URL": over_tls(rabbitmq, system.broker_url)}
+    names = [name for name, client in CLIENTS.items() if client.missing() is None]
+    settings = {**trust_of(authority), "BROKER_URL": over_tls(rabbitmq, system.broker_url)}
     system.start_worker()
     with consuming(names, system, **settings) as consumers:
         for name in names:
@@ -202,11 +202,11 @@ def test_jobs_of_each_are_confirmed_and_each_sees_each_event_once(
         bodies = [message.body for message in system.event_messages]
         producer = system.connection.Producer()
         for body in [*bodies, *reversed(bodies)]:
-            again(producer, body)
-        again(producer, bodies[0], subject="P-100/late", id="id-2", sequence=2)
-        again(producer, bodies[0], subject="P-100/late", id="id-1", sequence=1)
+            republish(producer, body)
+        republish(producer, bodies[0], subject="P-100/late", id="id-2", sequence=2)
+        republish(producer, bodies[0], subject="P-100/late", id="id-1", sequence=1)
         last = (json.loads(bodies[0])["type"], "P-100/last")
-        again(producer, bodies[0], subject=last[1], id="id-0")
+        republish(producer, bodies[0], subject=last[1], id="id-0")
 
         for consumer in consumers:
             consumer.until_seen(last)
@@ -216,32 +216,30 @@ def test_jobs_of_each_are_confirmed_and_each_sees_each_event_once(
 
 
 @pytest.mark.parametrize("client", CLIENTS, indirect=True)
-def test_a_job_that_no_queue_is_bound_for_is_not_taken_for_published(
-    client: Client, broker_url: str, tmp_path: Path
-) -> None:
+def test_a_job_without_a_bound_queue_is_not_published(client: Client, broker_url: str, tmp_path: Path) -> None:
     with broker.connect(broker_url) as connection:
         connection.channel().queue_unbind(topology.JOBS, topology.confirm_offer.name, topology.JOBS)
 
     done = publish(client, JOB_EXAMPLE, tmp_path, BROKER_URL=broker_url)
 
     assert done.returncode != 0
-    assert done.stdout == "" or client.publish[0] == "php"  # PHP tells errors there
+    assert done.stdout == "" or client.publish[0] == "php"  # PHP prints errors to stdout
     assert re.search("NO_ROUTE|Unroutable|no queue is bound|unroutable", done.stderr + done.stdout), done
 
 
 @pytest.mark.parametrize("client", EXAMPLE_CLIENTS, indirect=True)
-def test_a_job_goes_over_tls_to_a_broker_of_that_name_and_to_no_other(
+def test_a_job_is_published_over_tls_only_to_a_broker_with_that_name(
     client: Client, broker_url: str, rabbitmq: RabbitMQ, authority: Authority, tmp_path: Path
 ) -> None:
-    def published(host: str, trust: dict[str, str]) -> bool:
-        done = publish(client, JOB_EXAMPLE, tmp_path, BROKER_URL=over_tls(rabbitmq, broker_url, host), **trust)
+    def published(host: str, trusted: dict[str, str]) -> bool:
+        done = publish(client, JOB_EXAMPLE, tmp_path, BROKER_URL=over_tls(rabbitmq, broker_url, host), **trusted)
         return done.returncode == 0
 
-    trust = trusting(authority)  # of a certificate for 127.0.0.1
-    with ThreadPoolExecutor() as at_once:
-        taken = at_once.map(published, ("127.0.0.1", "localhost", "127.0.0.1"), (trust, trust, {}))
+    trusted = trust_of(authority)  # the certificate is for 127.0.0.1
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(published, ("127.0.0.1", "localhost", "127.0.0.1"), (trusted, trusted, {}))
 
-    assert list(taken) == [True, False, False]
+    assert list(results) == [True, False, False]
     with broker.connect(broker_url) as connection:
         channel = connection.channel()
         message = channel.basic_get(topology.JOBS, no_ack=True)
@@ -254,10 +252,10 @@ def test_a_job_goes_over_tls_to_a_broker_of_that_name_and_to_no_other(
 @pytest.mark.parametrize(
     "file", [*EXAMPLES.glob("python/*.py"), *EXAMPLES.glob("node/*.js"), *EXAMPLES.glob("php/*.php")]
 )
-def test_it_is_short(file: Path) -> None:
+def test_each_example_is_short(file: Path) -> None:
     assert len(file.read_text().splitlines()) < 60
 
 
-def test_jobs_in_the_documents_are_the_example() -> None:
+def test_jobs_in_the_documents_equal_the_example() -> None:
     assert json.loads((EXAMPLES / "job.json").read_text()) == JOB_EXAMPLE
     assert json.loads(re.findall(r"```json\n(.*?)```", README, re.S)[0]) == JOB_EXAMPLE

@@ -1,7 +1,7 @@
-"""docs/getting-started.md: the very lines that stand there, in one shell, in a clone of the project.
+"""The lines of docs/getting-started.md, run in one shell, in a clone of the project.
 
-Other than there: RabbitMQ's address and the stand-in's port are private ones, and ``sudo`` says of a package only
-whether it could be installed, and becomes PostgreSQL's superuser, not the system's.
+The differences: RabbitMQ's address and the sandbox's port are private, and ``sudo`` only checks whether a package
+could be installed, and becomes the superuser of PostgreSQL, not of the system.
 """
 
 import getpass
@@ -34,7 +34,7 @@ BOOKED = r"1  booking\.confirmed +[\d-]+ [\d:]+ +[\d-]+ [\d:]+"  # written, and 
 
 
 class Shell:
-    """One bash, as a person has it open all the time. A command that fails ends it."""
+    """One bash for all blocks. A failing command ends it."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._bash = subprocess.Popen(
@@ -48,20 +48,20 @@ class Shell:
         )
 
     def run(self, block: str) -> str:
-        """What a block shows."""
+        """Runs a block. Returns its output."""
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.write(f"{block}\necho {DONE}\n")
         self._bash.stdin.flush()
-        shown = []
+        output = []
         for line in self._bash.stdout:
             if line == f"{DONE}\n":
-                return "".join(shown)
-            shown.append(line)
-        raise AssertionError(f"{block}\n{''.join(shown)}")
+                return "".join(output)
+            output.append(line)
+        raise AssertionError(f"{block}\n{''.join(output)}")
 
     def close(self) -> None:
-        """Ends what still runs in it, too."""
+        """Ends the shell and what still runs in it."""
         if self._bash.poll() is None:
             self._bash.communicate("kill $(jobs -p) || true\n", timeout=30)
 
@@ -84,7 +84,7 @@ def shell(tmp_path: Path, database: PostgreSQL) -> Iterator[Shell]:
     (clone / ".venv").symlink_to(sys.prefix)
     made_at = (clone / ".venv/.ready").stat().st_mtime
     needs = [clone / "requirements-dev.lock", clone / "pyproject.toml"]
-    assert all(one.stat().st_mtime <= made_at for one in needs), "run 'make setup' first: .venv is not up to date"
+    assert all(file.stat().st_mtime <= made_at for file in needs), "run 'make setup' first: .venv is not up to date"
     programs.mkdir()
     (programs / "sudo").write_text(SUDO)
     (programs / "sudo").chmod(0o755)
@@ -109,21 +109,23 @@ def free_port() -> int:
 
 
 def until_booked(shell: Shell, show: str) -> None:
-    """The page says "a moment later"."""
-    shown = ""
+    """Waits until ``show`` shows the booking: the page says "a moment later"."""
+    output = ""
 
     def is_booked() -> bool:
-        nonlocal shown
-        shown = shell.run(f"{show.strip()} 2>&1 || true")
-        return bool(re.search(r"state +confirmed", shown) and re.search(BOOKED, shown))
+        nonlocal output
+        output = shell.run(f"{show.strip()} 2>&1 || true")
+        return bool(re.search(r"state +confirmed", output) and re.search(BOOKED, output))
 
     try:
         until(is_booked, 60, every=0.5)
     except AssertionError:
-        pytest.fail(f"{shown}\n{shell.run('cat worker.log sandbox.log')}")
+        pytest.fail(f"{output}\n{shell.run('cat worker.log sandbox.log')}")
 
 
-def test_from_a_fresh_machine_to_the_first_booking(shell: Shell, broker_url: str, tmp_path: Path) -> None:
+def test_the_page_leads_from_a_fresh_machine_to_the_first_booking(
+    shell: Shell, broker_url: str, tmp_path: Path
+) -> None:
     port = str(free_port())
     private = [
         block.replace("amqp://guest:guest@localhost:5672//", broker_url).replace("8900", port) for block in BLOCKS

@@ -1,4 +1,4 @@
-"""``health``: alive and consuming, or why not; and whether a restart would help."""
+"""``health`` says whether a worker is alive and consumes, or why not, and whether a restart would help."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from worker.storage import database, migrator
 
 Probe = Callable[..., Result]
 
-# A worker whose main thread, the consumer's, hangs from SIGALRM on. Its other threads go on.
-HANGS = (
+# A worker whose main thread, with the consumer, hangs after SIGALRM. Its other threads go on.
+HANGING_WORKER = (
     "import signal, sys, time; from worker.__main__ import main;"
     "signal.signal(signal.SIGALRM, lambda *_: time.sleep(1000)); sys.argv = ['confirm-offer', 'worker']; main()"
 )
@@ -32,39 +32,39 @@ HANGS = (
 
 @pytest.fixture
 def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """In this process, as a program takes longer to start than what is waited for."""
+    """Runs ``health`` in this process: a program takes longer to start than the tests may wait."""
 
-    def ask(*options: str) -> Result:
+    def run_health(*options: str) -> Result:
         with monkeypatch.context() as patch:
             patch.setattr(health_file.tempfile, "tempdir", str(tmp_path))
             return CliRunner().invoke(health, list(options))
 
-    return ask
+    return run_health
 
 
 @pytest.fixture
-def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """A probe that waits for seconds where others wait for minutes."""
+def fast_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """A probe that waits for seconds instead of minutes."""
     monkeypatch.setattr(health_file.tempfile, "tempdir", str(tmp_path))
     for name, seconds in {"UNWELL_AFTER": 6.0, "FROZEN_AFTER": 6.0, "STUCK_AFTER": 12.0}.items():
         monkeypatch.setattr(health_file, name, seconds)
     return lambda *options: CliRunner().invoke(health, list(options))
 
 
-def facts(probe: Probe) -> dict[str, Any]:
-    """What the one worker notes; empty where there is none."""
+def health_of(probe: Probe) -> dict[str, Any]:
+    """The health file of the only worker; empty if there is none."""
     workers = json.loads(probe("--json").stdout)["workers"]
     return workers[0] if workers else {}
 
 
-def settled(probe: Probe, *unwell: str) -> dict[str, Any]:
-    """The facts, as soon as these parts and no others are unwell."""
+def wait_for_unwell(probe: Probe, *unwell: str) -> dict[str, Any]:
+    """Waits until exactly these parts are unwell. Returns the health file."""
 
-    def is_so() -> dict[str, Any] | None:
-        found = facts(probe)
+    def unwell_as_expected() -> dict[str, Any] | None:
+        found = health_of(probe)
         return found if found and set(found["unwell"]) == set(unwell) else None
 
-    found: dict[str, Any] = until(is_so, 60.0)
+    found: dict[str, Any] = until(unwell_as_expected, 60.0)
     return found
 
 
@@ -78,126 +78,128 @@ def settled(probe: Probe, *unwell: str) -> dict[str, Any]:
     ],
     ids=["worker", "celery", "prefork", "gevent"],
 )
-def test_a_worker_is_well_while_it_runs(
+def test_a_running_worker_is_healthy(
     command: list[str], settings: dict[str, str], system: System, probe: Probe, tmp_path: Path
 ) -> None:
     before = probe()
     worker = system.start_worker(command, **settings)
     until(lambda: probe().exit_code == 0, 60.0)
-    told, live = run("health", TMPDIR=str(tmp_path)), probe("--live")
+    status, live = run("health", TMPDIR=str(tmp_path)), probe("--live")
     worker.stop()
     after = probe()
 
     assert (before.exit_code, live.exit_code, after.exit_code) == (1, 0, 1)
     assert "no worker of this user runs on this machine" in before.stderr
-    assert told.stdout == f"worker {worker.process.pid} is well: consumer, scheduler, relay, database\n"
+    assert status.stdout == f"worker {worker.process.pid} is well: consumer, scheduler, relay, database\n"
     assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
 
-def test_parts_that_it_does_not_run_are_not_asked_for(system: System, probe: Probe) -> None:
+def test_parts_that_a_worker_does_not_run_are_not_checked(system: System, probe: Probe) -> None:
     system.start_worker(WORKER_PARTS="relay")
 
-    assert settled(probe)["parts"].keys() == {"relay", "database"}
+    assert wait_for_unwell(probe)["parts"].keys() == {"relay", "database"}
 
 
 @pytest.mark.parametrize("pool", [pytest.param("threads", marks=pytest.mark.slow), "prefork"])
-def test_a_killed_worker_is_none(pool: str, system: System, probe: Probe, tmp_path: Path) -> None:
+def test_a_killed_worker_is_not_found(pool: str, system: System, probe: Probe, tmp_path: Path) -> None:
     worker = system.start_worker(WORKER_POOL=pool, WORKER_CONCURRENCY="2")
-    until(lambda: facts(probe))
+    until(lambda: health_of(probe))
     worker.kill()
 
     assert "no worker of this user runs on this machine" in probe().stderr
     assert not list(tmp_path.glob("confirm-offer-*/*.json"))
 
 
-def test_notes_of_a_killed_one_whose_process_id_another_took(impatient: Callable[..., Result]) -> None:
-    """As in a container that is started again: its ids begin anew, and its /tmp may have stayed."""
+def test_the_health_file_of_a_killed_worker_is_ignored_although_its_process_id_is_in_use(
+    fast_probe: Callable[..., Result],
+) -> None:
+    """As in a restarted container: process ids begin again, and /tmp may have been kept."""
     health_file.directory().mkdir()
-    left = health_file.directory() / f"{os.getpid()}-0.json"
-    left.write_text("{}")
+    old_file = health_file.directory() / f"{os.getpid()}-0.json"
+    old_file.write_text("{}")
 
-    assert "no worker of this user runs on this machine" in impatient().output
-    assert not left.exists()
+    assert "no worker of this user runs on this machine" in fast_probe().output
+    assert not old_file.exists()
 
 
 @pytest.mark.parametrize("pool", ["threads", pytest.param("gevent", marks=pytest.mark.slow)])
-def test_a_worker_without_rabbitmq_is_alive_but_not_well(pool: str, system: System, probe: Probe) -> None:
+def test_a_worker_without_rabbitmq_is_alive_but_not_healthy(pool: str, system: System, probe: Probe) -> None:
     system.start_worker(WORKER_POOL=pool, BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 
-    found = settled(probe, "consumer", "scheduler", "relay")
+    found = wait_for_unwell(probe, "consumer", "scheduler", "relay")
     until(lambda: probe().stdout.count("waits for") == 3)
-    told, live = probe(), probe("--live")
+    status, live = probe(), probe("--live")
 
     assert found["stuck"] == []
-    assert told.stdout.splitlines()[1:] == [
+    assert status.stdout.splitlines()[1:] == [
         "  consumer: waits for broker, since its start",
         "  scheduler: waits for broker, since its start",
         "  relay: waits for broker, since its start",
     ]
-    assert (told.exit_code, live.exit_code) == (1, 0)
+    assert (status.exit_code, live.exit_code) == (1, 0)
 
 
-def test_a_worker_without_its_database_is_alive_but_not_well(system: System, probe: Probe) -> None:
+def test_a_worker_without_its_database_is_alive_but_not_healthy(system: System, probe: Probe) -> None:
     system.start_worker(DATABASE_URL=f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none")
 
-    settled(probe, "database", "scheduler", "relay")
+    wait_for_unwell(probe, "database", "scheduler", "relay")
     until(lambda: probe().stdout.count("waits for database, since its start") == 3)
 
     assert (probe().exit_code, probe("--live").exit_code) == (1, 0)
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_is_not_alive(system: System, probe: Probe, impatient: Callable[..., Result]) -> None:
+def test_a_frozen_worker_is_not_alive(system: System, probe: Probe, fast_probe: Callable[..., Result]) -> None:
     worker = system.start_worker()
-    settled(probe)
-    until(lambda: impatient("--live").exit_code == 0)
+    wait_for_unwell(probe)
+    until(lambda: fast_probe("--live").exit_code == 0)
 
     worker.process.send_signal(signal.SIGSTOP)
-    until(lambda: impatient("--live").exit_code == 1)
+    until(lambda: fast_probe("--live").exit_code == 1)
 
-    for done in impatient(), impatient("--live"):
+    for done in fast_probe(), fast_probe("--live"):
         assert done.exit_code == 1
         assert f"worker {worker.process.pid} is frozen: it has noted nothing for" in done.stdout
     worker.process.send_signal(signal.SIGCONT)
-    until(lambda: impatient().exit_code == 0)
+    until(lambda: fast_probe().exit_code == 0)
 
 
 @pytest.mark.slow
 def test_a_worker_whose_consumer_hangs_is_not_alive(
-    system: System, probe: Probe, impatient: Callable[..., Result]
+    system: System, probe: Probe, fast_probe: Callable[..., Result]
 ) -> None:
-    worker = system.start_worker(["-c", HANGS])
-    settled(probe)
+    worker = system.start_worker(["-c", HANGING_WORKER])
+    wait_for_unwell(probe)
 
     worker.process.send_signal(signal.SIGALRM)
-    until(lambda: impatient("--live").exit_code == 1)
+    until(lambda: fast_probe("--live").exit_code == 1)
 
-    assert impatient("--live").stdout == f"worker {worker.process.pid} is stuck: consumer\n"
-    assert "\n  consumer: not well since" in impatient().stdout
+    assert fast_probe("--live").stdout == f"worker {worker.process.pid} is stuck: consumer\n"
+    assert "\n  consumer: not well since" in fast_probe().stdout
 
 
-def test_a_worker_that_ends_its_last_calls_is_alive(system: System, probe: Probe) -> None:
+def test_a_worker_that_finishes_its_last_calls_is_alive(system: System, probe: Probe) -> None:
     worker = system.start_worker(XONE_TIMEOUT="90")
-    settled(probe)
+    wait_for_unwell(probe)
     system.sandbox.latency = 60.0
     system.publish([job("offer-1")])
-    until(lambda: system.sandbox.bookings)  # XONE has been called, and has not answered
+    until(lambda: system.sandbox.bookings)  # XONE has been called and has not answered
 
     worker.process.send_signal(signal.SIGTERM)
-    until(lambda: facts(probe).get("stopping"))
-    told, live = probe(), probe("--live")
+    until(lambda: health_of(probe).get("stopping"))
+    status, live = probe(), probe("--live")
 
-    assert (told.exit_code, live.exit_code) == (1, 0)
-    assert told.stdout == f"worker {worker.process.pid} is stopping: it takes nothing new\n"
-    system.sandbox.stop()  # sends the answer
+    assert (status.exit_code, live.exit_code) == (1, 0)
+    assert status.stdout == f"worker {worker.process.pid} is stopping: it takes nothing new\n"
+    system.sandbox.stop()  # sends the answers
     assert worker.process.wait(30) == 0
     assert "no worker of this user runs on this machine" in probe().stderr
 
 
 def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System, probe: Probe) -> None:
-    """Its queue is deleted; it comes back, and is well only where it really consumes."""
+    """The queue is deleted. The consumer recovers, and is well only when it really consumes."""
     system.start_worker()
-    settled(probe)
+    wait_for_unwell(probe)
 
     system.connection.default_channel.queue_delete(topology.JOBS)
     until(lambda: _consumers(system) == 1)
@@ -211,29 +213,29 @@ def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System,
 def test_a_consumer_whose_channel_the_broker_has_closed_consumes_again(
     system: System, probe: Probe, rabbitmq: RabbitMQ
 ) -> None:
-    """A delivery that is held for longer than ``consumer_timeout`` closes the channel (406)."""
+    """A delivery that is not acknowledged within ``consumer_timeout`` closes the channel (406)."""
     worker = system.start_worker(XONE_TIMEOUT="60")
-    settled(probe)
-    _set_times(rabbitmq, consumer_timeout=1000, channel_tick_interval=1000)
+    wait_for_unwell(probe)
+    _set_timeouts(rabbitmq, consumer_timeout=1000, channel_tick_interval=1000)
     system.reconnect()
     try:
         with system.connection.channel() as channel:
-            channel.queue_delete(topology.JOBS)  # the worker's channel comes anew, with the short time-out
+            channel.queue_delete(topology.JOBS)  # the worker opens a new channel, with the short timeout
         until(lambda: _consumers(system) == 1)
         system.sandbox.latency = 5.0
         system.publish([job("offer-1")])
         until(lambda: "PRECONDITION_FAILED" in worker.log.read_text())
     finally:
-        _set_times(rabbitmq, consumer_timeout=1_800_000, channel_tick_interval=60_000)
+        _set_timeouts(rabbitmq, consumer_timeout=1_800_000, channel_tick_interval=60_000)
 
     until(lambda: _consumers(system) == 1)
-    assert settled(probe)["unwell"] == []
+    assert wait_for_unwell(probe)["unwell"] == []
     system.until_events(1)
     assert system.states() == {"confirmed": 1}
 
 
-def _set_times(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
-    """For channels that are opened from now on."""
+def _set_timeouts(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
+    """Sets timeouts of RabbitMQ, for channels that are opened later."""
     set_each = [f"application:set_env(rabbit, {name}, {value})" for name, value in milliseconds.items()]
     rabbitmq.ctl("eval", f"{', '.join(set_each)}.")
 
@@ -247,7 +249,7 @@ def _consumers(system: System) -> int:
 
 
 @pytest.mark.slow
-def test_an_outage_in_the_middle_and_its_end(
+def test_health_follows_an_outage_and_its_end(
     sandbox: Sandbox, environment: dict[str, str], tmp_path: Path, probe: Probe
 ) -> None:
     require(RabbitMQ)
@@ -263,21 +265,21 @@ def test_an_outage_in_the_middle_and_its_end(
         topology.declare(connection)
     with System(rabbitmq.url, postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
         system.start_worker()
-        settled(probe)
+        wait_for_unwell(probe)
         rabbitmq.stop()
-        settled(probe, "consumer", "scheduler", "relay")
+        wait_for_unwell(probe, "consumer", "scheduler", "relay")
         postgresql.stop()
-        settled(probe, "consumer", "scheduler", "relay", "database")
+        wait_for_unwell(probe, "consumer", "scheduler", "relay", "database")
 
         assert (probe().exit_code, probe("--live").exit_code) == (1, 0)
         rabbitmq.start()
         postgresql.start()
-        settled(probe)
+        wait_for_unwell(probe)
     rabbitmq.stop()
     postgresql.stop()
 
 
-def test_a_worker_that_can_note_nothing_says_so_and_works(system: System, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_write_its_health_file_logs_it_and_works(system: System, tmp_path: Path) -> None:
     (tmp_path / f"confirm-offer-{os.getuid()}").write_text("in the way")
     worker = system.start_worker()
 
@@ -287,8 +289,8 @@ def test_a_worker_that_can_note_nothing_says_so_and_works(system: System, tmp_pa
     system.until_events(1)
 
 
-def test_a_probe_imports_little() -> None:
-    """It runs every few seconds in every container."""
+def test_a_probe_imports_few_packages() -> None:
+    """Probes run every few seconds in every container."""
     script = (
         "import sys; from worker.cli.health import health;"
         "health.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"

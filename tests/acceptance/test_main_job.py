@@ -1,4 +1,4 @@
-"""The main job, from outside: jobs on the queue, bookings in the database, events on the exchange, none twice."""
+"""The main job from outside: each job becomes one booking in the database and one event on the exchange."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ main()
 
 
 def assert_each_once(system: System, offers: list[str]) -> None:
-    """As many bookings upstream as stored and as told, for the same offers, and no offer called twice at once."""
+    """Asserts one booking upstream, in the database and in an event for each offer, and no simultaneous calls."""
     assert {offer for _, offer in system.sandbox.bookings} == set(offers)
     assert system.sandbox.overlapping == set()
     assert system.states() == {State.CONFIRMED: len(offers)}
@@ -36,9 +36,9 @@ def assert_each_once(system: System, offers: list[str]) -> None:
     upstream = {offer: booking["id"] for (_, offer), booking in system.sandbox.bookings.items()}
     assert dict(map(tuple, stored)) == upstream
     assert len(stored) == len(offers)
-    told = Counter(event["data"]["offer_id"] for event in system.take_events())
+    published = Counter(event["data"]["offer_id"] for event in system.take_events())
     ids = {event["id"] for event in system.events}
-    assert set(told) == set(offers)
+    assert set(published) == set(offers)
     assert len(ids) == len(offers)
 
 
@@ -57,7 +57,7 @@ def test_a_thousand_jobs_become_a_thousand_bookings_and_events(pool: str, system
     assert system.queue_length(topology.JOBS) == 0
 
 
-def test_a_worker_killed_half_way_loses_and_doubles_nothing(system: System) -> None:
+def test_a_killed_worker_loses_no_job_and_books_none_twice(system: System) -> None:
     system.sandbox.latency = 0.05
     offers = [f"offer-{number}" for number in range(400)]
     system.publish(map(job, offers))
@@ -73,7 +73,7 @@ def test_a_worker_killed_half_way_loses_and_doubles_nothing(system: System) -> N
     assert_each_once(system, offers)
 
 
-def test_two_workers_and_each_job_published_three_times(system: System) -> None:
+def test_jobs_published_three_times_to_two_workers_are_booked_once(system: System) -> None:
     system.sandbox.latency = 0.02
     offers = [f"offer-{number}" for number in range(100)]
     system.publish(job(offer) for offer in offers * 3)
@@ -105,7 +105,7 @@ def test_celery_starts_the_same_worker(system: System) -> None:
     assert worker.stop() == 0
 
 
-def test_a_prefork_worker_does_the_same(system: System) -> None:
+def test_a_prefork_worker_confirms_jobs(system: System) -> None:
     system.start_worker(WORKER_POOL="prefork", WORKER_CONCURRENCY="2")
     offers = [f"offer-{number}" for number in range(20)]
     system.publish(map(job, offers))
@@ -123,7 +123,7 @@ def test_a_prefork_worker_does_the_same(system: System) -> None:
     ],
     ids=["worker", "celery"],
 )
-def test_a_gevent_worker_is_started_in_either_way(command: list[str], system: System) -> None:
+def test_a_gevent_worker_is_started_by_setting_or_option(command: list[str], system: System) -> None:
     worker = system.start_worker(command)
     offers = [f"offer-{number}" for number in range(20)]
     system.publish(map(job, offers))
@@ -137,7 +137,7 @@ def test_a_gevent_worker_is_started_in_either_way(command: list[str], system: Sy
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (
             ["-m", "celery", "-A", "worker", "worker"],
@@ -149,14 +149,14 @@ def test_a_gevent_worker_is_started_in_either_way(command: list[str], system: Sy
     ],
     ids=["not made ready", "not installed"],
 )
-def test_where_there_can_be_no_gevent_worker_it_says_so(command: list[str], told: str, system: System) -> None:
+def test_a_worker_that_cannot_use_gevent_ends_with_the_reason(command: list[str], message: str, system: System) -> None:
     worker = system.start_worker(command, WORKER_POOL="gevent")
 
     assert worker.process.wait(60) == 2
-    assert f"confirm-offer: WORKER_POOL: {told}" in worker.log.read_text()
+    assert f"confirm-offer: WORKER_POOL: {message}" in worker.log.read_text()
 
 
-def test_parts_of_a_worker_run_by_themselves(system: System) -> None:
+def test_parts_of_a_worker_run_alone(system: System) -> None:
     system.publish([job("offer-1~http-503~1")])
     tasks = system.start_worker(WORKER_PARTS="tasks")
     until(lambda: system.states()[State.RETRYING] == 1)
@@ -171,7 +171,7 @@ def test_parts_of_a_worker_run_by_themselves(system: System) -> None:
     assert event["data"]["offer_id"] == "offer-1~http-503~1"
 
 
-def test_the_demo_ends_well_and_says_so(tmp_path: object) -> None:
+def test_the_demo_succeeds(tmp_path: object) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worker", "demo", "--jobs", "12", "--json"],
         cwd=PROJECT,
@@ -182,10 +182,10 @@ def test_the_demo_ends_well_and_says_so(tmp_path: object) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["problems"] == []
-    assert told["events"] == {"booking.confirmed": 10, "booking.pending": 1, "confirmation.failed": 1}
-    assert told["dead_letters"] == ["invalid-job"]
+    report = json.loads(done.stdout)
+    assert report["problems"] == []
+    assert report["events"] == {"booking.confirmed": 10, "booking.pending": 1, "confirmation.failed": 1}
+    assert report["dead_letters"] == ["invalid-job"]
 
 
 def test_a_worker_started_before_the_tables_waits_for_them(system: System) -> None:

@@ -1,4 +1,4 @@
-"""Metrics from outside: scraped from real workers, by the test and by a real Prometheus."""
+"""Metrics of real workers, scraped by the test; and alerts, tested by Prometheus."""
 
 import os
 import re
@@ -11,15 +11,15 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.support.scraping import Samples, port_of, scraped
+from tests.support.scraping import Samples, port_of, scrape
 from tests.support.servers import Prometheus, free_port, require
 from tests.support.system import PROJECT, System, job, until
 
 DEPLOY = PROJECT / "deploy"
 
 
-def of(name: str, samples: Samples) -> Samples:
-    """What is not 0 of one name, by its labels."""
+def values_of(name: str, samples: Samples) -> Samples:
+    """The values of one metric that are not 0, by labels."""
     return {
         ", ".join(re.findall(r'"(.*?)"', key)): value
         for key, value in samples.items()
@@ -28,7 +28,7 @@ def of(name: str, samples: Samples) -> Samples:
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("gevent", marks=pytest.mark.slow)])
-def test_a_worker_tells_what_became_of_its_jobs(system: System, pool: str) -> None:
+def test_the_metrics_of_a_worker_count_its_jobs(system: System, pool: str) -> None:
     worker = system.start_worker(METRICS_PORT="0", WORKER_POOL=pool, WORKER_CONCURRENCY="4", RETRY_MAX_ATTEMPTS="3")
     port = port_of(worker)
     jobs = [
@@ -42,71 +42,73 @@ def test_a_worker_tells_what_became_of_its_jobs(system: System, pool: str) -> No
     system.publish([job("without-timestamp"), job("future~pending")], timestamp=2**40)
     system.until_events(7)
 
-    def all_told() -> Samples | None:
-        now = scraped(port)
-        done = of("dead_letters_total", now) and sum(of("events_published_total", now).values()) == 7
+    def all_counted() -> Samples | None:
+        now = scrape(port)
+        done = values_of("dead_letters_total", now) and sum(values_of("events_published_total", now).values()) == 7
         return now if done else None
 
-    now = until(all_told)
-    assert of("jobs_total", now) == {"confirmed": 4, "pending": 2, "failed": 1}
-    assert of("attempts_total", now) == {
+    now = until(all_counted)
+    assert values_of("jobs_total", now) == {"confirmed": 4, "pending": 2, "failed": 1}
+    assert values_of("attempts_total", now) == {
         "none, booked": 6,
         "http-422, refused": 1,
         "http-503, not_booked": 1,
         "connection-lost, unknown": 1,
     }
-    assert of("dead_letters_total", now) == {"invalid-json": 1}
-    assert of("events_published_total", now) == {
+    assert values_of("dead_letters_total", now) == {"invalid-json": 1}
+    assert values_of("events_published_total", now) == {
         "booking.confirmed": 4,
         "booking.pending": 2,
         "confirmation.failed": 1,
     }
-    calls = of("call_duration_seconds_count", now)
-    assert calls["confirm"] == 9 - 1, "the lost answer was found by the list, and not asked for again"
+    calls = values_of("call_duration_seconds_count", now)
+    assert calls["confirm"] == 9 - 1, "the lost booking was looked up in the list, not requested again"
     assert calls["bookings"] >= 1
-    assert calls["token"] == sum(of("token_refreshes_total", now).values()) >= 1
-    assert of("job_to_event_seconds_count", now) == of("events_published_total", now)
-    took = of("job_to_event_seconds_bucket", now)
-    assert took["300.0, booking.confirmed"] == 1, "where no timestamp fits, it counts from when the job came"
-    assert took["900.0, booking.confirmed"] == 4
-    assert of("calls_in_flight", now) == {}
+    assert calls["token"] == sum(values_of("token_refreshes_total", now).values()) >= 1
+    assert values_of("job_to_event_seconds_count", now) == values_of("events_published_total", now)
+    durations = values_of("job_to_event_seconds_bucket", now)
+    assert durations["300.0, booking.confirmed"] == 1, (
+        "without a valid timestamp, time counts from the arrival of the job"
+    )
+    assert durations["900.0, booking.confirmed"] == 4
+    assert values_of("calls_in_flight", now) == {}
     assert now['last_well_timestamp_seconds{part="relay"}'] > time.time() - 600
     assert worker.stop() == 0
     assert list(system.folder.glob("confirm-offer-*/metrics/*")) == []
 
 
-def test_what_a_killed_process_had_in_flight_is_told_no_more(system: System) -> None:
+def test_calls_in_flight_of_a_killed_process_are_not_shown(system: System) -> None:
     system.sandbox.latency = 60.0
     worker = system.start_worker(METRICS_PORT="0", WORKER_POOL="prefork", WORKER_CONCURRENCY="2", XONE_TIMEOUT="100")
     port = port_of(worker)
     system.publish([job("ok"), b"no job", b"no job either"])
-    until(lambda: of("calls_in_flight", scraped(port)).get("confirm") == 1)
-    until(lambda: of("dead_letters_total", scraped(port)).get("invalid-json") == 2)
+    until(lambda: values_of("calls_in_flight", scrape(port)).get("confirm") == 1)
+    until(lambda: values_of("dead_letters_total", scrape(port)).get("invalid-json") == 2)
 
     for child in children(worker.process.pid):
         os.kill(child, signal.SIGKILL)
 
-    until(lambda: "confirm" not in of("calls_in_flight", scraped(port)))
-    assert of("dead_letters_total", scraped(port)) == {"invalid-json": 2}
+    until(lambda: "confirm" not in values_of("calls_in_flight", scrape(port)))
+    assert values_of("dead_letters_total", scrape(port)) == {"invalid-json": 2}
 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_port_that_is_taken_is_told_and_taken_later(system: System) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_logged_and_opened_later(system: System) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as listening:
+        port = listening.getsockname()[1]
         worker = system.start_worker(METRICS_PORT=str(port))
         system.publish([job("ok")])
         system.until_events(1)
         until(lambda: [line for line in worker.logged() if line["event"] == "metrics_not_served"])
 
-    told = [line for line in worker.logged() if line["event"] == "metrics_not_served"]
-    assert [(line["port"], line["level"]) for line in told] == [(port, "error")]
-    assert "METRICS_PORT is taken" in told[0]["error"]
+    log_lines = [line for line in worker.logged() if line["event"] == "metrics_not_served"]
+    assert [(line["port"], line["level"]) for line in log_lines] == [(port, "error")]
+    assert "METRICS_PORT is taken" in log_lines[0]["error"]
     assert port_of(worker) == port
-    assert of("jobs_total", scraped(port)) == {"confirmed": 1}
+    assert values_of("jobs_total", scrape(port)) == {"confirmed": 1}
 
 
 def test_a_worker_serves_nothing_but_metrics(system: System) -> None:
@@ -116,11 +118,11 @@ def test_a_worker_serves_nothing_but_metrics(system: System) -> None:
 
     for path in ("/", "/metrics/", "/../metrics", "/favicon.ico"):
         with pytest.raises(HTTPError, match="404"):
-            scraped(port, path)
+            scrape(port, path)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
         assert b" 501 " in connection.recv(1000)
-    assert scraped(port, "/metrics?name[]=x")["build_info" + '{version="0.1.0"}'] == 1
+    assert scrape(port, "/metrics?name[]=x")["build_info" + '{version="0.1.0"}'] == 1
     assert not any(line["event"] == "metrics_served" for line in without.logged())
 
 
@@ -133,12 +135,12 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+def test_each_alert_fires_on_its_condition_only() -> None:
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
     assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
 
 
-def test_every_alert_is_seen_firing_and_names_its_place_in_the_runbook() -> None:
+def test_every_alert_is_tested_and_names_its_place_in_the_runbook() -> None:
     rules = (DEPLOY / "prometheus/alerts.yml").read_text()
     alerts = re.findall(r"alert: (\w+)", rules)
     tested = (DEPLOY / "prometheus/alerts_test.yml").read_text()

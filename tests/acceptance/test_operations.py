@@ -1,4 +1,4 @@
-"""What the person does who was woken up: see what failed and why, try it again, pause and go on. From outside."""
+"""Operations from outside: see what failed and why, reprocess it, pause and resume."""
 
 import csv
 import json
@@ -34,15 +34,15 @@ BATCH_KEYS = {
 }  # fmt: skip
 
 
-def told(url: str, *arguments: str) -> Any:
-    """What a command prints with --json."""
+def run_json(url: str, *arguments: str) -> Any:
+    """Runs a command with --json. Returns what it prints."""
     done = run(*arguments, "--json", DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def quickly(url: str, *arguments: str) -> Result:
-    """Runs a command in this process, where only what it prints and changes is of interest."""
+def run_here(url: str, *arguments: str) -> Result:
+    """Runs a command in this process, which is faster."""
     return CliRunner().invoke(cli, arguments, env={"DATABASE_URL": url})
 
 
@@ -79,7 +79,7 @@ def until_ended(system: System, batch_id: int, seconds: float = 40.0) -> dict[st
     return batch_of(system.engine, batch_id)
 
 
-def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(system: System) -> None:
+def test_after_an_outage_one_group_is_reprocessed_and_the_other_fails_again(system: System) -> None:
     url, sandbox = system.database_url, system.sandbox
     system.start_worker()
     sandbox.status_for_all = 422
@@ -89,7 +89,7 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
     until(lambda: system.states() == {State.FAILED: 14})
     sandbox.status_for_all = None
 
-    (group,) = told(url, "failed")["groups"]
+    (group,) = run_json(url, "failed")["groups"]
     assert set(group) == {
         "code", "http_status", "detail", "count", "partners", "first_seen", "last_seen", "sample",
     }  # fmt: skip
@@ -99,8 +99,8 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
     assert group["first_seen"] <= group["last_seen"]
     assert group["last_seen"].endswith("Z")
 
-    asked = ("reprocess", "--partner", "P-100", "--code", "http-422", "--rate", "50", "--reason", "mended", "--follow")
-    code, shown = on_a_terminal(url, *asked, answer="y\n")
+    reprocess = "reprocess --partner P-100 --code http-422 --rate 50 --reason fixed --follow"
+    code, shown = on_a_terminal(url, *reprocess.split(), answer="y\n")
     assert code == 0, shown
     assert "Try 12 confirmations again at 50 a second? [y/N]" in shown
     assert "Batch 1 is done: 12 confirmed." in shown
@@ -112,27 +112,27 @@ def test_after_an_outage_one_group_is_tried_again_and_the_other_fails_again(syst
     assert "Batch 2 is done: 0 confirmed, 2 failed again." in again.stdout
     assert max(len(line) for line in again.stdout.splitlines()) <= 80
     assert "\x1b" not in again.stdout
-    newest, first = told(url, "batches")["batches"]
+    newest, first = run_json(url, "batches")["batches"]
     assert set(newest) == BATCH_KEYS
     assert (newest["id"], newest["failed"], newest["rate"]) == (2, 2, None)
-    assert (first["state"], first["reason"], first["confirmed"], first["rate"]) == ("done", "mended", 12, 50)
-    assert [group["code"] for group in told(url, "failed")["groups"]] == ["http-404"]
-    assert audit_of(system.engine) == [("reprocess", "mended", 12), ("reprocess", None, 2)]
+    assert (first["state"], first["reason"], first["confirmed"], first["rate"]) == ("done", "fixed", 12, 50)
+    assert [group["code"] for group in run_json(url, "failed")["groups"]] == ["http-404"]
+    assert audit_of(system.engine) == [("reprocess", "fixed", 12), ("reprocess", None, 2)]
     assert len(system.until_events(14 + 12 + 2)) == 28
 
 
-def test_a_batch_outlives_its_workers_and_each_item_is_done_once(system: System) -> None:
+def test_a_batch_survives_its_workers_and_each_item_is_done_once(system: System) -> None:
     offers = fail_many(system, 80)
     system.sandbox.latency = 0.2
     worker = system.start_worker(WORKER_CONCURRENCY="16")
-    batch = told(system.database_url, "reprocess", "--yes")
+    batch = run_json(system.database_url, "reprocess", "--yes")
     assert set(batch) == BATCH_KEYS
     until(lambda: 10 <= len(system.sandbox.bookings) <= 60)
 
     worker.kill()
     assert batch_of(system.engine, batch["id"])["state"] == "running"
     system.end_leases()
-    with system.engine.begin() as connection:  # as if a minute had passed for what was not dispatched any more
+    with system.engine.begin() as connection:  # as if the minute had passed after which messages are dispatched again
         connection.execute(update(Confirmation).values(dispatched_until=None))
     system.start_worker()
 
@@ -152,11 +152,11 @@ def test_a_batch_is_paused_resumed_and_cancelled(system: System) -> None:
     assert run("reprocess", "--yes", "--rate", "3", DATABASE_URL=url).returncode == 0
     until(lambda: system.states()[State.CONFIRMED] >= 2)
 
-    assert told(url, "batch", "pause", "1")["state"] == "paused"
+    assert run_json(url, "batch", "pause", "1")["state"] == "paused"
     until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
     when_paused = batch_of(system.engine, 1)
     resumed = run("batch", "resume", "1", DATABASE_URL=url)
-    assert resumed.stdout.startswith(f"Batch 1 is running: {when_paused['confirmed']} confirmed, "), "none was fed in"
+    assert resumed.stdout.startswith(f"Batch 1 is running: {when_paused['confirmed']} confirmed, "), "no item was fed"
     until(lambda: system.states()[State.CONFIRMED] > when_paused["confirmed"])
     cancelled = run("batch", "cancel", "1", "--reason", "enough", DATABASE_URL=url)
     until(lambda: system.states()[State.QUEUED] + system.states()[State.CONFIRMING] == 0)
@@ -175,9 +175,9 @@ def test_a_batch_is_paused_resumed_and_cancelled(system: System) -> None:
     ]  # fmt: skip
 
 
-def test_two_batches_over_the_same_offers_do_the_work_once(system: System) -> None:
+def test_two_batches_of_the_same_offers_do_the_work_once(system: System) -> None:
     offers = fail_many(system, 30)
-    batches = [told(system.database_url, "reprocess", "--yes")["id"] for _ in range(2)]
+    batches = [run_json(system.database_url, "reprocess", "--yes")["id"] for _ in range(2)]
     system.start_worker()
     ended = [until_ended(system, batch_id) for batch_id in batches]
 
@@ -186,11 +186,11 @@ def test_two_batches_over_the_same_offers_do_the_work_once(system: System) -> No
     assert calls_of(system) == dict.fromkeys(offers, 1)
 
 
-def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
+def test_a_pause_outlasts_a_restart_until_resume(system: System) -> None:
     url = system.database_url
-    made = run("pause", "--reason", "XONE's maintenance", DATABASE_URL=url)
-    assert "Calls to XONE are paused for all partners." in made.stdout
-    told(url, "pause", "--partner", "P-200", "--reason", "they asked")
+    paused = run("pause", "--reason", "XONE's maintenance", DATABASE_URL=url)
+    assert "Calls to XONE are paused for all partners." in paused.stdout
+    run_json(url, "pause", "--partner", "P-200", "--reason", "they asked")
     system.start_worker()
     system.publish(job(f"offer-{number}") for number in range(30))
     system.publish(job(f"offer-{number}", partner_id="P-200") for number in range(5))
@@ -209,8 +209,8 @@ def test_calls_pause_over_a_restart_and_go_on(system: System) -> None:
     assert {call.partner_id for call in system.sandbox.calls} == {"P-100"}
     assert system.states() == {State.CONFIRMED: 30, State.QUEUED: 5}
 
-    assert told(url, "resume", "--partner", "P-200") == {"changed": True, "paused": []}
-    assert told(url, "resume") == {"changed": False, "paused": []}
+    assert run_json(url, "resume", "--partner", "P-200") == {"changed": True, "paused": []}
+    assert run_json(url, "resume") == {"changed": False, "paused": []}
     system.until_events(35)
     assert calls_of(system) == {**{f"offer-{n}": 2 for n in range(5)}, **{f"offer-{n}": 1 for n in range(5, 30)}}
     assert [entry[:2] for entry in audit_of(system.engine)[:3]] == [
@@ -224,7 +224,7 @@ def keys() -> str:
 
 
 @pytest.fixture
-def after_a_failure(sqlite_url: str, keys: str) -> Iterator[tuple[str, Engine]]:
+def failures(sqlite_url: str, keys: str) -> Iterator[tuple[str, Engine]]:
     fail(sqlite_url, keys, ["a", "b", "c"])
     fail(sqlite_url, keys, ["old"], code="timeout", age=7200.0)
     fail(sqlite_url, keys, ["review"], code="timeout", state=State.NEEDS_REVIEW)
@@ -234,39 +234,39 @@ def after_a_failure(sqlite_url: str, keys: str) -> Iterator[tuple[str, Engine]]:
     engine.dispose()
 
 
-def test_reprocess_changes_nothing_unless_it_was_told_to(after_a_failure: tuple[str, Engine]) -> None:
-    url, engine = after_a_failure
+def test_reprocess_changes_nothing_without_a_confirmation(failures: tuple[str, Engine]) -> None:
+    url, engine = failures
 
-    plan = quickly(url, "reprocess", "--dry-run")
-    unasked = run("reprocess", "--code", "http-422", DATABASE_URL=url)
-    nothing = quickly(url, "reprocess", "--code", "http-418", "--yes")
-    both = quickly(url, "reprocess", "--code", "http-422", "--offers", "-")
+    plan = run_here(url, "reprocess", "--dry-run")
+    unconfirmed = run("reprocess", "--code", "http-422", DATABASE_URL=url)
+    nothing = run_here(url, "reprocess", "--code", "http-418", "--yes")
+    with_both_filters = run_here(url, "reprocess", "--code", "http-422", "--offers", "-")
     code, shown = on_a_terminal(url, "reprocess", answer="n\n")
 
     assert plan.exit_code == 0
     assert "4 confirmations, 2 causes" in plan.stdout
-    assert unasked.returncode == 2
-    assert unasked.stderr.splitlines()[-1].endswith("add --yes")
+    assert unconfirmed.returncode == 2
+    assert unconfirmed.stderr.splitlines()[-1].endswith("add --yes")
     assert (nothing.exit_code, nothing.stdout) == (0, "Nothing matches; nothing was changed.\n")
-    assert both.exit_code == 2
+    assert with_both_filters.exit_code == 2
     assert code == 1
     assert "nothing was changed" in shown
-    assert json.loads(quickly(url, "batches", "--json").stdout) == {"batches": []}
+    assert json.loads(run_here(url, "batches", "--json").stdout) == {"batches": []}
     assert audit_of(engine) == []
 
 
-def test_filters_lists_and_csv(after_a_failure: tuple[str, Engine]) -> None:
-    url, _ = after_a_failure
+def test_failures_are_filtered_listed_and_exported(failures: tuple[str, Engine]) -> None:
+    url, _ = failures
 
-    listed = json.loads(quickly(url, "failed", "--list", "--since", "1h", "--json").stdout)["confirmations"]
-    as_csv = list(csv.DictReader(quickly(url, "failed", "--list", "--csv", "--until", "1h").stdout.splitlines()))
-    text = quickly(url, "failed").stdout
+    listed = json.loads(run_here(url, "failed", "--list", "--since", "1h", "--json").stdout)["confirmations"]
+    as_csv = list(csv.DictReader(run_here(url, "failed", "--list", "--csv", "--until", "1h").stdout.splitlines()))
+    text = run_here(url, "failed").stdout
 
     assert {row["offer_id"] for row in listed} == {"a", "b", "c"}
     assert [(row["offer_id"], row["code"], row["state"]) for row in as_csv] == [("old", "timeout", "failed")]
     assert "1 more waits for a review" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert quickly(url, "failed", "--since", "yesterday").exit_code == 2
+    assert run_here(url, "failed", "--since", "yesterday").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,14 @@ def test_filters_lists_and_csv(after_a_failure: tuple[str, Engine]) -> None:
     ],
     ids=["words", "csv", "json"],
 )
-def test_a_file_of_offers_names_what_is_left_out(
-    after_a_failure: tuple[str, Engine], content: str, tmp_path: Path
+def test_offers_of_a_file_that_are_left_out_are_named(
+    failures: tuple[str, Engine], content: str, tmp_path: Path
 ) -> None:
-    url, engine = after_a_failure
+    url, engine = failures
     file = tmp_path / "offers"
     file.write_bytes(content.encode())
 
-    done = quickly(url, "reprocess", "--offers", str(file), "--yes", "--json")
+    done = run_here(url, "reprocess", "--offers", str(file), "--yes", "--json")
 
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["total"] == 1
@@ -301,8 +301,8 @@ def test_a_file_of_offers_names_what_is_left_out(
     assert details["offers"] == 5
 
 
-def test_a_line_that_is_no_offer_is_named(after_a_failure: tuple[str, Engine]) -> None:
-    url, engine = after_a_failure
+def test_an_invalid_line_of_a_file_is_named(failures: tuple[str, Engine]) -> None:
+    url, engine = failures
 
     done = run("reprocess", "--offers", "-", "--yes", stdin="a\nP-100 b c\n", DATABASE_URL=url)
 
@@ -310,8 +310,8 @@ def test_a_line_that_is_no_offer_is_named(after_a_failure: tuple[str, Engine]) -
     assert audit_of(engine) == []
 
 
-def test_leaving_does_not_stop_the_batch(after_a_failure: tuple[str, Engine], tmp_path: Path) -> None:
-    url, _ = after_a_failure
+def test_interrupting_follow_does_not_stop_the_batch(failures: tuple[str, Engine], tmp_path: Path) -> None:
+    url, _ = failures
     shown = tmp_path / "shown"
     with shown.open("w") as output:
         program = subprocess.Popen(
@@ -324,16 +324,16 @@ def test_leaving_does_not_stop_the_batch(after_a_failure: tuple[str, Engine], tm
 
     assert "Batch 1 goes on." in shown.read_text()
     assert "confirm-offer batch show 1 --follow" in shown.read_text()
-    assert json.loads(quickly(url, "batch", "show", "1", "--json").stdout)["state"] == "running"
+    assert json.loads(run_here(url, "batch", "show", "1", "--json").stdout)["state"] == "running"
 
 
-def test_a_pause_is_told_where_it_holds_the_batch(after_a_failure: tuple[str, Engine]) -> None:
-    url, engine = after_a_failure
-    assert quickly(url, "reprocess", "--yes").exit_code == 0
+def test_follow_shows_a_pause_that_delays_the_batch(failures: tuple[str, Engine]) -> None:
+    url, engine = failures
+    assert run_here(url, "reprocess", "--yes").exit_code == 0
 
-    quickly(url, "pause", "--partner", "P-7", "--reason", "they asked")
+    run_here(url, "pause", "--partner", "P-7", "--reason", "they asked")
     _, of_another = read_progress(engine, 1, Pace())
-    quickly(url, "pause", "--reason", "maintenance")
+    run_here(url, "pause", "--reason", "maintenance")
     _, of_all = read_progress(engine, 1, Pace())
 
     assert of_another == ""

@@ -1,4 +1,4 @@
-"""What all commands have in common: how they look on a terminal and elsewhere, and how they fail."""
+"""The output of all commands: on a terminal and elsewhere, and on errors."""
 
 import re
 import subprocess
@@ -25,14 +25,14 @@ def url(sqlite_url: str) -> str:
     return sqlite_url
 
 
-def shown(url: str, *arguments: str, answer: str = "", **environment: str) -> str:
+def run_on_terminal(url: str, *arguments: str, answer: str = "", **environment: str) -> str:
     _, text = terminal([sys.executable, "-m", "worker", *arguments], environment_of(url) | environment, PROJECT, answer)
     return text
 
 
-def test_colours_are_for_terminals_and_left_out_where_nobody_wants_them(url: str) -> None:
-    assert COLOUR.search(shown(url, "show", "offer-1"))
-    assert not COLOUR.search(shown(url, "show", "offer-1", NO_COLOR="1"))
+def test_colours_are_used_on_terminals_unless_turned_off(url: str) -> None:
+    assert COLOUR.search(run_on_terminal(url, "show", "offer-1"))
+    assert not COLOUR.search(run_on_terminal(url, "show", "offer-1", NO_COLOR="1"))
     piped = CliRunner().invoke(cli, ["show", "offer-1"], env={"DATABASE_URL": url})
     assert "\x1b" not in piped.stdout
 
@@ -49,8 +49,8 @@ for command in sys.argv[1].split(";"):
 """
 
 
-def test_no_line_is_broken_within_a_word(url: str) -> None:
-    """Of what commands ask and tell. They are imported once, and run one after another."""
+def test_no_line_is_wrapped_within_a_word(url: str) -> None:
+    """Questions and messages of commands. The commands are imported once, and run one after another."""
     asking = ["purge --older-than 0s", "reprocess"]
     failing = ["resolve offer-1 --partner P-100 --failed not-booked", "show no-such-offer", "rekey", "enqueue -"]
     failing += ["erase --email ada@example.com"]
@@ -65,7 +65,7 @@ def test_no_line_is_broken_within_a_word(url: str) -> None:
     assert [line for line in re.split(r"[\r\n]+", text) if len(line) > 80] == []
 
 
-def test_who_reads_may_have_seen_enough(url: str) -> None:
+def test_a_reader_may_close_the_pipe(url: str) -> None:
     program = subprocess.Popen(
         [sys.executable, "-m", "worker", "failed", "--list", "--json"],
         env=environment_of(url), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -80,7 +80,7 @@ def test_who_reads_may_have_seen_enough(url: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_not_taken_for_a_broker_that_is_away(url: str) -> None:
+def test_a_full_disk_is_not_reported_as_an_unavailable_broker(url: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "worker", "failed", "--json"],
@@ -91,7 +91,7 @@ def test_a_full_disk_is_not_taken_for_a_broker_that_is_away(url: str) -> None:
     assert done.stderr.splitlines()[0] == "confirm-offer: what it writes to is full: No space left on device"
 
 
-def test_a_defect_is_told_by_its_place_and_without_its_text(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_reported_by_its_place_without_its_text(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError(MARK)
 

@@ -1,4 +1,4 @@
-"""XONE down, slow, or refusing us: jobs wait, none is used up, and all goes on by itself."""
+"""XONE is down, slow or refuses calls: jobs wait, use up no attempt, and continue by themselves."""
 
 import time
 
@@ -16,22 +16,22 @@ def attempts_used(system: System) -> int:
 
 
 @pytest.mark.slow
-def test_an_xone_that_is_down_is_not_hammered_and_uses_up_no_jobs(system: System) -> None:
+def test_an_xone_that_is_down_gets_few_calls_and_uses_up_no_attempts(system: System) -> None:
     system.sandbox.status_for_all = 500
     worker = system.start_worker(RETRY_MAX_ATTEMPTS="4", RETRY_BASE_DELAY="0.1", RETRY_MAX_DELAY="0.2")
     system.publish(job(f"offer-{number}") for number in range(100))
     until(lambda: "calls_pause" in worker.log.read_text())
     until(lambda: sum(system.states().values()) == 100)
-    calls_then, then = len(system.sandbox.calls), time.monotonic()
-    until(lambda: len(system.sandbox.calls) >= calls_then + 3, seconds=30)
-    probed_for = time.monotonic() - then
+    calls_before, started = len(system.sandbox.calls), time.monotonic()
+    until(lambda: len(system.sandbox.calls) >= calls_before + 3, seconds=30)
+    duration = time.monotonic() - started
 
     system.sandbox.status_for_all = None
-    came_back = time.monotonic()
+    recovered_at = time.monotonic()
     system.until_events(100)
 
-    assert probed_for > 3, "three probes, 1, 2 and 4 seconds apart or more"
-    assert time.monotonic() - came_back < 25
+    assert duration > 3, "three probes, 1, 2 and 4 seconds apart or more"
+    assert time.monotonic() - recovered_at < 25
     assert system.states() == {State.CONFIRMED: 100}
     assert system.sandbox.overlapping == set()
     assert system.count(Attempt) == len(system.sandbox.calls) + len(
@@ -39,14 +39,14 @@ def test_an_xone_that_is_down_is_not_hammered_and_uses_up_no_jobs(system: System
     )
 
 
-def test_wrong_credentials_pause_all_and_the_right_ones_end_the_pause(system: System) -> None:
+def test_wrong_credentials_suspend_all_calls_until_they_are_corrected(system: System) -> None:
     secret = system.sandbox.client_secret
     system.sandbox.rotate_secret("another")
     worker = system.start_worker()
     system.publish(job(f"offer-{number}") for number in range(20))
     until(lambda: "calls_pause" in worker.log.read_text())
-    asked = system.sandbox.token_requests
-    until(lambda: system.sandbox.token_requests >= asked + 2)
+    requests_before = system.sandbox.token_requests
+    until(lambda: system.sandbox.token_requests >= requests_before + 2)
     states, used = system.states(), attempts_used(system)
 
     system.sandbox.rotate_secret(secret)
@@ -60,7 +60,7 @@ def test_wrong_credentials_pause_all_and_the_right_ones_end_the_pause(system: Sy
     assert secret not in worker.log.read_text()
 
 
-def test_revoked_tokens_are_replaced_without_a_pause(system: System) -> None:
+def test_revoked_tokens_are_replaced_without_suspending_calls(system: System) -> None:
     worker = system.start_worker()
     system.publish([job("offer-1")])
     system.until_events(1)
@@ -73,7 +73,7 @@ def test_revoked_tokens_are_replaced_without_a_pause(system: System) -> None:
     assert system.sandbox.token_requests <= 3
 
 
-def test_429_slows_the_process_and_uses_up_nothing(system: System) -> None:
+def test_a_429_throttles_the_process_and_uses_up_no_attempt(system: System) -> None:
     system.sandbox.rate = 10
     system.start_worker()
     system.publish(job(f"offer-{number}") for number in range(40))
@@ -85,7 +85,7 @@ def test_429_slows_the_process_and_uses_up_nothing(system: System) -> None:
     assert len(refused) < 40 * 4
 
 
-def test_the_rate_limit_holds_over_two_workers(system: System) -> None:
+def test_the_rate_limit_is_shared_by_two_workers(system: System) -> None:
     workers = [system.start_worker(XONE_RATE_LIMIT="10") for _ in range(2)]
     system.publish(job(f"offer-{number}") for number in range(40))
 

@@ -1,4 +1,4 @@
-"""Marked personal data and secrets go all ways, the failing ones too. Where they must not be, no mark is found."""
+"""Marked personal data and secrets are sent through all paths, also failing ones, and found only where they may be."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from worker.sandbox.faults import FAULTS
 
 pytestmark = pytest.mark.slow
 
-MARK = "Quxomat"  # in every value that is personal or secret
+MARK = "Quxomat"  # in every personal or secret value
 PERSON = {
     "first_name": f"{MARK}-first",
     "last_name": f"{MARK}-last",
@@ -56,10 +56,10 @@ LOUD = (
     f"""
 import logging, sys
 from worker.observability import logs
-as_it_is = logs.configure
+configure = logs.configure
 
 def loud(*arguments):
-    as_it_is(*arguments)
+    configure(*arguments)
     for name in {[*LIBRARIES, "celery.app.trace", "sqlalchemy.engine", "sqlalchemy.pool"]}:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
@@ -68,9 +68,9 @@ sys.argv = ["confirm-offer", "worker"]
 from worker.cli.app import main
 main()
 """,
-)  # a worker whose libraries tell all they can
-SLOW = {"slow-headers", "drip"}  # "slow" stands for all
-FOR_GOOD = {"pending", "booked-nowhere", "redirect"}  # the others strike once, lest XONE count as down
+)  # a worker whose libraries log as much as possible
+SLOW = {"slow-headers", "drip"}  # "slow" represents them
+PERMANENT = {"pending", "booked-nowhere", "redirect"}  # the others occur once, so that the breaker stays closed
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def collector() -> Iterator[Inbox]:
 
 
 def marks_of(system: System) -> set[str]:
-    """What must be found nowhere: the mark, and the secrets that the stand-in made."""
+    """Values that may be found nowhere: the mark, and the secrets of the sandbox."""
     secrets = {system.sandbox.client_secret, *system.sandbox._tokens}
     for booking in system.sandbox.bookings.values():
         if "security_token" in booking:
@@ -102,7 +102,7 @@ def found(marks: Iterable[str], text: str) -> set[str]:
 
 
 def kinds_of(sentry: Inbox) -> set[str]:
-    """Of the envelopes that came."""
+    """The kinds of the received envelopes."""
     return {json.loads(body.split(b"\n")[1])["type"] for body in list(sentry.bodies)}
 
 
@@ -120,12 +120,12 @@ def metrics_of(worker: WorkerProcess) -> str:
     return text
 
 
-def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, collector: Inbox) -> None:
+def test_marked_data_is_found_only_where_it_may_be(system: System, sentry: Inbox, collector: Inbox) -> None:
     sandbox = system.sandbox
     sandbox.client_secret = f"{MARK}-of-the-client"
     sandbox.slow_seconds = 3
     offers = [f"ok-{number}" for number in range(5)] + ["refused~http-418", "broken~http-500~1"]
-    offers += [f"{name}~{name}" if name in FOR_GOOD else f"{name}~{name}~1" for name in FAULTS.keys() - SLOW]
+    offers += [f"{name}~{name}" if name in PERMANENT else f"{name}~{name}~1" for name in FAULTS.keys() - SLOW]
     settings = {
         "XONE_CLIENT_SECRET": sandbox.client_secret,
         "XONE_TIMEOUT": "1",
@@ -138,23 +138,23 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
     }
 
-    sandbox.rotate_secret("another")  # so that there is something for Sentry
+    sandbox.rotate_secret("another")  # causes an error for Sentry
     worker = system.start_worker(LOUD, **settings)
     system.publish(job(offer, **MARKED) for offer in offers)
     until(lambda: "event" in kinds_of(sentry), 60)
     sandbox.rotate_secret(settings["XONE_CLIENT_SECRET"])
-    system.publish(it if isinstance(it, bytes) else {**job("any"), **it} for it in MALFORMED)
+    system.publish(body if isinstance(body, bytes) else {**job("any"), **body} for body in MALFORMED)
     ended = {State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW}
     until(lambda: sum(system.states().values()) == len(offers), 60)
     until(lambda: set(system.states()) <= ended, 120)
-    system.publish([job("ok-1", **{**MARKED, "quotes": [{"id": f"{MARK}-other"}]})])  # conflicting
+    system.publish([job("ok-1", **{**MARKED, "quotes": [{"id": f"{MARK}-other"}]})])  # a conflicting job
     until(lambda: system.queue_length(topology.DEAD_LETTERS) == len(MALFORMED) + 1)
     system.until_events(len(offers))
     metrics = metrics_of(worker)
     worker.stop()
 
     marks = marks_of(system)
-    letters = system.drain(topology.DEAD_LETTERS)
+    dead_letters = system.drain(topology.DEAD_LETTERS)
     places = {
         "logs": worker.log.read_text(),
         "metrics": metrics,
@@ -164,15 +164,15 @@ def test_no_mark_is_found_where_it_must_not_be(system: System, sentry: Inbox, co
             f"{message.headers} {message.properties} {message.body}" for message in system.event_messages
         ),
         "resume queue": str([message.body for message in system.drain(topology.RESUME)]),
-        "headers of dead letters": str([message.headers for message in letters]),
+        "headers of dead letters": str([message.headers for message in dead_letters]),
         "database": pg_dump(system.database_url),
     }
     assert {place: found(marks, text) for place, text in places.items() if found(marks, text)} == {}
     assert all(offer in places["database"] for offer in offers), "the dump is one of these confirmations"
-    assert MARK in "".join(str(letter.body) for letter in letters), "the search finds what is there"
+    assert MARK in "".join(str(dead_letter.body) for dead_letter in dead_letters), "the search finds existing marks"
     assert 'jobs_total{outcome="confirmed"}' in metrics
     assert set(system.states()) == ended
     assert kinds_of(sentry) >= {"event", "transaction", "check_in"}
     assert {span.name for span in collector.spans()} >= {"record attempt", "send confirm-offer.dead-letters"}
-    told = {line["logger"].split(".")[0] for line in worker.logged()}
-    assert {"tasks", "celery", "kombu", "amqp", "sqlalchemy", "urllib3"} <= told
+    loggers = {line["logger"].split(".")[0] for line in worker.logged()}
+    assert {"tasks", "celery", "kombu", "amqp", "sqlalchemy", "urllib3"} <= loggers

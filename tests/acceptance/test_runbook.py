@@ -1,4 +1,4 @@
-"""The recipes of docs/runbook.md: the very lines that stand there, run on a terminal, and what comes of them.
+"""The recipes of docs/runbook.md, run line by line on a terminal, and their results.
 
 A test is named after its recipe and gets the lines of its blocks, so that neither can change without the other.
 """
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 Block = list[str]  # the lines of one block of the document
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-STAYS_WHOLE = ("  confirm-offer ", "confirm-offer: ")  # a line to be copied, and one that says what is wrong
+UNBROKEN = ("  confirm-offer ", "confirm-offer: ")  # a command to copy, and an error message
 
 
 def recipes() -> dict[str, list[Block]]:
-    """The blocks by recipe, whose title is written as in the name of a test."""
+    """The blocks of each recipe. The key is the title in the form of a test name."""
     _, *sections = re.split(r"^## ", (PROJECT / "docs/runbook.md").read_text(), flags=re.MULTILINE)
     return {
         re.sub(r"\W+", "_", section.splitlines()[0].lower()): [
@@ -52,20 +52,20 @@ class Operator:
         programs = Path(sys.executable).parent
         self.environment = environment | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
 
-    def types(self, line: str, exit_code: int = 0) -> str:
-        """What the line shows, without colours."""
-        code, shown = terminal(["sh", "-c", line], self.environment, self.folder, "y\n")
-        shown = CONTROLS.sub("", shown)
-        assert code == exit_code, f"{line}\n{shown}"
-        wide = [part for part in re.split(r"[\r\n]+", shown) if len(part) > 80 and not part.startswith(STAYS_WHOLE)]
+    def run(self, line: str, exit_code: int = 0) -> str:
+        """Runs a line. Returns its output without colours."""
+        code, output = terminal(["sh", "-c", line], self.environment, self.folder, "y\n")
+        output = CONTROLS.sub("", output)
+        assert code == exit_code, f"{line}\n{output}"
+        wide = [part for part in re.split(r"[\r\n]+", output) if len(part) > 80 and not part.startswith(UNBROKEN)]
         assert not wide, line
-        return shown
+        return output
 
     def exit_code(self, line: str) -> int:
         return terminal(["sh", "-c", line], self.environment, self.folder, "")[0]
 
-    def in_background(self, line: str, system: System) -> None:
-        """A line that starts a worker: it runs until the test ends."""
+    def run_in_background(self, line: str, system: System) -> None:
+        """Runs a line that starts a worker, until the test ends."""
         settings = dict(part.split("=", 1) for part in line.split() if "=" in part)
         program, *arguments = [part for part in line.split() if "=" not in part]
         assert program == "confirm-offer"
@@ -80,10 +80,10 @@ def operator(system: System, rabbitmq: RabbitMQ, tmp_path: Path) -> Operator:
 
 
 def until_states(system: System, **states: int) -> None:
-    def are_so() -> bool:
+    def are_expected() -> bool:
         return system.states() == states
 
-    until(are_so)
+    until(are_expected)
 
 
 def test_each_recipe_is_run() -> None:
@@ -91,16 +91,16 @@ def test_each_recipe_is_run() -> None:
 
 
 def test_first_look(recipe: list[Block], operator: Operator) -> None:
-    (failed, letters, batches), (doctor,) = recipe
+    (failed, dead_letters, batches), (doctor,) = recipe
 
-    assert "Nothing has failed that these filters match." in operator.types(failed)
-    assert "no dead letters" in operator.types(letters)
-    assert "There are no batches" in operator.types(batches)
-    assert "Nothing is wrong" in operator.types(doctor)
+    assert "Nothing has failed that these filters match." in operator.run(failed)
+    assert "no dead letters" in operator.run(dead_letters)
+    assert "There are no batches" in operator.run(batches)
+    assert "Nothing is wrong" in operator.run(doctor)
 
 
 def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) -> None:
-    (look,), (again, again_unknown), (failed, batches, batch) = recipe
+    (look,), (reprocess, reprocess_unknown), (failed, batches, batch) = recipe
     worker = system.start_worker(RETRY_MAX_ATTEMPTS="1")
     system.publish(job(f"lost-{number}~drop-before~1") for number in range(2))
     until_states(system, needs_review=2)
@@ -109,21 +109,21 @@ def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) 
     until(lambda: '"calls_pause"' in worker.log.read_text())
     until(lambda: system.states()[State.QUEUED] + system.states()[State.FAILED] == 20)
 
-    shown = operator.types(look)
-    assert re.search(r"\d+ +http-503 +XONE answered 503 Service Unavailable", shown)
-    assert re.search(r"\d+ waits? to be tried, the oldest since ", shown)
-    assert "2 more wait for a review" in shown
+    output = operator.run(look)
+    assert re.search(r"\d+ +http-503 +XONE answered 503 Service Unavailable", output)
+    assert re.search(r"\d+ waits? to be tried, the oldest since ", output)
+    assert "2 more wait for a review" in output
     system.sandbox.status_for_all = None
     until(lambda: '"calls_go_on"' in worker.log.read_text() and not system.states()[State.QUEUED])
-    assert "Batch 1 is done: " in operator.types(again)
-    assert "Batch 2 is done: 2 confirmed." in operator.types(again_unknown)
+    assert "Batch 1 is done: " in operator.run(reprocess)
+    assert "Batch 2 is done: 2 confirmed." in operator.run(reprocess_unknown)
 
     until_states(system, confirmed=22)
     assert len(system.sandbox.bookings) == 22
-    assert "Nothing has failed" in operator.types(failed)
-    assert "wait" not in operator.types(failed)
-    assert operator.types(batches).count(" done ") == 2
-    assert re.search(r"items +\d+: \d+ confirmed", operator.types(batch))
+    assert "Nothing has failed" in operator.run(failed)
+    assert "wait" not in operator.run(failed)
+    assert operator.run(batches).count(" done ") == 2
+    assert re.search(r"items +\d+: \d+ confirmed", operator.run(batch))
 
 
 def test_credentials_were_rotated(recipe: list[Block], operator: Operator, system: System) -> None:
@@ -137,41 +137,41 @@ def test_credentials_were_rotated(recipe: list[Block], operator: Operator, syste
     until(lambda: '"calls_pause"' in worker.log.read_text())
     until(lambda: sum(system.states().values()) == 11)
 
-    shown = operator.types(look)
-    assert "Nothing has failed." in shown
-    assert "10 wait to be tried" in shown
-    assert "after credentials" in shown
+    output = operator.run(look)
+    assert "Nothing has failed." in output
+    assert "10 wait to be tried" in output
+    assert "after credentials" in output
     editor = "sed -i s/^XONE_CLIENT_SECRET=.*/XONE_CLIENT_SECRET=a-new-secret/"
     operator.environment |= {"EDITOR": editor, "WORKER_PID": str(worker.process.pid)}
-    operator.types(edit)
-    operator.types(stop)
+    operator.run(edit)
+    operator.run(stop)
     assert worker.process.wait(30) == 0
     assert start == "confirm-offer worker"
     system.start_worker(**{name: value or "" for name, value in dotenv_values(operator.folder / ".env").items()})
 
     until_states(system, confirmed=11)
     assert len(system.until_events(11)) == 11
-    assert "wait" not in operator.types(check)
+    assert "wait" not in operator.run(check)
 
 
 def test_a_release_broke_the_job_format(recipe: list[Block], operator: Operator, system: System) -> None:
-    (look, reveal), (mend, drop), (letters, show) = recipe
+    (look, reveal), (fix, drop), (dead_letters, show) = recipe
     system.start_worker()
     jobs = [job(f"offer-{number}", order_reference=f"SO-{1000 + number}") for number in range(1, 6)]
-    system.publish(json.dumps(one).replace("order_reference", "orderReference").encode() for one in jobs)
+    system.publish(json.dumps(content).replace("order_reference", "orderReference").encode() for content in jobs)
     system.publish([b'{"partner_id": "P-100", "offer_'])
     until(lambda: system.queue_length(DEAD_LETTERS) == 6)
 
-    shown = operator.types(look)
-    assert "invalid-job: 5 letters" in shown
-    assert "unknown key; did you mean order_reference?" in shown
-    assert "orderReference" in operator.types(reveal)
-    assert "5 dead letters replayed" in operator.types(mend)
-    assert "1 dead letter dropped" in operator.types(drop)
+    output = operator.run(look)
+    assert "invalid-job: 5 letters" in output
+    assert "unknown key; did you mean order_reference?" in output
+    assert "orderReference" in operator.run(reveal)
+    assert "5 dead letters replayed" in operator.run(fix)
+    assert "1 dead letter dropped" in operator.run(drop)
 
     until_states(system, confirmed=5)
-    assert "no dead letters" in operator.types(letters)
-    assert re.search(r"state +confirmed", operator.types(show))
+    assert "no dead letters" in operator.run(dead_letters)
+    assert re.search(r"state +confirmed", operator.run(show))
     assert {event["data"]["order_reference"] for event in system.until_events(5)} == {
         f"SO-{1000 + number}" for number in range(1, 6)
     }
@@ -181,7 +181,7 @@ def test_nobody_got_the_events(recipe: list[Block], operator: Operator, system: 
     (look,), (replay, purge), (check,) = recipe
 
     def shows(number: int, line: str) -> bool:  # RabbitMQ counts a quorum queue every 5 s
-        return re.search(rf"{unrouted_queue.name}\s+{number}\b", operator.types(line)) is not None
+        return re.search(rf"{unrouted_queue.name}\s+{number}\b", operator.run(line)) is not None
 
     channel = system.connection.channel()
     channel.queue_delete(system.events_queue.name)
@@ -191,8 +191,8 @@ def test_nobody_got_the_events(recipe: list[Block], operator: Operator, system: 
 
     until(lambda: shows(10, look))
     system.events_queue(channel).declare()
-    assert "10 events replayed" in operator.types(replay)
-    operator.types(purge)
+    assert "10 events replayed" in operator.run(replay)
+    operator.run(purge)
 
     assert len({event["id"] for event in system.until_events(10)}) == 10
     until(lambda: shows(0, check))
@@ -204,35 +204,35 @@ def test_a_partner_asks_what_became_of_an_order(recipe: list[Block], operator: O
     system.publish([job("offer-1", order_reference="SO-1001")])
     (event,) = system.until_events(1)
 
-    shown = operator.types(show)
-    assert event["data"]["booking"]["id"] in shown
-    assert "ada@example.com" not in shown
-    assert "ada@example.com" in operator.types(reveal)
-    assert "1 event replayed" in operator.types(replay)
+    output = operator.run(show)
+    assert event["data"]["booking"]["id"] in output
+    assert "ada@example.com" not in output
+    assert "ada@example.com" in operator.run(reveal)
+    assert "1 event replayed" in operator.run(replay)
     assert [event["id"] for event in system.until_events(2)] == [event["id"]] * 2
 
 
 def test_a_confirmation_needs_review(recipe: list[Block], operator: Operator, system: System) -> None:
-    (listed, show), (booked, remove, not_booked), (*checks,) = recipe
+    (listed, show), (resolve_booked, remove, resolve_failed), (*checks,) = recipe
     xone = system.sandbox
     system.start_worker(RETRY_MAX_ATTEMPTS="1", XONE_TIMEOUT="1")
-    xone.bookings_mode, xone.latency = "forbidden", 3.0  # it books, and the answer comes too late
+    xone.bookings_mode, xone.latency = "forbidden", 3.0  # XONE books, and the answer comes too late
     system.publish([job("offer-1")])
     until_states(system, needs_review=1)
     xone.latency, xone.status_for_all = 0.0, 500
     system.publish([job("offer-2")])
     until_states(system, needs_review=2)
 
-    assert operator.types(listed).count(", review") == 2
-    assert "Look in XONE whether a booking exists" in operator.types(show)
+    assert operator.run(listed).count(", review") == 2
+    assert "Look in XONE whether a booking exists" in operator.run(show)
     (operator.folder / "booking.json").write_bytes(to_json({"data": xone.bookings["P-100", "offer-1"]}))
-    operator.types(booked)
-    operator.types(remove)
-    operator.types(not_booked)
+    operator.run(resolve_booked)
+    operator.run(remove)
+    operator.run(resolve_failed)
 
     assert list(operator.folder.glob("booking*")) == []
-    until(lambda: all("not yet" not in operator.types(check) for check in checks))
-    of_offer_1, of_offer_2 = map(operator.types, checks)
+    until(lambda: all("not yet" not in operator.run(check) for check in checks))
+    of_offer_1, of_offer_2 = map(operator.run, checks)
     assert re.search(r"state +confirmed", of_offer_1)
     assert re.search(r"state +failed", of_offer_2)
     assert "resolved: not booked" in of_offer_2
@@ -245,29 +245,29 @@ def test_xone_announces_maintenance(recipe: list[Block], operator: Operator, sys
 
     system.publish([job("offer-before")])
     until_states(system, confirmed=1)
-    assert "Calls to XONE are paused for all partners." in operator.types(pause)
+    assert "Calls to XONE are paused for all partners." in operator.run(pause)
     numbers = itertools.count()
 
-    def is_heeded() -> bool:  # within a second or two
+    def is_effective() -> bool:  # takes a second or two
         system.publish([job(f"offer-{next(numbers)}")])
         return State.QUEUED in system.states()
 
-    until(is_heeded, every=0.2)
+    until(is_effective, every=0.2)
     until(lambda: set(system.states()) <= {State.CONFIRMED, State.QUEUED})
     confirmed = system.states()[State.CONFIRMED]
     system.publish(job(f"offer-{next(numbers)}") for _ in range(10))
     total = next(numbers) + 1
     until_states(system, confirmed=confirmed, queued=total - confirmed)
-    shown = operator.types(look)
-    assert f"{total - confirmed} wait to be tried" in shown
-    assert "XONE's maintenance until 04:00" in " ".join(shown.split())
+    output = operator.run(look)
+    assert f"{total - confirmed} wait to be tried" in output
+    assert "XONE's maintenance until 04:00" in " ".join(output.split())
     assert len(system.sandbox.calls) == confirmed
-    assert "The pause for all partners has ended." in operator.types(resume)
+    assert "The pause for all partners has ended." in operator.run(resume)
 
     until_states(system, confirmed=total)
-    shown = operator.types(check)
-    assert "Paused" not in shown
-    assert "wait" not in shown
+    output = operator.run(check)
+    assert "Paused" not in output
+    assert "wait" not in output
 
 
 def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: System) -> None:
@@ -275,14 +275,14 @@ def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: Syst
     system.start_worker()
     system.publish(job(f"offer-{number}~http-422") for number in range(10))
     until_states(system, failed=10)
-    operator.types("confirm-offer reprocess --rate 0.1")
+    operator.run("confirm-offer reprocess --rate 0.1")
 
-    assert " running " in operator.types(listed)
-    assert "Batch 1 is paused: " in operator.types(pause)
-    assert re.search(r"state +paused", operator.types(show))
-    assert "Batch 1 is running: " in operator.types(resume)
-    assert "Batch 1 is cancelled: " in operator.types(cancel)
-    assert re.search(r"1 +cancelled .* 10 +0 +0 +0 +-", operator.types(check))
+    assert " running " in operator.run(listed)
+    assert "Batch 1 is paused: " in operator.run(pause)
+    assert re.search(r"state +paused", operator.run(show))
+    assert "Batch 1 is running: " in operator.run(resume)
+    assert "Batch 1 is cancelled: " in operator.run(cancel)
+    assert re.search(r"1 +cancelled .* 10 +0 +0 +0 +-", operator.run(check))
 
     until_states(system, failed=10)
     assert len(system.sandbox.calls) < 20, "not all were tried"
@@ -290,26 +290,26 @@ def test_a_batch_does_harm(recipe: list[Block], operator: Operator, system: Syst
 
 def test_no_worker_answers(recipe: list[Block], operator: Operator, system: System) -> None:
     (look,), (start,), (check,) = recipe
-    operator.environment["TMPDIR"] = system.environment["TMPDIR"]  # as on the worker's machine
+    operator.environment["TMPDIR"] = system.environment["TMPDIR"]  # as on the machine of the worker
 
-    assert "no worker of this user runs on this machine" in operator.types(look, exit_code=1)
-    operator.in_background(start, system)
+    assert "no worker of this user runs on this machine" in operator.run(look, exit_code=1)
+    operator.run_in_background(start, system)
 
     until(lambda: operator.exit_code(check) == 0, every=0.5)
-    assert " is well: consumer, scheduler, relay, database" in operator.types(check)
+    assert " is well: consumer, scheduler, relay, database" in operator.run(check)
 
 
 def test_the_database_is_away(recipe: list[Block], operator: Operator, system: System, postgresql: PostgreSQL) -> None:
     (look,), (upgrade,), (check,) = recipe
     name = system.database_url.rsplit("/", 1)[1]
     postgresql.drop_database(name)
-    assert "database" in operator.types(look, exit_code=1)
+    assert "database" in operator.run(look, exit_code=1)
     postgresql.create_database(name)
 
-    assert "database is at revision none" in operator.types(look, exit_code=1)
-    operator.types(upgrade)
+    assert "database is at revision none" in operator.run(look, exit_code=1)
+    operator.run(upgrade)
 
-    assert "as it should be" in operator.types(check)
+    assert "as it should be" in operator.run(check)
 
 
 def test_jobs_wait_too_long(recipe: list[Block], operator: Operator, system: System) -> None:
@@ -317,16 +317,16 @@ def test_jobs_wait_too_long(recipe: list[Block], operator: Operator, system: Sys
     system.publish(job(f"offer-{number}") for number in range(10))
 
     def waits(number: int, consumers: int, line: str) -> bool:  # RabbitMQ counts a quorum queue every 5 s
-        return re.search(rf"confirm-offer.jobs\s+{number}\s+{consumers}\b", operator.types(line)) is not None
+        return re.search(rf"confirm-offer.jobs\s+{number}\s+{consumers}\b", operator.run(line)) is not None
 
     until(lambda: waits(10, 0, queues))
-    assert "Nothing has failed." in operator.types(failed)
-    assert "There are no batches" in operator.types(batches)
-    operator.in_background(start, system)
+    assert "Nothing has failed." in operator.run(failed)
+    assert "There are no batches" in operator.run(batches)
+    operator.run_in_background(start, system)
 
     until_states(system, confirmed=10)
     until(lambda: waits(0, 1, check_queues))
-    assert "wait" not in operator.types(check_failed)
+    assert "wait" not in operator.run(check_failed)
 
 
 def test_events_are_not_published(recipe: list[Block], operator: Operator, system: System) -> None:
@@ -335,8 +335,8 @@ def test_events_are_not_published(recipe: list[Block], operator: Operator, syste
     system.publish([job("offer-1", order_reference="SO-1001")])
     until_states(system, confirmed=1)
 
-    assert "not yet" in operator.types(look)
-    operator.in_background(start, system)
+    assert "not yet" in operator.run(look)
+    operator.run_in_background(start, system)
 
     assert len(system.until_events(1)) == 1
-    until(lambda: "not yet" not in operator.types(check))
+    until(lambda: "not yet" not in operator.run(check))

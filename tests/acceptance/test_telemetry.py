@@ -1,4 +1,4 @@
-"""What a worker tells those who look on: traces to a collector, check-ins to Sentry, its log."""
+"""Telemetry of a worker: traces to a collector, check-ins to Sentry, its log."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from worker.messaging import topology
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 SLOW = [pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent")]
-POOLS = ["prefork", *SLOW]  # the one of several processes says most
-NEVER = str(10 * 60 * 1000)  # ms: what comes, comes as the worker ends
+POOLS = ["prefork", *SLOW]  # prefork, with several processes, is the hardest case
+NEVER = str(10 * 60 * 1000)  # ms: spans are exported only when the worker ends
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def inbox() -> Iterator[Inbox]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_spans_of_all_processes_come_before_the_worker_ends(system: System, inbox: Inbox, pool: str) -> None:
+def test_spans_of_all_processes_are_exported_before_the_worker_ends(system: System, inbox: Inbox, pool: str) -> None:
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": inbox.url, "OTEL_BSP_SCHEDULE_DELAY": NEVER}
     worker = system.start_worker(**settings, WORKER_POOL=pool, WORKER_CONCURRENCY="2")
     system.publish([job("offer-1~http-503~1")], headers={"traceparent": TRACEPARENT})
@@ -42,11 +42,9 @@ def test_spans_of_all_processes_come_before_the_worker_ends(system: System, inbo
     assert names >= {"process confirm-offer.jobs", "send confirm-offer.resume", "process confirm-offer.resume"}
 
 
-def test_without_the_extra_a_collector_is_told_of_and_nothing_else_changes(
-    system: System, inbox: Inbox, tmp_path: Path
-) -> None:
+def test_a_collector_without_the_extra_is_logged_and_ignored(system: System, inbox: Inbox, tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
-    (tmp_path / "opentelemetry" / "__init__.py").touch()  # nothing below it can be found
+    (tmp_path / "opentelemetry" / "__init__.py").touch()  # hides the real package
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     worker = system.start_worker(OTEL_EXPORTER_OTLP_ENDPOINT=inbox.url, PYTHONPATH=paths)
     system.publish([job("offer-1")], headers={"traceparent": TRACEPARENT})
@@ -56,12 +54,12 @@ def test_without_the_extra_a_collector_is_told_of_and_nothing_else_changes(
     assert [line["why"] for line in lines(worker, "tracing_off")] == ["confirm-offer[tracing] is not installed"]
     assert system.event_messages[0].headers["traceparent"] == TRACEPARENT
     (ended,) = lines(worker, "attempt_ended")
-    facts = ("offer_id", "partner_id", "attempt", "state", "trace_id")
-    assert [ended[name] for name in facts] == ["offer-1", "P-100", 1, "confirmed", TRACE]
+    fields = ("offer_id", "partner_id", "attempt", "state", "trace_id")
+    assert [ended[name] for name in fields] == ["offer-1", "P-100", 1, "confirmed", TRACE]
     assert inbox.bodies == []
 
 
-def test_sentry_hears_of_the_scheduler_and_of_nothing_that_is_expected(system: System, inbox: Inbox) -> None:
+def test_sentry_gets_check_ins_of_the_scheduler_and_no_expected_error(system: System, inbox: Inbox) -> None:
     system.sandbox.latency = 0.01
     worker = system.start_worker(
         SENTRY_DSN=inbox.dsn(),

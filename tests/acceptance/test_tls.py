@@ -1,4 +1,4 @@
-"""Encrypted and verified: TLS to RabbitMQ and PostgreSQL, with an authority that nobody else knows."""
+"""TLS with verified certificates to RabbitMQ and PostgreSQL, with a private authority."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -25,8 +25,8 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 # --- RabbitMQ ---
 
 
-def test_a_worker_whose_broker_speaks_tls(system: System, rabbitmq: RabbitMQ, authority: Authority) -> None:
-    """Consumer, Scheduler, Relay and dead letters; many jobs at once, so that records of TLS hold several frames."""
+def test_a_worker_uses_a_broker_over_tls(system: System, rabbitmq: RabbitMQ, authority: Authority) -> None:
+    """Consumer, scheduler, relay and dead letters. With many jobs at once, a TLS record has several frames."""
     url = over_tls(rabbitmq, system.broker_url, trust=authority)
     system.publish(job(f"offer-{number}") for number in range(300))
     system.publish([job("again~http-503~1"), b"{"])
@@ -36,12 +36,12 @@ def test_a_worker_whose_broker_speaks_tls(system: System, rabbitmq: RabbitMQ, au
 
     until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     assert system.states() == {State.CONFIRMED: 301}
-    told = rabbitmq.ctl("list_connections", "--silent", "vhost", "ssl")
+    connections = rabbitmq.ctl("list_connections", "--silent", "vhost", "ssl")
     vhost = urlsplit(url).path[1:]
-    assert f"{vhost}\ttrue" in told.splitlines()
+    assert f"{vhost}\ttrue" in connections.splitlines()
 
 
-def test_commands_use_tls(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:
+def test_commands_use_a_broker_over_tls(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:
     url = over_tls(rabbitmq, broker_url, trust=authority)
 
     assert run("broker", "declare", BROKER_URL=url).returncode == 0
@@ -50,7 +50,7 @@ def test_commands_use_tls(broker_url: str, rabbitmq: RabbitMQ, authority: Author
 
 
 @pytest.mark.parametrize(
-    ("host", "trusted", "why"),
+    ("host", "trusted", "reason"),
     [
         ("127.0.0.1", None, "unable to get local issuer certificate"),
         ("127.0.0.1", "other_authority", "unable to get local issuer certificate"),
@@ -58,7 +58,7 @@ def test_commands_use_tls(broker_url: str, rabbitmq: RabbitMQ, authority: Author
     ],
 )
 def test_a_broker_with_a_wrong_certificate_is_refused(
-    host: str, trusted: str | None, why: str, broker_url: str, rabbitmq: RabbitMQ, request: pytest.FixtureRequest
+    host: str, trusted: str | None, reason: str, broker_url: str, rabbitmq: RabbitMQ, request: pytest.FixtureRequest
 ) -> None:
     url = over_tls(rabbitmq, broker_url, host, request.getfixturevalue(trusted) if trusted else None)
 
@@ -66,12 +66,12 @@ def test_a_broker_with_a_wrong_certificate_is_refused(
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert f"the broker's certificate was refused ({why}" in done.stderr
-    with Publisher(url) as publisher, pytest.raises(OSError, match=why):
+    assert f"the broker's certificate was refused ({reason}" in done.stderr
+    with Publisher(url) as publisher, pytest.raises(OSError, match=reason):
         publisher.publish([Message(1, b"{}", topology.confirm_offer.name, topology.JOBS)])
 
 
-def test_a_worker_says_that_it_refuses_the_broker(
+def test_a_worker_logs_that_it_refuses_the_broker(
     system: System, rabbitmq: RabbitMQ, other_authority: Authority
 ) -> None:
     worker = system.start_worker(BROKER_URL=over_tls(rabbitmq, system.broker_url, trust=other_authority))
@@ -81,7 +81,9 @@ def test_a_worker_says_that_it_refuses_the_broker(
     assert "guest:guest" not in worker.log.read_text()
 
 
-def test_a_checkout_publishes_as_the_document_says(broker_url: str, rabbitmq: RabbitMQ, authority: Authority) -> None:
+def test_a_checkout_publishes_over_tls_as_the_document_says(
+    broker_url: str, rabbitmq: RabbitMQ, authority: Authority
+) -> None:
     url = over_tls(rabbitmq, broker_url)
     with Connection(url, ssl={"ca_certs": str(authority.file), "server_hostname": "127.0.0.1"}) as connection:
         connection.connect()
@@ -94,13 +96,13 @@ def test_a_checkout_publishes_as_the_document_says(broker_url: str, rabbitmq: Ra
 
 @pytest.fixture
 def tls_url(postgresql: PostgreSQL, postgresql_url: str, authority: Authority) -> Iterator[str]:
-    """The server's certificate is for 127.0.0.1, and not for localhost."""
+    """A URL of a server whose certificate is for 127.0.0.1, not for localhost."""
     postgresql.set_tls(authority.issue("127.0.0.1"))
     yield f"{postgresql_url}?sslmode=verify-full&sslrootcert={authority.file}"
     postgresql.set_tls(None)
 
 
-def test_a_worker_whose_database_speaks_tls(tls_url: str, system: System, postgresql: PostgreSQL) -> None:
+def test_a_worker_uses_a_database_over_tls(tls_url: str, system: System, postgresql: PostgreSQL) -> None:
     system.start_worker(DATABASE_URL=tls_url)
     system.publish([job("offer-1")])
 

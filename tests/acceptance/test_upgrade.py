@@ -1,6 +1,6 @@
-"""An upgrade without downtime: workers of this version and of the next one side by side, over one database.
+"""An upgrade without downtime: workers of this version and of the next share one database.
 
-The next version is a copy of this one with an expand migration and a model that uses what it adds.
+The next version is a copy of this one with an expand migration, and a model that uses what the migration adds.
 """
 
 import itertools
@@ -50,7 +50,7 @@ class Turn(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     note: Mapped[str | None] = mapped_column(Text)
 """
-# Where the next version differs: in each file, each of these once.
+# The changes of the next version: in each file, each text occurs once.
 CHANGES = {
     "models/tables.py": {'    __tablename__ = "confirmations"\n': COLUMN},
     "worker/services/scheduler.py": {
@@ -65,7 +65,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources of the next version."""
+    """The folder with the sources of the next version."""
     sources = tmp_path_factory.mktemp("next")
     for package in ("models", "tasks", "worker", "migrations"):
         shutil.copytree(PROJECT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -82,7 +82,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(sources: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of one version."""
+    """Runs a command of one version."""
     return subprocess.run(
         [sys.executable, "-m", "worker", *arguments],
         env={**os.environ, "DATABASE_URL": url},
@@ -95,7 +95,7 @@ def run(sources: Path, url: str, *arguments: str) -> subprocess.CompletedProcess
 
 
 def attempts(worker: WorkerProcess) -> dict[str, list[int]]:
-    """The numbers of the attempts that a worker has made, by offer."""
+    """The numbers of the attempts of a worker, by offer."""
     made: dict[str, list[int]] = {}
     for line in worker.logged():
         if line["event"] == "attempt_ended":
@@ -104,30 +104,30 @@ def attempts(worker: WorkerProcess) -> dict[str, list[int]]:
 
 
 def handed_over(before: WorkerProcess, after: WorkerProcess) -> set[str]:
-    """Offers that one worker tried before the other one."""
+    """Offers that one worker attempted before the other."""
     first, then = attempts(before), attempts(after)
     return {offer for offer in first.keys() & then.keys() if min(first[offer]) < max(then[offer])}
 
 
-def jobs_flow(system: System, numbers: Iterator[int], condition: Callable[[], object]) -> int:
-    """Publishes jobs, every third of which needs another attempt, until the condition holds. How many."""
+def publish_until(system: System, numbers: Iterator[int], condition: Callable[[], object]) -> int:
+    """Publishes jobs, every third of which needs two attempts, until the condition holds. Returns how many."""
     published = 0
 
-    def is_so() -> object:
+    def condition_holds() -> object:
         nonlocal published
         offers = [f"offer-{number}" + ("~http-503~1" if number % 3 == 0 else "") for number in range(9)]
         system.publish(job(f"{next(numbers)}-{offer}") for offer in offers)
         published += len(offers)
         return condition()
 
-    until(is_so, 60, every=0.2)
+    until(condition_holds, 60, every=0.2)
     return published
 
 
-def test_two_versions_side_by_side(system: System, next_version: Path) -> None:
+def test_two_versions_share_one_database(system: System, next_version: Path) -> None:
     numbers = itertools.count(1)
     old = system.start_worker()
-    published = jobs_flow(system, numbers, lambda: attempts(old))
+    published = publish_until(system, numbers, lambda: attempts(old))
 
     migration = subprocess.Popen(
         [sys.executable, "-m", "worker", "db", "upgrade"],
@@ -136,15 +136,15 @@ def test_two_versions_side_by_side(system: System, next_version: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    published += jobs_flow(system, numbers, lambda: migration.poll() is not None)
+    published += publish_until(system, numbers, lambda: migration.poll() is not None)
     assert migration.communicate()[0] == f"database is at revision {NEXT}, was {migrator.newest()}\n"
 
     new = system.start_worker(sources=next_version)
-    published += jobs_flow(system, numbers, lambda: handed_over(old, new) and handed_over(new, old))
-    second_old = system.start_worker()  # as it starts where a machine restarts, or the rollout is taken back
-    published += jobs_flow(system, numbers, lambda: handed_over(new, second_old))
+    published += publish_until(system, numbers, lambda: handed_over(old, new) and handed_over(new, old))
+    second_old = system.start_worker()  # as after a restart of a machine or a rollback
+    published += publish_until(system, numbers, lambda: handed_over(new, second_old))
     assert [old.stop(), second_old.stop()] == [0, 0]
-    published += jobs_flow(system, numbers, lambda: system.states()[State.CONFIRMED] > published)
+    published += publish_until(system, numbers, lambda: system.states()[State.CONFIRMED] > published)
 
     def all_confirmed() -> bool:
         return system.states() == {State.CONFIRMED: published}
@@ -174,7 +174,7 @@ def test_two_versions_side_by_side(system: System, next_version: Path) -> None:
         assert "Traceback" not in worker.log.read_text()
 
 
-def test_the_tables_of_a_later_version_are_left_as_they_are(next_version: Path, tmp_path: Path) -> None:
+def test_tables_of_a_later_version_are_not_changed(next_version: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/confirm-offer.db"
 
     assert run(PROJECT, url, "db", "upgrade").returncode == 0

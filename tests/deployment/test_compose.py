@@ -75,7 +75,7 @@ def test_the_compose_file_follows_the_specification() -> None:
     ],
     ids=["key", "value", "type", "reference"],
 )
-def test_what_does_not_follow_it_would_be_found(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_violation_of_the_specification_is_found(right: str, wrong: str, tmp_path: Path) -> None:
     text = COMPOSE.read_text() + "  # end\n"
     assert right in text
     (tmp_path / "compose.yml").write_text(text.replace(right, wrong))
@@ -84,14 +84,14 @@ def test_what_does_not_follow_it_would_be_found(right: str, wrong: str, tmp_path
 
 
 @pytest.mark.parametrize("name", PASSWORDS)
-def test_a_password_that_is_not_set_is_named(name: str) -> None:
+def test_a_missing_password_is_named(name: str) -> None:
     done = config(**{other: value for other, value in PASSWORDS.items() if other != name})
 
     assert done.returncode != 0
     assert f"set {name} in .env" in done.stderr
 
 
-def test_what_is_read_from_the_environment_is_in_the_example() -> None:
+def test_variables_of_the_compose_file_are_in_the_example() -> None:
     read = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE.read_text()))
     told = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
 
@@ -110,7 +110,7 @@ def test_no_secret_is_in_the_file() -> None:
                 assert "${" in value, name
 
 
-def test_what_our_services_are_given_are_settings(services: dict[str, Any]) -> None:
+def test_the_environment_of_our_services_consists_of_settings(services: dict[str, Any]) -> None:
     for name in OURS:
         given = services[name]["environment"]
         assert given.keys() <= SETTINGS.keys()
@@ -125,7 +125,7 @@ def test_our_services_run_commands_that_exist(services: dict[str, Any]) -> None:
         parse(["sandbox", "--ports", "1"])
 
 
-def test_one_image_serves_all_and_no_service_runs_as_root_or_gains_rights(services: dict[str, Any]) -> None:
+def test_all_services_share_one_image_without_root_or_new_privileges(services: dict[str, Any]) -> None:
     for name in OURS:
         service = services[name]
         assert (service["image"], service["read_only"], service["cap_drop"]) == ("confirm-offer", True, ["ALL"])
@@ -133,7 +133,7 @@ def test_one_image_serves_all_and_no_service_runs_as_root_or_gains_rights(servic
         assert "user" not in service
 
 
-def test_every_service_that_stays_has_a_healthcheck_and_comes_back(
+def test_every_lasting_service_has_a_healthcheck_and_restarts(
     services: dict[str, Any], image: list[dockerfile.Instruction]
 ) -> None:
     assert services["migrations"]["restart"] == "no"
@@ -142,7 +142,7 @@ def test_every_service_that_stays_has_a_healthcheck_and_comes_back(
         assert name == "migrations" or service["restart"] == "unless-stopped"
 
 
-def test_healthchecks_ask_what_the_service_serves(
+def test_healthchecks_ask_what_their_service_serves(
     services: dict[str, Any], image: list[dockerfile.Instruction]
 ) -> None:
     worker = healthcheck(services["worker"], image)
@@ -154,7 +154,7 @@ def test_healthchecks_ask_what_the_service_serves(
         assert f"http://127.0.0.1:{port['target']}/" in command
 
 
-def test_each_waits_for_what_it_needs(services: dict[str, Any], image: list[dockerfile.Instruction]) -> None:
+def test_each_service_waits_for_its_dependencies(services: dict[str, Any], image: list[dockerfile.Instruction]) -> None:
     waits = {name: service.get("depends_on", {}) for name, service in services.items()}
 
     assert {other: how["condition"] for other, how in waits["worker"].items()} == {
@@ -180,27 +180,27 @@ def test_urls_name_services_and_their_ports(services: dict[str, Any]) -> None:
     assert str(sandbox["target"]) in services["sandbox"]["command"]
 
 
-def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
+def test_ports_are_bound_to_this_machine_only(services: dict[str, Any]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
 
     assert len(ports) == 6
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
 
 
-def test_a_worker_has_time_to_end_its_calls(services: dict[str, Any]) -> None:
+def test_a_worker_has_time_to_finish_its_calls(services: dict[str, Any]) -> None:
     minutes, seconds = re.fullmatch(r"(\d+)m(\d+)s", services["worker"]["stop_grace_period"]).groups()  # type: ignore[union-attr]
 
     assert timedelta(minutes=int(minutes), seconds=int(seconds)).total_seconds() >= default_xone_timeout() + MARGIN
 
 
-def test_what_is_kept_is_in_volumes(services: dict[str, Any]) -> None:
+def test_lasting_data_is_in_volumes(services: dict[str, Any]) -> None:
     for name in ("rabbitmq", "postgresql", "prometheus", "grafana"):
         assert any(mount["type"] == "volume" for mount in services[name]["volumes"])
     for mount in (mount for service in services.values() for mount in service.get("volumes", [])):
         assert mount["type"] == "volume" or mount["read_only"]
 
 
-def test_prometheus_and_grafana_find_what_they_are_given(services: dict[str, Any]) -> None:
+def test_prometheus_and_grafana_find_their_mounted_files(services: dict[str, Any]) -> None:
     need_module("yaml")
     import yaml
 
@@ -246,7 +246,7 @@ def test_nothing_is_installed_in_the_last_stage(image: list[dockerfile.Instructi
     assert only(image, "COPY").flags == {"from": "build"}
 
 
-def test_what_the_build_copies_is_let_in_and_nothing_else_is() -> None:
+def test_the_build_context_holds_exactly_what_the_build_copies() -> None:
     ignore = dockerfile.Ignore((PROJECT / ".dockerignore").read_text())
     copied = [
         word
@@ -257,4 +257,4 @@ def test_what_the_build_copies_is_let_in_and_nothing_else_is() -> None:
 
     assert all(any(ignore.files(PROJECT, source)) for source in copied)
     for kept_out in (".env", ".git/config", "tests/conftest.py", "deploy/x", "worker/__pycache__/cli.pyc", ".venv/x"):
-        assert ignore.holds(Path(kept_out)), kept_out
+        assert ignore.excludes(Path(kept_out)), kept_out

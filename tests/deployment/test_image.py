@@ -49,7 +49,7 @@ def start(image: Image) -> Iterator[Start]:
         container.kill()
 
 
-def test_the_image_holds_the_program_and_nothing_to_build_with(image: Image) -> None:
+def test_the_image_has_the_program_and_no_build_tools(image: Image) -> None:
     packages = {path.name.split("-")[0].lower() for path in (image.root / "app").rglob("*.dist-info")}
 
     assert {"confirm_offer", "celery", "psycopg"} <= packages
@@ -74,7 +74,7 @@ def test_the_program_runs_as_a_user_without_rights(image: Image, start: Start) -
     assert len(start("keygen").finish().stdout.strip()) == 44
 
 
-def test_a_wrong_setting_ends_it_with_2_and_names_it(start: Start) -> None:
+def test_a_wrong_setting_is_named_with_exit_code_2(start: Start) -> None:
     ended = start("worker").finish()
 
     assert ended.returncode == 2

@@ -22,7 +22,7 @@ COMMANDS = [shlex.split(line)[1:] for line in DOCUMENT.splitlines() if line.star
 VHOST, PASSWORD = "confirm-offer", "secret"
 
 
-def test_keda_sees_how_many_jobs_wait_or_are_worked_on_and_nothing_else(tmp_path: Path) -> None:
+def test_keda_can_read_only_the_length_of_the_queue(tmp_path: Path) -> None:
     require(RabbitMQ)
     server = RabbitMQ(tmp_path / "rabbitmq", plugins=["rabbitmq_management"])
     server.start()

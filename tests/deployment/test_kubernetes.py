@@ -92,7 +92,7 @@ def test_every_manifest_follows_the_published_schema(overlay: str, version: str)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "TriggerAuthentication", "PodMonitor", "NetworkPolicy"])
-def test_a_misspelt_key_would_be_found(kind: str) -> None:
+def test_a_misspelt_key_is_found(kind: str) -> None:
     manifest = one(kind)
 
     with pytest.raises(jsonschema.ValidationError, match=r"Additional properties"):
@@ -147,7 +147,7 @@ def test_a_worker_that_waits_for_a_server_is_not_restarted() -> None:
     assert {name for name, probe in probes.items() if "--live" in probe["exec"]["command"]} == {"startup", "liveness"}
 
 
-def test_a_worker_has_time_to_end_its_calls() -> None:
+def test_a_worker_has_time_to_finish_its_calls() -> None:
     timeout = float(one("ConfigMap", "worker")["data"]["XONE_TIMEOUT"])
 
     assert pod(one("Deployment", "worker"))["terminationGracePeriodSeconds"] >= timeout + MARGIN
@@ -158,7 +158,7 @@ def given_by(manifest: Manifest) -> dict[str, str]:
     return {entry["name"]: entry.get("value", "from a Secret") for entry in container(manifest)["env"]}
 
 
-def test_workers_get_all_settings_that_they_need_and_nothing_that_is_none() -> None:
+def test_workers_get_all_required_settings_and_only_settings() -> None:
     plain = one("ConfigMap")["data"]
     given = given_by(one("Deployment"))
 
@@ -181,7 +181,7 @@ def references() -> Iterator[tuple[str, str, bool]]:
         yield target["name"], target["key"], False
 
 
-def test_secrets_are_referred_to_and_the_example_names_each() -> None:
+def test_secrets_are_referenced_and_listed_in_the_example() -> None:
     told = {(secret["metadata"]["name"], key) for secret in secrets() for key in secret["stringData"]}
 
     assert {(secret, key) for secret, key, is_optional in references() if not is_optional} == told
@@ -211,7 +211,7 @@ def test_metrics_are_found_at_the_port_that_serves_them() -> None:
     assert one("NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"port": port["name"], "protocol": "TCP"}]}]
 
 
-def test_workers_are_as_many_as_there_are_jobs_for() -> None:
+def test_the_number_of_workers_follows_the_number_of_jobs() -> None:
     scaled = one("ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     connections = inspect.signature(database.connect).parameters["connections"].default
@@ -224,7 +224,7 @@ def test_workers_are_as_many_as_there_are_jobs_for() -> None:
     assert (scaled["maxReplicaCount"] + 1) * connections <= CONNECTIONS  # and one more while they are replaced
 
 
-def test_the_documented_rollout_names_what_there_is() -> None:
+def test_the_documented_rollout_names_existing_objects() -> None:
     document = (PROJECT / "docs" / "deployment.md").read_text("utf-8")
     commands = "\n".join(line for line in document.splitlines() if line.startswith("kubectl"))
     folders = re.findall(r"-k deploy/kubernetes/(\S+)", commands)

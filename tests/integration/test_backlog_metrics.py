@@ -1,4 +1,4 @@
-"""What the database knows of open work: right on both databases, by indexes, and never waited for."""
+"""Metrics of open work: correct on both databases, read by indexes, and without waiting for a slow database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, insert, text
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
 from tests.support.servers import free_port
-from tests.support.stored import of_batch
+from tests.support.stored import batch_row
 from tests.support.system import until
 from worker.services import backlog_metrics
 from worker.services.backlog_metrics import BacklogCollector, read_backlog
@@ -23,7 +23,7 @@ AGO = timedelta(seconds=500)
 
 
 def confirmations(connection: Connection, state: State, number: int, **columns: Any) -> list[Any]:
-    """Rows in a state, queued and due 500 s ago where that makes sense."""
+    """Inserts confirmations in a state, queued 500 s ago. Open ones were due 500 s ago."""
     then = datetime.now(UTC) - AGO
     is_open = state in (State.QUEUED, State.CONFIRMING, State.RETRYING)
     ids = [uuid4() for _ in range(number)]
@@ -34,7 +34,7 @@ def confirmations(connection: Connection, state: State, number: int, **columns: 
     return ids
 
 
-def of_event(confirmation: Any, published: bool) -> dict[str, Any]:
+def event_row(confirmation: Any, published: bool) -> dict[str, Any]:
     then = datetime.now(UTC) - AGO
     return {
         "id": uuid4(),
@@ -50,7 +50,7 @@ def of_event(confirmation: Any, published: bool) -> dict[str, Any]:
 
 
 def samples(families: Iterator[Metric]) -> dict[str, float]:
-    """Values by name and labels, as they are shown."""
+    """Values by name and labels, as in a scrape."""
     return {
         f"{sample.name.removeprefix('confirm_offer_')}{sorted(sample.labels.values()) or ''}": sample.value
         for family in families
@@ -58,15 +58,15 @@ def samples(families: Iterator[Metric]) -> dict[str, float]:
     }
 
 
-def test_all_that_is_open_is_counted(engine: Engine) -> None:
+def test_all_open_work_is_counted(engine: Engine) -> None:
     with engine.begin() as connection:
         confirmations(connection, State.QUEUED, 3)
         confirmations(connection, State.RETRYING, 2, due_at=datetime.now(UTC) + AGO)
         confirmations(connection, State.NEEDS_REVIEW, 1)
         ended = confirmations(connection, State.CONFIRMED, 4)
         confirmations(connection, State.FAILED, 5)
-        connection.execute(insert(OutboxEvent), [of_event(id_, published=id_ in ended[:1]) for id_ in ended])
-        connection.execute(insert(Batch), [of_batch(BatchState.PAUSED, 4), of_batch(BatchState.DONE, 1)])
+        connection.execute(insert(OutboxEvent), [event_row(id_, published=id_ in ended[:1]) for id_ in ended])
+        connection.execute(insert(Batch), [batch_row(BatchState.PAUSED, 4), batch_row(BatchState.DONE, 1)])
         progress: list[dict[str, Any]] = [{}, {"fed_at": datetime.now(UTC)}]
         progress += [{"fed_at": datetime.now(UTC), "ended_at": datetime.now(UTC)}] * 2
         for position, (id_, times) in enumerate(zip(ended, progress, strict=True)):
@@ -77,14 +77,14 @@ def test_all_that_is_open_is_counted(engine: Engine) -> None:
                 insert(Pause), {"partner_id": partner, "reason": "?", "by": "me", "created_at": datetime.now(UTC)}
             )
 
-    shown = samples(BacklogCollector(engine).collect())
+    values = samples(BacklogCollector(engine).collect())
 
-    assert shown.pop("database_scrape_duration_seconds") > 0
+    assert values.pop("database_scrape_duration_seconds") > 0
     for name in ("oldest_confirmation_seconds['queued']", "oldest_confirmation_seconds['needs_review']"):
-        assert 499 < shown.pop(name) < 600
+        assert 499 < values.pop(name) < 600
     for name in ("oldest_confirmation_seconds['retrying']", "overdue_seconds", "outbox_lag_seconds"):
-        assert 499 < shown.pop(name) < 600
-    assert shown == {
+        assert 499 < values.pop(name) < 600
+    assert values == {
         "database_scrape_failed": 0,
         "confirmations['queued']": 3,
         "confirmations['confirming']": 0,
@@ -100,13 +100,13 @@ def test_all_that_is_open_is_counted(engine: Engine) -> None:
     }
 
 
-def test_many_that_have_ended_are_not_looked_at(postgresql_url: str) -> None:
+def test_ended_rows_are_not_read(postgresql_url: str) -> None:
     engine = database.connect(postgresql_url)
     with engine.begin() as connection:
         ended = confirmations(connection, State.CONFIRMED, 1)
         confirmations(connection, State.RETRYING, 5)
-        connection.execute(insert(OutboxEvent), [of_event(ended[0], published=True)])
-        connection.execute(insert(Batch), [of_batch(BatchState.RUNNING, 20_000)])
+        connection.execute(insert(OutboxEvent), [event_row(ended[0], published=True)])
+        connection.execute(insert(Batch), [batch_row(BatchState.RUNNING, 20_000)])
         copy(connection, "confirmations", 20_000, "id, offer_id", "gen_random_uuid(), 'offer-' || n")
         copy(connection, "outbox", 20_000, "id, sequence", "gen_random_uuid(), n + 1")
         connection.execute(
@@ -129,21 +129,21 @@ def test_many_that_have_ended_are_not_looked_at(postgresql_url: str) -> None:
 
 
 def copy(connection: Connection, table: str, number: int, changed: str, values: str) -> None:
-    """Copies of the one row of a table that has ended, with some columns changed."""
+    """Copies the one ended row of a table, with some columns changed."""
     names = connection.execute(text(f"select * from {table} limit 0")).keys()
     kept = ", ".join(f'"{name}"' for name in names if name not in changed.split(", "))
     ended = "where state = 'confirmed'" if table == "confirmations" else ""
     connection.execute(
         text(
             f"insert into {table} ({changed}, {kept}) select {values}, {kept}"
-            f" from (select * from {table} {ended} limit 1) as one, generate_series(1, {number}) as n"
+            f" from (select * from {table} {ended} limit 1) as template, generate_series(1, {number}) as n"
         )
     )
 
 
 @contextmanager
 def explained(connection: Connection) -> Iterator[list[list[str]]]:
-    """The plans of all statements that are executed in it."""
+    """The plans of all statements executed in this context."""
     plans: list[list[str]] = []
 
     def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -156,7 +156,7 @@ def explained(connection: Connection) -> Iterator[list[list[str]]]:
     event.remove(connection, "before_cursor_execute", explain)
 
 
-def test_a_database_that_is_away_is_told_and_nothing_else() -> None:
+def test_an_unavailable_database_is_shown_and_nothing_else() -> None:
     engine = database.connect(f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none")
 
     assert samples(BacklogCollector(engine).collect()) == {"database_scrape_failed": 1}
@@ -165,24 +165,24 @@ def test_a_database_that_is_away_is_told_and_nothing_else() -> None:
 def test_a_database_that_does_not_answer_is_not_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last reading is shown until it is stale."""
+    """The last values are shown until they are stale."""
     engine = database.connect(postgresql_url)
     collector = BacklogCollector(engine)
 
-    def shown(wanted: Callable[[dict[str, float]], bool]) -> bool:
-        return wanted(samples(collector.collect()))
+    def holds(condition: Callable[[dict[str, float]], bool]) -> bool:
+        return condition(samples(collector.collect()))
 
     with engine.connect() as other:
-        until(lambda: shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
+        until(lambda: holds(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
         monkeypatch.setattr(backlog_metrics, "TIMEOUT", 0.3)
         monkeypatch.setattr(backlog_metrics, "MIN_AGE", 0.0)
         other.execute(text("lock table outbox in access exclusive mode"))
-        until(lambda: shown(lambda now: now["database_scrape_failed"] == 1))
-        assert shown(lambda now: now["outbox_events"] == 0)
+        until(lambda: holds(lambda now: now["database_scrape_failed"] == 1))
+        assert holds(lambda now: now["outbox_events"] == 0)
         monkeypatch.setattr(backlog_metrics, "MAX_AGE", 0.0)
-        assert shown(lambda now: "outbox_events" not in now)
+        assert holds(lambda now: "outbox_events" not in now)
         monkeypatch.undo()
         other.rollback()
 
-    until(lambda: shown(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
+    until(lambda: holds(lambda now: now["database_scrape_failed"] == 0 and now["outbox_events"] == 0))
     engine.dispose()

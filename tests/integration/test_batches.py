@@ -1,4 +1,4 @@
-"""Batches: selected once, fed in at a rate and within a bound, each item done once."""
+"""Batches: selected once, fed at a rate and within a bound, each item done once."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ DEFAULTS = {
 
 @pytest.fixture
 def failed(runtime: Runtime) -> Callable[..., UUID]:
-    """Makes a confirmation that has failed, with a body that opens."""
+    """Makes a failed confirmation whose body can be decrypted."""
 
     def make(offer_id: str, **values: Any) -> UUID:
         confirmation_id = uuid4()
@@ -60,14 +60,14 @@ def failed(runtime: Runtime) -> Callable[..., UUID]:
 
 def make_batch(runtime: Runtime, selection: Selection | None = None, rate: float | None = None) -> int:
     with runtime.engine.begin() as connection:
-        chosen = selection or Selection()
-        ids = match(connection, chosen).ids
-        return batches.create(connection, ids, chosen, "a test", "tester@here", rate)
+        selection_or_all = selection or Selection()
+        ids = match(connection, selection_or_all).ids
+        return batches.create(connection, ids, selection_or_all, "a test", "tester@here", rate)
 
 
-def feed(runtime: Runtime, batch_id: int, most: int = 100, paused: tuple[str, ...] = ()) -> list[UUID]:
+def feed(runtime: Runtime, batch_id: int, limit: int = 100, paused: tuple[str, ...] = ()) -> list[UUID]:
     with runtime.engine.begin() as connection:
-        return batches.feed(connection, batch_id, most, paused, 60.0)
+        return batches.feed(connection, batch_id, limit, paused, 60.0)
 
 
 def progress(runtime: Runtime, batch_id: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def progress(runtime: Runtime, batch_id: int) -> dict[str, Any]:
         return asdict(batch)
 
 
-def end(runtime: Runtime, confirmation_id: UUID) -> None:
+def make_attempt(runtime: Runtime, confirmation_id: UUID) -> None:
     lease = confirm.lease_due(confirmation_id, runtime)
     assert lease is not None
     confirm.attempt(lease, runtime)
@@ -94,7 +94,9 @@ def end(runtime: Runtime, confirmation_id: UUID) -> None:
         (Selection(offers=((None, "a"), ("P-100", "b"), ("P-100", "c"), (None, "nowhere"), (None, "ok"))), {"a", "b"}),
     ],
 )
-def test_selections(runtime: Runtime, failed: Callable[..., UUID], selection: Selection, expected: set[str]) -> None:
+def test_a_batch_selects_failures(
+    runtime: Runtime, failed: Callable[..., UUID], selection: Selection, expected: set[str]
+) -> None:
     ids = {
         failed("a", updated_at=now_plus(-100.0)): "a",
         failed("b", error_code="http-422", updated_at=now_plus(-90.0)): "b",
@@ -106,19 +108,19 @@ def test_selections(runtime: Runtime, failed: Callable[..., UUID], selection: Se
         assert {ids[id_] for id_ in match(connection, selection).ids} == expected
 
 
-def test_items_are_fed_in_within_the_room_and_end_with_their_confirmations(
+def test_items_are_fed_within_the_bound_and_end_with_their_confirmations(
     runtime: Runtime, failed: Callable[..., UUID]
 ) -> None:
     for number in range(5):
         failed(f"offer-{number}" + ("~http-422" if number == 4 else ""))
     batch_id = make_batch(runtime)
 
-    first = feed(runtime, batch_id, most=3)
+    first = feed(runtime, batch_id, limit=3)
     assert len(first) == 3
     assert Counter({"waiting": 2, "running": 3}).items() <= progress(runtime, batch_id).items()
-    second = feed(runtime, batch_id, most=100)
+    second = feed(runtime, batch_id, limit=100)
     for confirmation_id in [*first, *second]:
-        end(runtime, confirmation_id)
+        make_attempt(runtime, confirmation_id)
     feed(runtime, batch_id)
 
     done = progress(runtime, batch_id)
@@ -128,11 +130,11 @@ def test_items_are_fed_in_within_the_room_and_end_with_their_confirmations(
     assert done["ended_at"] is not None
 
 
-def test_the_rate_is_kept_and_little_of_it_saved_up(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_the_rate_is_kept_and_little_unused_time_is_saved(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     for number in range(50):
         failed(f"offer-{number}")
     batch_id = make_batch(runtime, rate=10.0)
-    assert feed(runtime, batch_id) == [], "its account is empty at first"
+    assert feed(runtime, batch_id) == [], "a new batch has saved no time"
 
     with runtime.engine.begin() as connection:
         connection.execute(update(Batch).values(fed_until=now_plus(-60.0)))
@@ -140,7 +142,7 @@ def test_the_rate_is_kept_and_little_of_it_saved_up(runtime: Runtime, failed: Ca
     assert len(feed(runtime, batch_id)) <= 2
 
 
-def test_what_another_was_quicker_with_is_skipped(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_a_confirmation_that_another_batch_took_up_is_skipped(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     ids = [failed(f"offer-{number}") for number in range(3)]
     first, second = make_batch(runtime), make_batch(runtime)
 
@@ -152,7 +154,7 @@ def test_what_another_was_quicker_with_is_skipped(runtime: Runtime, failed: Call
     assert progress(runtime, second)["state"] == BatchState.DONE
 
 
-def test_a_corrected_job_is_quicker_than_a_batch(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_a_corrected_job_takes_its_confirmation_from_a_batch(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
     batch_id = make_batch(runtime)
     lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), confirm.Delivery(), runtime)
@@ -166,13 +168,13 @@ def test_a_paused_or_cancelled_batch_is_not_fed(runtime: Runtime, failed: Callab
     for number in range(4):
         failed(f"offer-{number}")
     batch_id = make_batch(runtime)
-    feed(runtime, batch_id, most=1)
+    feed(runtime, batch_id, limit=1)
     with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.PAUSED, "tester@here")
     assert feed(runtime, batch_id) == []
     with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.RUNNING, "tester@here")
-    assert len(feed(runtime, batch_id, most=1)) == 1
+    assert len(feed(runtime, batch_id, limit=1)) == 1
     with runtime.engine.begin() as connection:
         assert batches.move(connection, batch_id, BatchState.CANCELLED, "tester@here")
         assert not batches.move(connection, batch_id, BatchState.RUNNING, "tester@here")
@@ -185,16 +187,16 @@ def test_a_paused_or_cancelled_batch_is_not_fed(runtime: Runtime, failed: Callab
     assert commands == ["reprocess", "batch paused", "batch running", "batch cancelled"]
 
 
-def test_needs_review_is_fed_only_when_it_was_asked_for(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_needs_review_is_fed_only_on_request(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     confirmation_id = failed("offer-1")
     batch_id = make_batch(runtime)
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(state=State.NEEDS_REVIEW))
     assert feed(runtime, batch_id) == []
 
-    asked = make_batch(runtime, Selection(include_needs_review=True))
+    batch_with_review = make_batch(runtime, Selection(include_needs_review=True))
 
-    assert feed(runtime, asked) == [confirmation_id]
+    assert feed(runtime, batch_with_review) == [confirmation_id]
 
 
 def test_items_of_a_paused_partner_wait(runtime: Runtime, failed: Callable[..., UUID]) -> None:
@@ -226,7 +228,7 @@ def test_a_pause_keeps_jobs_as_rows_without_an_attempt(runtime: Runtime) -> None
     assert lease.number == 1
 
 
-def test_one_item_of_a_batch_once(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_a_confirmation_is_one_item_of_a_batch(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     failed("offer-1")
     batch_id = make_batch(runtime)
     with runtime.engine.connect() as connection:
@@ -234,15 +236,17 @@ def test_one_item_of_a_batch_once(runtime: Runtime, failed: Callable[..., UUID])
     assert len(rows) == 1
 
 
-def test_an_item_that_waits_for_its_retry_takes_no_room(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_an_item_that_waits_for_its_retry_does_not_count_as_at_work(
+    runtime: Runtime, failed: Callable[..., UUID]
+) -> None:
     first, second = failed("offer-1~http-500~1"), failed("offer-2")
     batch_id = make_batch(runtime)
     assert set(feed(runtime, batch_id)) == {first, second}
     assert under_way(runtime) == (2, 2)
 
-    end(runtime, first)
-    assert under_way(runtime) == (2, 1), "one waits for its retry"
-    end(runtime, second)
+    make_attempt(runtime, first)
+    assert under_way(runtime) == (2, 1), "one item waits for its retry"
+    make_attempt(runtime, second)
 
     assert under_way(runtime) == (1, 0)
     assert progress(runtime, batch_id)["running"] == 1
@@ -254,7 +258,7 @@ def under_way(runtime: Runtime) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 49.0])
-def test_the_slowest_rate_feeds_as_well(runtime: Runtime, failed: Callable[..., UUID], rate: float) -> None:
+def test_the_lowest_rate_feeds_items(runtime: Runtime, failed: Callable[..., UUID], rate: float) -> None:
     failed("offer-1")
     batch_id = make_batch(runtime, rate=rate)
     with runtime.engine.begin() as connection:
@@ -263,7 +267,7 @@ def test_the_slowest_rate_feeds_as_well(runtime: Runtime, failed: Callable[..., 
     assert len(feed(runtime, batch_id)) == 1
 
 
-def test_the_time_of_a_feed_is_not_lost_to_the_rate(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+def test_the_duration_of_a_feed_does_not_lower_the_rate(runtime: Runtime, failed: Callable[..., UUID]) -> None:
     for number in range(10):
         failed(f"offer-{number}")
     batch_id = make_batch(runtime, rate=100.0)
@@ -283,14 +287,14 @@ def test_a_pause_of_another_partner_does_not_keep_a_batch_open(runtime: Runtime,
     confirmation_id = failed("offer-1")
     batch_id = make_batch(runtime)
     feed(runtime, batch_id, paused=("P-200",))
-    end(runtime, confirmation_id)
+    make_attempt(runtime, confirmation_id)
     feed(runtime, batch_id, paused=("P-200",))
 
     assert progress(runtime, batch_id)["state"] == BatchState.DONE
 
 
-def test_the_scheduler_bounds_batches_with_their_retries(runtime: Runtime, failed: Callable[..., UUID]) -> None:
-    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=8)  # so 4 items of batches at work at most
+def test_the_scheduler_counts_retries_in_the_bound_of_batches(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=8)  # at most 4 items of batches at work
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     for number in range(12):
@@ -301,7 +305,7 @@ def test_the_scheduler_bounds_batches_with_their_retries(runtime: Runtime, faile
     assert under_way(runtime) == (4, 4)
     scheduler.run_once()
     assert under_way(runtime) == (4, 4)
-    assert scheduler.interval == FEEDING, "it comes again soon: there is more"
+    assert scheduler.interval == FEEDING, "there is more to feed soon"
 
     retrying = {"state": State.RETRYING, "dispatched_until": None, "due_at": now_plus(60.0)}
     with runtime.engine.begin() as connection:
@@ -315,11 +319,11 @@ def test_the_scheduler_bounds_batches_with_their_retries(runtime: Runtime, faile
     scheduler.run_once()
     scheduler.close()
 
-    assert under_way(runtime) == (8, 4), "retries that are due wait for room as well"
+    assert under_way(runtime) == (8, 4), "retries that are due count in the bound as well"
 
 
-def test_a_worker_with_too_much_to_do_feeds_less(runtime: Runtime, failed: Callable[..., UUID]) -> None:
-    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=20)  # so 10 items of batches at work at most
+def test_a_busy_worker_feeds_less(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    runtime.worker_settings = WorkerSettings(WORKER_CONCURRENCY=20)  # at most 10 items of batches at work
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     for number in range(30):
@@ -331,7 +335,7 @@ def test_a_worker_with_too_much_to_do_feeds_less(runtime: Runtime, failed: Calla
     scheduler.run_once()
     assert under_way(runtime) == (9, 9)
     scheduler.run_once()
-    assert under_way(runtime) == (9, 9), "only 8 may be, so none is fed"
+    assert under_way(runtime) == (9, 9), "at most 8 may be at work, so none is fed"
     scheduler.lag = 0.0
     for _ in range(40):
         scheduler.run_once()
@@ -340,28 +344,28 @@ def test_a_worker_with_too_much_to_do_feeds_less(runtime: Runtime, failed: Calla
     assert under_way(runtime) == (10, 10)
 
 
-def test_a_process_that_starts_knows_of_a_pause_in_all_threads(runtime: Runtime) -> None:
-    """While one thread reads the pauses for the first time, another must not believe that there are none."""
+def test_all_threads_of_a_new_process_see_a_pause(runtime: Runtime) -> None:
+    """While one thread reads the pauses for the first time, another thread must not take them for none."""
     with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "maintenance", "tester@here")
-    asked = Event()
+    batch_with_review = Event()
 
     class SlowRead:
         def __init__(self, connection: Any) -> None:
             self._connection = connection
 
         def execute(self, query: Any) -> Any:
-            asked.wait(10)
+            batch_with_review.wait(10)
             return self._connection.execute(query)
 
-    def hold_slowly() -> bool:
+    def is_paused_slowly() -> bool:
         with runtime.engine.connect() as connection:
             return runtime.pauses.is_paused(SlowRead(connection), "P-100")  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(hold_slowly)
+        slow = pool.submit(is_paused_slowly)
         with runtime.engine.connect() as connection:
-            holds = runtime.pauses.is_paused(connection, "P-100")
-        asked.set()
-        assert holds
+            is_paused = runtime.pauses.is_paused(connection, "P-100")
+        batch_with_review.set()
+        assert is_paused
         assert slow.result()

@@ -40,13 +40,13 @@ def test_declaring_again_changes_nothing(connection: Connection) -> None:
 
 
 def test_all_queues_are_quorum_queues(broker_url: str, rabbitmq: RabbitMQ) -> None:
-    told = rabbitmq.ctl("list_queues", "-p", broker_url.rsplit("/", 1)[1], "--silent", "name", "type")
+    listing = rabbitmq.ctl("list_queues", "-p", broker_url.rsplit("/", 1)[1], "--silent", "name", "type")
 
     queues = (topology.JOBS, topology.RESUME, topology.DEAD_LETTERS, "booking-events.unrouted")
-    assert dict(line.split() for line in told.splitlines() if line) == dict.fromkeys(queues, "quorum")
+    assert dict(line.split() for line in listing.splitlines() if line) == dict.fromkeys(queues, "quorum")
 
 
-def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Connection, tmp_path: Path) -> None:
+def test_a_queue_of_another_type_is_a_clear_error(broker_url: str, connection: Connection, tmp_path: Path) -> None:
     channel = connection.channel()
     channel.queue_delete(topology.JOBS)
     channel.queue_declare(topology.JOBS, durable=True, auto_delete=False)
@@ -74,7 +74,7 @@ def test_a_queue_of_another_type_is_told_plainly(broker_url: str, connection: Co
         assert "queue confirm-offer.jobs exists with other properties" in done.stderr
 
 
-def test_an_event_that_nobody_bound_a_queue_for_is_kept(broker_url: str, connection: Connection) -> None:
+def test_an_event_without_a_bound_queue_is_kept(broker_url: str, connection: Connection) -> None:
     with Publisher(broker_url) as publisher:
         assert publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)]) == {1}
 
@@ -89,25 +89,25 @@ def test_many_messages_are_confirmed_together(broker_url: str, connection: Conne
     until(lambda: length(connection, topology.JOBS) == 2010)
 
 
-def test_a_message_that_no_queue_takes_is_not_taken(broker_url: str) -> None:
+def test_a_message_without_a_queue_is_not_confirmed(broker_url: str) -> None:
     with Publisher(broker_url) as publisher:
-        taken = publisher.publish([message(1), message(2, "no.such.queue"), message(3)])
+        confirmed = publisher.publish([message(1), message(2, "no.such.queue"), message(3)])
 
-    assert taken == {1, 3}
+    assert confirmed == {1, 3}
 
 
-def test_a_message_that_the_queue_refuses_is_not_taken(broker_url: str, connection: Connection) -> None:
+def test_a_message_that_the_queue_refuses_is_not_confirmed(broker_url: str, connection: Connection) -> None:
     full = Queue(
         "full", topology.confirm_offer, "full", queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
     full(connection.channel()).declare()
 
     with Publisher(broker_url) as publisher:
-        taken = publisher.publish([message("first", "full"), message("second", "full"), message("other")])
-        assert taken == {"first", "other"}
+        confirmed = publisher.publish([message("first", "full"), message("second", "full"), message("other")])
+        assert confirmed == {"first", "other"}
 
 
-def test_an_error_leaves_no_late_confirm_behind(broker_url: str) -> None:
+def test_after_an_error_no_late_confirm_is_counted(broker_url: str) -> None:
     with Publisher(broker_url) as publisher:
         publisher.publish([message(1)])
         with pytest.raises(Exception, match="no-such-exchange"):
@@ -115,14 +115,14 @@ def test_an_error_leaves_no_late_confirm_behind(broker_url: str) -> None:
         assert publisher.publish([message(3)]) == {3}
 
 
-def test_a_broker_that_is_away_is_told_as_such() -> None:
+def test_an_unavailable_broker_is_recognized() -> None:
     with Publisher("amqp://guest:guest@127.0.0.1:1//") as publisher, pytest.raises(OSError) as error:  # noqa: PT011
         publisher.publish([message(1)])
     assert broker.is_away(error.value)
 
 
-@pytest.mark.slow  # kombu pauses within each try
-def test_trying_again_and_again_leaves_nothing_open() -> None:
+@pytest.mark.slow  # Kombu waits within each try
+def test_repeated_tries_leave_no_connection_open() -> None:
     publisher = Publisher("amqp://guest:guest@127.0.0.1:1//")
     engine = database.connect("postgresql+psycopg://127.0.0.1:1/none")
     open_before = len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""Accept, claim, confirm and record against both databases and XONE's stand-in, without a broker."""
+"""A job is accepted, leased, confirmed and recorded, on both databases and against the sandbox, without a broker."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -60,17 +60,17 @@ def test_a_job_becomes_booking_policies_policyholder_and_event(runtime: Runtime,
     assert json.loads(encryption.decrypt(place, "rest", booking.sealed_rest)) == {"sandbox": True}
     person = json.loads(encryption.decrypt(place, "person", only(runtime, Policyholder).sealed_person))
     assert person["email"] == upstream["policyholder"]["email"]
-    policy = only(runtime, Policy)
-    assert (policy.price, policy.tax) == (upstream["policies"][0]["price"], upstream["policies"][0]["tax"])
-    assert policy.policy_content["title"] == upstream["policies"][0]["policy_content"]["title"]
-    assert policy.extra_fields["retail_price"] == str(upstream["policies"][0]["extra_fields"]["retail_price"])
+    retry_policy = only(runtime, Policy)
+    assert (retry_policy.price, retry_policy.tax) == (upstream["policies"][0]["price"], upstream["policies"][0]["tax"])
+    assert retry_policy.policy_content["title"] == upstream["policies"][0]["policy_content"]["title"]
+    assert retry_policy.extra_fields["retail_price"] == str(upstream["policies"][0]["extra_fields"]["retail_price"])
     event = json.loads(only(runtime, OutboxEvent).payload)
     assert event["type"] == "booking.confirmed"
     assert event["data"]["booking"]["price"] == str(upstream["price"])
     assert (event["data"]["order_reference"], event["data"]["metadata"]) == ("SO-offer-1", {"channel": "web"})
 
 
-def test_the_request_is_sent_as_stored_with_the_stored_key(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_the_stored_request_is_sent_with_the_stored_key(runtime: Runtime, sandbox: Sandbox) -> None:
     run(runtime, "offer-1~drop-before~1")
     resume(runtime)
 
@@ -81,24 +81,24 @@ def test_the_request_is_sent_as_stored_with_the_stored_key(runtime: Runtime, san
     assert first.idempotency_key == second.idempotency_key == str(confirmation.idempotency_key)
 
 
-def test_the_attempt_stands_before_the_call(runtime: Runtime) -> None:
+def test_the_attempt_is_recorded_before_the_call(runtime: Runtime) -> None:
     lease = accepted(runtime)
 
     attempt = only(runtime, Attempt)
     assert (attempt.number, attempt.outcome, attempt.lease_token) == (1, None, lease.token)
 
 
-def test_nothing_of_the_person_stands_in_clear(runtime: Runtime) -> None:
+def test_personal_data_is_stored_encrypted(runtime: Runtime) -> None:
     run(runtime)
     run(runtime, "offer-2~html~1")
 
     stored = " ".join(str(row) for table in (Confirmation, Attempt, Booking, Policy, Policyholder, OutboxEvent)
                       for row in rows(runtime, table))  # fmt: skip
-    for mark in ("Lovelace", "ada@example.com", '"Ada"'):  # sealed values are base64: a bare Ada may come up in it
+    for mark in ("Lovelace", "ada@example.com", '"Ada"'):  # encrypted values are base64, in which a bare Ada may occur
         assert mark not in stored
 
 
-def test_the_same_job_again_is_harmless(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_the_same_job_again_changes_nothing(runtime: Runtime, sandbox: Sandbox) -> None:
     run(runtime)
     reordered = json.dumps(dict(reversed(job("offer-1").items()))).encode()
 
@@ -109,7 +109,7 @@ def test_the_same_job_again_is_harmless(runtime: Runtime, sandbox: Sandbox) -> N
     assert len(rows(runtime, OutboxEvent)) == 1
 
 
-def test_the_same_job_at_once_is_claimed_once(runtime: Runtime) -> None:
+def test_simultaneous_deliveries_of_a_job_get_one_lease(runtime: Runtime) -> None:
     barrier = Barrier(8)
 
     def accept() -> Lease | None:
@@ -133,7 +133,7 @@ def test_other_content_for_the_same_offer_is_a_conflict(runtime: Runtime, change
     assert rejected.value.code == "conflicting-job"
 
 
-def test_other_content_after_failure_is_tried_again(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_other_content_after_a_failure_starts_a_new_attempt(runtime: Runtime, sandbox: Sandbox) -> None:
     run(runtime, "offer-1~http-422~1")
     before = only(runtime, Confirmation)
     assert (before.state, before.error_code) == (State.FAILED, "http-422")
@@ -147,7 +147,7 @@ def test_other_content_after_failure_is_tried_again(runtime: Runtime, sandbox: S
     assert [json.loads(event.payload)["data"]["sequence"] for event in rows(runtime, OutboxEvent)] == [1, 2]
 
 
-def test_the_same_job_after_failure_stays_failed(runtime: Runtime) -> None:
+def test_the_same_job_after_a_failure_stays_failed(runtime: Runtime) -> None:
     run(runtime, "offer-1~http-422")
 
     assert confirm.accept_job(body_of("offer-1~http-422"), Delivery(), runtime) is None
@@ -180,7 +180,7 @@ FATES = [
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("fault", "state", "outcome", "code", "used"), FATES)
-def test_what_each_answer_makes_of_a_confirmation(
+def test_each_answer_has_its_state(
     runtime: Runtime, fault: str, state: State, outcome: str, code: str | None, used: int
 ) -> None:
     run(runtime, f"offer-1~{fault}")
@@ -194,7 +194,7 @@ def test_what_each_answer_makes_of_a_confirmation(
 
 
 @pytest.mark.parametrize("fault", ["drop-after~1", "html~1", "truncated~1", "reset-mid~1", "errors-beside~1"])
-def test_a_booking_whose_answer_was_lost_is_found_and_not_made_again(
+def test_a_booking_whose_answer_was_lost_is_looked_up_and_not_repeated(
     runtime: Runtime, sandbox: Sandbox, fault: str
 ) -> None:
     run(runtime, f"offer-1~{fault}")
@@ -225,7 +225,7 @@ def test_without_the_list_a_repeat_that_is_refused_needs_review(runtime: Runtime
     assert event["data"]["error"]["attempts"] == 2
 
 
-def test_a_list_that_always_fails_keeps_no_confirmation_waiting_for_ever(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_a_confirmation_ends_although_the_list_always_fails(runtime: Runtime, sandbox: Sandbox) -> None:
     sandbox.bookings_mode = "failing"
     run(runtime, "offer-1~drop-before~1")
     resume(runtime)
@@ -235,7 +235,7 @@ def test_a_list_that_always_fails_keeps_no_confirmation_waiting_for_ever(runtime
 
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandbox: Sandbox) -> None:
     accepted(runtime)
-    assert confirm.lease_due(only(runtime, Confirmation).id, runtime) is None, "the lease is not over yet"
+    assert confirm.lease_due(only(runtime, Confirmation).id, runtime) is None, "the lease has not expired yet"
 
     resume(runtime)
 
@@ -245,7 +245,7 @@ def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandb
     assert only(runtime, Confirmation).state == State.CONFIRMED
 
 
-def test_what_a_dead_worker_has_booked_is_found_and_not_booked_again(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_a_booking_of_a_dead_worker_is_looked_up_and_not_repeated(runtime: Runtime, sandbox: Sandbox) -> None:
     dead = accepted(runtime)
     runtime.xone.confirm(dead.partner_id, dead.offer_id, dead.body, dead.idempotency_key)
 
@@ -255,7 +255,7 @@ def test_what_a_dead_worker_has_booked_is_found_and_not_booked_again(runtime: Ru
     assert len(sandbox.calls) == 1
 
 
-def test_after_five_workers_that_died_on_it_a_person_decides(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_a_confirmation_that_killed_five_workers_needs_review(runtime: Runtime, sandbox: Sandbox) -> None:
     first = accepted(runtime)
     for _ in range(4):
         make_due(runtime)
@@ -268,16 +268,16 @@ def test_after_five_workers_that_died_on_it_a_person_decides(runtime: Runtime, s
     assert sandbox.calls == []
 
 
-def test_a_claim_repeated_with_its_token_is_the_same_claim(runtime: Runtime) -> None:
+def test_a_lease_repeated_with_its_token_is_the_same_lease(runtime: Runtime) -> None:
     run(runtime, "offer-1~http-500~1")
     make_due(runtime)
     token, confirmation_id = uuid4(), only(runtime, Confirmation).id
 
-    def take() -> Lease | None:
+    def acquire_lease() -> Lease | None:
         with runtime.engine.begin() as connection:
             return acquire(connection, runtime.encryption, [confirmation_id], token, 10.0).get(confirmation_id)
 
-    first, again = take(), take()
+    first, again = acquire_lease(), acquire_lease()
 
     assert first is not None
     assert again is not None
@@ -285,7 +285,7 @@ def test_a_claim_repeated_with_its_token_is_the_same_claim(runtime: Runtime) -> 
     assert len(rows(runtime, Attempt)) == 2
 
 
-def test_a_late_booking_is_stored_and_the_other_worker_stands_back(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_a_late_booking_is_stored_and_ends_the_lease_of_the_other_worker(runtime: Runtime, sandbox: Sandbox) -> None:
     slow = accepted(runtime)
     make_due(runtime)
     quick = confirm.lease_due(slow.id, runtime)
@@ -296,7 +296,9 @@ def test_a_late_booking_is_stored_and_the_other_worker_stands_back(runtime: Runt
     confirm.attempt(quick, runtime)
 
     assert late.state == State.CONFIRMED
-    assert sorted(outcomes) == [Outcome.BOOKED, Outcome.UNKNOWN], "none is left open: the quick one may have died"
+    assert sorted(outcomes) == [Outcome.BOOKED, Outcome.UNKNOWN], (
+        "no attempt is left open: the quick worker may have died"
+    )
     assert only(runtime, Confirmation).state == State.CONFIRMED
     assert len(rows(runtime, OutboxEvent)) == 1
     assert len(rows(runtime, Booking)) == 1
@@ -316,9 +318,9 @@ def test_a_late_refusal_changes_nothing(runtime: Runtime) -> None:
         renew(connection, slow, 10.0)
 
 
-def test_before_a_call_a_lease_is_renewed_that_would_not_outlast_it(runtime: Runtime) -> None:
+def test_a_lease_that_would_not_outlast_a_call_is_renewed_before_it(runtime: Runtime) -> None:
     lease = accepted(runtime)
-    make_due(runtime)  # nobody has claimed it yet
+    make_due(runtime)  # no other worker has leased it yet
     lease.leased_at -= runtime.xone_settings.lease_seconds
 
     call_guard.before_call(lease, runtime)
@@ -327,7 +329,7 @@ def test_before_a_call_a_lease_is_renewed_that_would_not_outlast_it(runtime: Run
     assert left > timedelta(seconds=runtime.xone_settings.XONE_TIMEOUT)
 
 
-def test_no_call_is_made_where_the_lease_has_gone_to_another(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_a_worker_that_lost_its_lease_makes_no_call(runtime: Runtime, sandbox: Sandbox) -> None:
     slow = accepted(runtime)
     make_due(runtime)
     assert confirm.lease_due(slow.id, runtime) is not None
@@ -338,7 +340,7 @@ def test_no_call_is_made_where_the_lease_has_gone_to_another(runtime: Runtime, s
     assert sandbox.calls == []
 
 
-def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
+def test_a_second_booking_id_is_stored_but_not_published(runtime: Runtime) -> None:
     lease = accepted(runtime)
     confirm.attempt(lease, runtime)
     other = xone_booking.Booking(id="INS-OTHER", offer_id="offer-1", status="CONFIRMED")
@@ -348,25 +350,25 @@ def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
         assert record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False) == [None]
 
     assert only(runtime, Booking).id != "INS-OTHER"
-    kept = only(runtime, Attempt).sealed_answer
-    assert b"INS-OTHER" in runtime.encryption.decrypt(lease.id, "answer 1", kept)
+    stored_answer = only(runtime, Attempt).sealed_answer
+    assert b"INS-OTHER" in runtime.encryption.decrypt(lease.id, "answer 1", stored_answer)
 
 
-def test_booking_and_event_stand_or_fall_together(runtime: Runtime) -> None:
+def test_booking_and_event_are_committed_together(runtime: Runtime) -> None:
     lease = accepted(runtime)
     booked = xone_booking.Booking(id="INS-1", offer_id="offer-1", status="CONFIRMED")
     decision = decide(BookingReceived(booked, 201), lease.history, RetryPolicy(), 0.0)
 
     with runtime.engine.begin() as connection:
         record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
-        connection.rollback()  # the worker dies before it commits
+        connection.rollback()  # as if the worker died before its commit
 
     assert only(runtime, Confirmation).state == State.CONFIRMING
     assert only(runtime, Attempt).outcome is None
     assert rows(runtime, Booking) == rows(runtime, OutboxEvent) == []
 
 
-def test_no_connection_is_held_while_xone_is_called(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_no_database_connection_is_open_during_a_call(runtime: Runtime, sandbox: Sandbox) -> None:
     sandbox.latency = 1.0
     lease = accepted(runtime)
     with ThreadPoolExecutor(1) as pool:
@@ -378,7 +380,7 @@ def test_no_connection_is_held_while_xone_is_called(runtime: Runtime, sandbox: S
     assert checked_out == 0
 
 
-def test_events_carry_links_only_when_asked(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_have_links_only_if_the_setting_asks_for_them(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     run(runtime, "offer-1")
     monkeypatch.setenv("EVENT_LINKS", "on")
     del runtime.event_links
@@ -389,8 +391,8 @@ def test_events_carry_links_only_when_asked(runtime: Runtime, monkeypatch: pytes
     assert with_links["coi"]["url"].startswith("http")
 
 
-def test_jobs_that_come_together_are_stored_together(runtime: Runtime) -> None:
-    """One of them twice, and one of an offer that stands already: those are left to be looked at one by one."""
+def test_simultaneous_jobs_are_stored_together(runtime: Runtime) -> None:
+    """A repeated job, and a job of an offer that exists already, get no lease here: they are accepted one by one."""
     accepted(runtime, "offer-1")
     jobs = [new_job(runtime, offer) for offer in ("offer-3", "offer-1", "offer-2", "offer-3")]
 
@@ -401,7 +403,7 @@ def test_jobs_that_come_together_are_stored_together(runtime: Runtime) -> None:
     assert len(rows(runtime, Attempt)) == 3
 
 
-def test_jobs_stored_by_a_commit_whose_answer_was_lost_are_claimed_by_the_repeat(runtime: Runtime) -> None:
+def test_jobs_of_a_commit_whose_answer_was_lost_are_leased_by_the_repeat(runtime: Runtime) -> None:
     jobs, token = [new_job(runtime, offer) for offer in ("offer-1", "offer-2")], uuid4()
 
     def store() -> dict[UUID, Lease]:
@@ -415,22 +417,22 @@ def test_jobs_stored_by_a_commit_whose_answer_was_lost_are_claimed_by_the_repeat
     assert len(rows(runtime, Attempt)) == 2
 
 
-def test_outcomes_that_come_together_are_recorded_together(runtime: Runtime) -> None:
-    """Confirmed, refused, and one twice: by a worker that lost its lease, and by the one that holds it."""
-    policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
+def test_simultaneous_outcomes_are_recorded_together(runtime: Runtime) -> None:
+    """Confirmed, refused, and one outcome twice: of the worker that lost the lease, and of the worker that has it."""
+    retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     booked, refused, late = (accepted(runtime, offer) for offer in ("offer-1", "offer-2~http-422", "offer-3~slow~1"))
     make_due(runtime)
     (current,) = confirm.lease_due_batch(runtime, [late.id])
     assert current is not None
     leases = [booked, refused, late, current]
     error = Unknown("timeout", "no answer")
-    answers = [confirm.ask(booked, policy, runtime), confirm.ask(refused, policy, runtime), error, error]
-    made = [
-        RecordedAttempt(lease, decide(answer, lease.history, policy, 0.0), 0.1)
+    answers = [confirm.ask(booked, retry_policy, runtime), confirm.ask(refused, retry_policy, runtime), error, error]
+    attempts = [
+        RecordedAttempt(lease, decide(answer, lease.history, retry_policy, 0.0), 0.1)
         for lease, answer in zip(leases, answers, strict=True)
     ]
 
-    states = confirm.record_batch(runtime, made)
+    states = confirm.record_batch(runtime, attempts)
 
     assert states == [State.CONFIRMED, State.FAILED, None, State.RETRYING]
     assert {row.offer_id: row.state for row in rows(runtime, Confirmation)} == {

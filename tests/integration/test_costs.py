@@ -1,5 +1,7 @@
-"""What one confirmation costs in the steady state, counted: statements, commits, messages, calls. A change of a number
-here is a change of what the system can bear; docs/performance.md tells what each is worth."""
+"""The costs of a confirmation in the steady state: statements, commits, messages and calls.
+
+A change of these numbers changes the capacity of the system. docs/performance.md has the effect of each.
+"""
 
 import json
 import re
@@ -26,7 +28,7 @@ from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
-WHAT = re.compile(r"^(?:with .*\) )?(insert into|update|select.*? from) (\w+)")
+STATEMENT = re.compile(r"^(?:with .*\) )?(insert into|update|select.*? from) (\w+)")
 
 ACCEPT = {"insert confirmations": 1, "insert attempts": 1, "commit": 1}
 RECORD = {
@@ -39,13 +41,13 @@ RECORD = {
     "insert outbox": 1,
     "commit": 1,
 }
-CLAIM = {"update confirmations": 1, "update attempts": 1, "insert attempts": 1, "commit": 1}
-RELAY = {"update outbox": 2, "commit": 2}  # taken, and marked when the broker has confirmed
+ACQUIRE = {"update confirmations": 1, "update attempts": 1, "insert attempts": 1, "commit": 1}
+RELAY = {"update outbox": 2, "commit": 2}  # once taken, once marked after the broker has confirmed
 
 
 @pytest.fixture
 def runtime(broker_url: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """With RabbitMQ in place of the in-memory broker, in the steady state: token and pauses have been read."""
+    """Uses RabbitMQ instead of the in-memory broker. Steady state: the token and the pauses have been read."""
     monkeypatch.setenv("BROKER_URL", broker_url)
     lease = confirm.accept_job(body("first"), Delivery(), runtime)
     assert lease is not None
@@ -60,27 +62,27 @@ def body(offer: str) -> bytes:
 
 @contextmanager
 def counted(runtime: Runtime) -> Iterator[Counter[str]]:
-    """Statements by verb and table, each once however many rows it is executed for, and commits."""
-    seen: Counter[str] = Counter()
+    """Counts commits, and statements by verb and table. A statement for several rows counts once."""
+    counts: Counter[str] = Counter()
 
     def statement(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
-        what, table = WHAT.search(" ".join(text.lower().split())).groups()  # type: ignore[union-attr]
-        seen[f"{what.split()[0]} {table}"] += 1
+        verb, table = STATEMENT.search(" ".join(text.lower().split())).groups()  # type: ignore[union-attr]
+        counts[f"{verb.split()[0]} {table}"] += 1
 
     def commit(_connection: Any) -> None:
-        seen["commit"] += 1
+        counts["commit"] += 1
 
     event.listen(runtime.engine, "before_cursor_execute", statement)
     event.listen(runtime.engine, "commit", commit)
     try:
-        yield seen
+        yield counts
     finally:
         event.remove(runtime.engine, "before_cursor_execute", statement)
         event.remove(runtime.engine, "commit", commit)
 
 
 def new_jobs(runtime: Runtime, number: int) -> list[NewJob]:
-    return [NewJob.of(read_job(body(f"offer-{at}")), Delivery(), runtime.encryption) for at in range(number)]
+    return [NewJob.of(read_job(body(f"offer-{index}")), Delivery(), runtime.encryption) for index in range(number)]
 
 
 def leased(runtime: Runtime, number: int) -> list[Lease]:
@@ -89,7 +91,7 @@ def leased(runtime: Runtime, number: int) -> list[Lease]:
     return leases
 
 
-def made(runtime: Runtime, leases: list[Lease]) -> list[RecordedAttempt]:
+def attempts_of(runtime: Runtime, leases: list[Lease]) -> list[RecordedAttempt]:
     retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     return [
         RecordedAttempt(lease, decide(confirm.ask(lease, retry_policy, runtime), lease.history, retry_policy, 0.0), 0.1)
@@ -97,7 +99,7 @@ def made(runtime: Runtime, leases: list[Lease]) -> list[RecordedAttempt]:
     ]
 
 
-def test_one_confirmation(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_one_confirmation_has_these_costs(runtime: Runtime, sandbox: Sandbox) -> None:
     before = len(sandbox.calls)
     with counted(runtime) as cost:
         lease = confirm.accept_job(body("offer-1"), Delivery(), runtime)
@@ -109,19 +111,19 @@ def test_one_confirmation(runtime: Runtime, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 20])
-def test_twenty_at_once_cost_what_one_does(number: int, runtime: Runtime) -> None:
+def test_a_group_of_twenty_costs_as_much_as_one(number: int, runtime: Runtime) -> None:
     with counted(runtime) as accepting:
         leases = leased(runtime, number)
-    outcomes = made(runtime, leases)
+    attempts = attempts_of(runtime, leases)
     with counted(runtime) as recording:
-        confirm.record_batch(runtime, outcomes)
+        confirm.record_batch(runtime, attempts)
 
     assert accepting == ACCEPT
     assert recording == RECORD
 
 
 @pytest.mark.parametrize("number", [1, 20])
-def test_a_retry_is_claimed_by_three_statements(number: int, runtime: Runtime) -> None:
+def test_a_retry_is_leased_with_three_statements(number: int, runtime: Runtime) -> None:
     leases = leased(runtime, number)
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
@@ -130,14 +132,14 @@ def test_a_retry_is_claimed_by_three_statements(number: int, runtime: Runtime) -
         again = confirm.lease_due_batch(runtime, [lease.id for lease in leases])
 
     assert all(again)
-    assert cost == CLAIM
+    assert cost == ACQUIRE
 
 
 def test_twenty_events_are_twenty_writes_to_the_broker_and_two_transactions(runtime: Runtime) -> None:
     with closing(OutboxRelay(runtime)) as relay:
         while relay.run_once():
             pass
-        confirm.record_batch(runtime, made(runtime, leased(runtime, 20)))
+        confirm.record_batch(runtime, attempts_of(runtime, leased(runtime, 20)))
         broker_connection = relay._publisher._connection.connection  # type: ignore[union-attr]
         frames_before = broker_connection.bytes_sent  # counts writes, each a method, a header and a body
 

@@ -1,4 +1,4 @@
-"""A worker, and all commands but ``db upgrade``, with a role that can't change the schema: docs/database-roles.md."""
+"""Roles of docs/database-roles.md: workers and all commands but ``db upgrade`` need no right to change the schema."""
 
 import json
 import re
@@ -17,9 +17,7 @@ from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 
 DOCUMENT = (PROJECT / "docs" / "database-roles.md").read_text("utf-8")
-FOR_THE_SERVER, FOR_THE_DATABASE, AFTER_THE_FIRST_UPGRADE, FOR_TABLES_THAT_STAND = re.findall(
-    r"```sql\n(.*?)```", DOCUMENT, re.DOTALL
-)
+SERVER_SQL, DATABASE_SQL, FIRST_UPGRADE_SQL, EXISTING_TABLES_SQL = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
 NAME, OWNER, WORKER = "confirm_offer", "confirm_offer_owner", "confirm_offer_worker"
 
 
@@ -34,10 +32,10 @@ def url_of(server: PostgreSQL, role: str) -> str:
 @pytest.fixture
 def server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
     with postgresql.connect() as connection:
-        for statement in FOR_THE_SERVER.strip().split("\n"):
+        for statement in SERVER_SQL.strip().split("\n"):
             connection.execute(statement)
     with postgresql.connect(NAME) as connection:
-        connection.execute(FOR_THE_DATABASE)
+        connection.execute(DATABASE_SQL)
     yield postgresql
     postgresql.drop_database(NAME)
     with postgresql.connect() as connection:
@@ -50,7 +48,7 @@ def migrated(server: PostgreSQL) -> PostgreSQL:
     migrator.upgrade(engine)
     engine.dispose()
     with as_role(server, OWNER) as connection:
-        connection.execute(AFTER_THE_FIRST_UPGRADE)
+        connection.execute(FIRST_UPGRADE_SQL)
     return server
 
 
@@ -64,7 +62,7 @@ def system(
 
 
 @pytest.mark.slow
-def test_worker_and_operators_need_no_more(system: System, server: PostgreSQL) -> None:
+def test_the_documented_roles_suffice_for_worker_and_operators(system: System, server: PostgreSQL) -> None:
     worker = system.start_worker()
     system.publish([job("good~http-503~1"), job("bad~http-422"), b"{"])
     system.until_events(2)
@@ -110,14 +108,14 @@ def test_worker_and_operators_need_no_more(system: System, server: PostgreSQL) -
         "DROP DATABASE confirm_offer",
     ],
 )
-def test_the_worker_can_not_change_the_schema(statement: str, migrated: PostgreSQL) -> None:
+def test_the_worker_cannot_change_the_schema(statement: str, migrated: PostgreSQL) -> None:
     with as_role(migrated, WORKER) as connection, pytest.raises(psycopg.ProgrammingError) as raised:
         connection.execute(statement)
 
     assert isinstance(raised.value, InsufficientPrivilege) or "must be owner" in str(raised.value)
 
 
-def test_what_later_migrations_create_can_be_used(migrated: PostgreSQL) -> None:
+def test_tables_of_later_migrations_can_be_used(migrated: PostgreSQL) -> None:
     with as_role(migrated, OWNER) as connection:
         connection.execute("CREATE TABLE later (id serial PRIMARY KEY, word text)")
 
@@ -126,7 +124,7 @@ def test_what_later_migrations_create_can_be_used(migrated: PostgreSQL) -> None:
         assert connection.execute("DELETE FROM later RETURNING word").fetchall() == [("kept",)]
 
 
-def test_nobody_else_gets_in(migrated: PostgreSQL) -> None:
+def test_other_roles_cannot_connect(migrated: PostgreSQL) -> None:
     with migrated.connect() as connection:
         connection.execute("CREATE ROLE passer_by LOGIN")
     try:
@@ -144,8 +142,8 @@ def test_upgrade_with_the_role_of_the_worker_is_refused_in_one_line(server: Post
     assert done.stderr == "confirm-offer: the role of DATABASE_URL lacks a right; see docs/database-roles.md\n"
 
 
-def test_a_worker_without_its_rights_waits_for_them(system: System, server: PostgreSQL) -> None:
-    """Tables that stood before the roles were made, for one. No job is given up meanwhile."""
+def test_a_worker_waits_for_its_rights(system: System, server: PostgreSQL) -> None:
+    """The rights are missing on tables older than the roles, for example. No job is given up meanwhile."""
     with as_role(server, OWNER) as connection:
         connection.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {WORKER}")
     worker = system.start_worker()
@@ -153,7 +151,7 @@ def test_a_worker_without_its_rights_waits_for_them(system: System, server: Post
     until(lambda: [line for line in worker.logged() if "database-roles" in line.get("waits_for", "")])
 
     with as_role(server, OWNER) as connection:
-        connection.execute(FOR_TABLES_THAT_STAND)
+        connection.execute(EXISTING_TABLES_SQL)
 
     system.until_events(1)
     assert system.states() == {State.CONFIRMED: 1}

@@ -1,4 +1,4 @@
-"""An error at any step of the way, with personal data all around it: nothing of it leaves by Sentry or the log."""
+"""A defect at any step, with personal data in its frames: neither Sentry nor the log gets any of it."""
 
 import io
 import json
@@ -44,7 +44,7 @@ STEPS = {
 
 
 def fail(*arguments: Any, **named: Any) -> Any:
-    """As a defect does: what it was called with is in its frame, its text, its cause."""
+    """Raises an error with the arguments in its frame, its text and its cause."""
     local = {"job": MARKED, "arguments": arguments, "named": named}
     try:
         raise KeyError(MARK)
@@ -52,8 +52,8 @@ def fail(*arguments: Any, **named: Any) -> Any:
         raise DataError(f"insert {MARK}", {"email": MARK}, ValueError(f"{MARK}: {local}")) from cause
 
 
-def take(body: bytes) -> None:
-    """A message of the jobs queue, as the Celery task gets it."""
+def run_task(body: bytes) -> None:
+    """Runs the Celery task on a message of the jobs queue."""
     celery_tasks.confirm_offer.push_request(deliveries=0, correlation_id=None, traceparent=None, properties={})
     try:
         celery_tasks.confirm_offer.run(body)
@@ -69,7 +69,7 @@ def log(logging_restored: None) -> io.StringIO:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_defect_is_told_without_what_it_was_at_work_on(
+def test_a_report_of_a_defect_has_no_personal_data(
     step: str, runtime: Runtime, sentry: Capturing, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.runtime._current", runtime)
@@ -77,7 +77,7 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
         topology.declare(connection)
     monkeypatch.setattr(STEPS[step], fail)
 
-    take(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
+    run_task(json.dumps(job(f"offer-{uuid4()}", **MARKED)).encode())
     if step == "relay":
         OutboxRelay(runtime)._run_guarded()
 
@@ -88,10 +88,10 @@ def test_a_defect_is_told_without_what_it_was_at_work_on(
     assert MARK not in log.getvalue()
 
 
-def test_what_no_key_opens_waits_and_is_not_claimed(
+def test_a_confirmation_that_no_key_decrypts_is_postponed(
     runtime: Runtime, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not the oldest that is due for ever, before all others."""
+    """Otherwise it would stay the oldest due confirmation for ever, before all others."""
     monkeypatch.setattr("worker.runtime._current", runtime)
     lease = confirm.accept_job(json.dumps(job("offer-1")).encode(), Delivery(), runtime)
     assert lease is not None
@@ -102,23 +102,31 @@ def test_what_no_key_opens_waits_and_is_not_claimed(
     celery_tasks.resume.run(str(lease.id).encode())
 
     with runtime.engine.connect() as connection:
-        waits = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
+        wait = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
         attempts = connection.execute(select(Confirmation.attempts)).scalar_one()
-    assert waits > 200
+    assert wait > 200
     assert attempts == 1
     assert "DecryptionError" in sentry.sent[0].decode()
 
 
-def test_neither_repr_nor_str_shows_a_person(runtime: Runtime) -> None:
+def test_repr_and_str_show_no_personal_data(runtime: Runtime) -> None:
     body = json.dumps(job("offer-1", **MARKED)).encode()
     lease = confirm.accept_job(body, Delivery(), runtime)
     booking = Booking.model_validate(
         {"id": "INS-1", "offer_id": "offer-1", "security_token": MARK, "policyholder": MARKED["policyholder"]}
     )
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.XoneError)]
-    told = [kind("code", "detail", 500, body) for kind in kinds]
+    xone_errors = [kind("code", "detail", 500, body) for kind in kinds]
     with pytest.raises(JobRejected) as rejected:
         read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
 
-    for it in (read_job(body), lease, booking, booking.policyholder, rejected.value, runtime.encryption, *told):
-        assert MARK not in f"{it!r} {it!s}", type(it)
+    for value in (
+        read_job(body),
+        lease,
+        booking,
+        booking.policyholder,
+        rejected.value,
+        runtime.encryption,
+        *xone_errors,
+    ):
+        assert MARK not in f"{value!r} {value!s}", type(value)

@@ -1,4 +1,4 @@
-"""What has failed and why: filters, groups by cause, and plans that do not read every confirmation."""
+"""Failures: filters, groups by cause, and query plans that do not read every confirmation."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def confirmation(engine: Engine) -> Callable[..., None]:
     return make
 
 
-def test_groups_by_cause_the_most_frequent_first(engine: Engine, confirmation: Callable[..., None]) -> None:
+def test_failures_are_grouped_by_cause_most_frequent_first(engine: Engine, confirmation: Callable[..., None]) -> None:
     confirmation("a", 1, error_code="timeout", error_http_status=None, error_detail="no whole answer")
     for minute, partner in ((5, "P-200"), (2, "P-100"), (9, "P-200")):
         confirmation(f"b-{minute}", minute, partner_id=partner)
@@ -68,7 +68,7 @@ def test_groups_by_cause_the_most_frequent_first(engine: Engine, confirmation: C
     assert review == 1
 
 
-def test_ids_in_details_do_not_make_causes(engine: Engine, confirmation: Callable[..., None]) -> None:
+def test_ids_in_details_do_not_separate_causes(engine: Engine, confirmation: Callable[..., None]) -> None:
     for number in range(3):
         confirmation(f"a-{number}", **BOOKED, error_detail=f"XONE says that a booking exists as INS-AB{number}CD")
 
@@ -89,7 +89,7 @@ def test_ids_in_details_do_not_make_causes(engine: Engine, confirmation: Callabl
         (None, None),
     ],
 )
-def test_details_without_ids(detail: str | None, general: str | None) -> None:
+def test_ids_are_removed_from_details(detail: str | None, general: str | None) -> None:
     assert failures.without_ids(detail) == general
 
 
@@ -104,7 +104,7 @@ FILTERED: list[tuple[Selection, list[str]]] = [
 ]
 
 
-def test_filters(engine: Engine, confirmation: Callable[..., None]) -> None:
+def test_failures_are_filtered(engine: Engine, confirmation: Callable[..., None]) -> None:
     confirmation("late", 5)
     confirmation("early", 1)
     confirmation("other", 6, partner_id="P-200", error_code="timeout")
@@ -114,12 +114,14 @@ def test_filters(engine: Engine, confirmation: Callable[..., None]) -> None:
     for selection, expected in FILTERED:
         with engine.connect() as connection:
             rows = failures.match(connection, selection).confirmations
-            counted = sum(group.count for group in failures.groups(connection, selection))
+            count = sum(group.count for group in failures.groups(connection, selection))
         assert [row.offer_id for row in rows] == expected, selection
-        assert counted == len(expected) or selection.limit, selection
+        assert count == len(expected) or selection.limit, selection
 
 
-def test_offers_by_name_and_what_is_left_out(engine: Engine, confirmation: Callable[..., None]) -> None:
+def test_offers_are_selected_by_name_and_others_are_left_out_with_a_reason(
+    engine: Engine, confirmation: Callable[..., None]
+) -> None:
     confirmation("a")
     confirmation("a", partner_id="P-200")
     confirmation("b")
@@ -163,7 +165,7 @@ def test_no_query_reads_every_confirmation(engine: Engine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_of_a_million_only_what_has_failed_is_read(engine: Engine) -> None:
+def test_only_failed_rows_of_a_million_are_read(engine: Engine) -> None:
     fill(engine, 1_000_000)
     plans = {
         f"{query.__name__} {number}": plan_of(engine, query(selection), "EXPLAIN ANALYZE")
@@ -179,7 +181,9 @@ def test_of_a_million_only_what_has_failed_is_read(engine: Engine) -> None:
         assert "Seq Scan" not in plan, plan
 
 
-def test_what_waits_is_counted_by_its_last_answer(engine: Engine, confirmation: Callable[..., None]) -> None:
+def test_waiting_confirmations_are_counted_by_their_last_answer(
+    engine: Engine, confirmation: Callable[..., None]
+) -> None:
     confirmation("down-1", state=State.RETRYING, error_code="http-503", due_at=START)
     confirmation("down-2", state=State.QUEUED, error_code="http-503", due_at=START)
     confirmation("new", state=State.QUEUED, error_code=None, due_at=START, partner_id="P-200")
@@ -188,9 +192,9 @@ def test_what_waits_is_counted_by_its_last_answer(engine: Engine, confirmation: 
 
     with engine.connect() as connection:
         of_all = failures.waiting(connection, None)
-        of_one = failures.waiting(connection, "P-200")
+        of_partner = failures.waiting(connection, "P-200")
 
-    assert [(one.code, one.count) for one in of_all] == [("http-503", 2), (None, 1)]
-    assert [(one.code, one.count) for one in of_one] == [(None, 1)]
+    assert [(group.code, group.count) for group in of_all] == [("http-503", 2), (None, 1)]
+    assert [(group.code, group.count) for group in of_partner] == [(None, 1)]
     fill(engine)
     assert "ix_confirmations_due_at" in plan_of(engine, failures.waiting_query(None))

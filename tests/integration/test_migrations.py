@@ -1,4 +1,4 @@
-"""The migrations make the tables that the models describe, on both databases, down and up again."""
+"""Migrations create the tables of the models on both databases, and can be undone and repeated."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def test_models_and_migrations_agree(engine: Engine) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_down_and_up_again(engine: Engine) -> None:
+def test_a_downgrade_and_an_upgrade_restore_the_schema(engine: Engine) -> None:
     with engine.begin() as connection:
         command.downgrade(migrator.config(connection), "base")
     assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
@@ -32,11 +32,11 @@ def test_down_and_up_again(engine: Engine) -> None:
     assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
 
 
-def test_an_upgraded_database_is_left_as_it_is(engine: Engine) -> None:
+def test_an_upgraded_database_is_not_changed(engine: Engine) -> None:
     assert migrator.upgrade(engine) == (migrator.newest(), migrator.newest())
 
 
-def test_two_upgrades_at_once_do_it_once(postgresql: PostgreSQL) -> None:
+def test_simultaneous_upgrades_run_once(postgresql: PostgreSQL) -> None:
     postgresql.create_database("test_two_upgrades")
     url = postgresql.url("test_two_upgrades")
     command = [sys.executable, "-m", "worker", "db", "upgrade"]
@@ -46,12 +46,12 @@ def test_two_upgrades_at_once_do_it_once(postgresql: PostgreSQL) -> None:
         )
         for _ in range(2)
     ]
-    said = sorted(program.communicate(timeout=30)[0].strip() for program in programs)
+    outputs = sorted(program.communicate(timeout=30)[0].strip() for program in programs)
     postgresql.drop_database("test_two_upgrades")
 
     revision = migrator.newest()
     assert [program.returncode for program in programs] == [0, 0]
-    assert said[0] == f"database is at revision {revision}"
+    assert outputs[0] == f"database is at revision {revision}"
 
 
 @pytest.mark.parametrize("column", ["price", "tax", "commission", "cover_amount"])

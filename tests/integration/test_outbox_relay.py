@@ -1,4 +1,4 @@
-"""The Relay: the outbox to the exchange, in order, at least once, whatever happens to the broker."""
+"""The outbox relay publishes events in order and at least once, whatever happens to the broker."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from worker.storage.database import now, now_plus
 
 @pytest.fixture
 def runtime(broker_url: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """With RabbitMQ in place of the in-memory broker."""
+    """Uses RabbitMQ instead of the in-memory broker."""
     monkeypatch.setenv("BROKER_URL", broker_url)
     return runtime
 
@@ -76,7 +76,7 @@ def published(runtime: Runtime) -> int:
         return len(connection.execute(select(OutboxEvent.id).where(OutboxEvent.published_at.is_not(None))).all())
 
 
-def one_turn(scheduler: Scheduler) -> None:
+def run_once(scheduler: Scheduler) -> None:
     scheduler.run_once()
     scheduler.close()
 
@@ -102,7 +102,7 @@ def test_events_of_one_confirmation_keep_their_order(runtime: Runtime, connectio
         assert [event["sequence"] for event in events if event["of"] == of] == [1, 2, 3]
 
 
-def test_two_relays_side_by_side_publish_each_once(runtime: Runtime, connection: Connection) -> None:
+def test_two_relays_publish_each_event_once(runtime: Runtime, connection: Connection) -> None:
     for confirmation_id in [confirmation(runtime) for _ in range(300)]:
         write(runtime, confirmation_id, 1)
 
@@ -114,7 +114,7 @@ def test_two_relays_side_by_side_publish_each_once(runtime: Runtime, connection:
     assert published(runtime) == 300
 
 
-def test_a_worker_that_ends_does_not_publish_without_end(runtime: Runtime, connection: Connection) -> None:
+def test_a_stopping_worker_publishes_for_a_limited_time(runtime: Runtime, connection: Connection) -> None:
     for confirmation_id in [confirmation(runtime) for _ in range(BATCH + 1)]:
         write(runtime, confirmation_id, 1)
 
@@ -123,7 +123,7 @@ def test_a_worker_that_ends_does_not_publish_without_end(runtime: Runtime, conne
     assert published(runtime) == BATCH
 
 
-def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, connection: Connection) -> None:
+def test_a_refused_event_does_not_block_others(runtime: Runtime, connection: Connection) -> None:
     channel = connection.channel()
     limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
     channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
@@ -140,7 +140,7 @@ def test_an_event_that_is_refused_does_not_block_the_others(runtime: Runtime, co
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s
-def test_a_broker_that_is_away_loses_nothing(runtime: Runtime, connection: Connection) -> None:
+def test_an_outage_of_the_broker_loses_no_event(runtime: Runtime, connection: Connection) -> None:
     write(runtime, confirmation(runtime), 1)
     relay = OutboxRelay(runtime)
     relay._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
@@ -152,11 +152,11 @@ def test_a_broker_that_is_away_loses_nothing(runtime: Runtime, connection: Conne
     assert len(received(connection)) == 1
 
 
-def test_a_relay_that_died_is_followed_by_another(runtime: Runtime, connection: Connection) -> None:
+def test_another_relay_publishes_the_events_of_a_dead_one(runtime: Runtime, connection: Connection) -> None:
     write(runtime, confirmation(runtime), 1)
-    assert len(OutboxRelay(runtime)._take()) == 1, "it dies here"
+    assert len(OutboxRelay(runtime)._take()) == 1, "this relay dies now"
     OutboxRelay(runtime).flush()
-    assert received(connection) == [], "its claim holds"
+    assert received(connection) == [], "the lease of the dead relay has not expired"
 
     with runtime.engine.begin() as database:
         database.execute(update(OutboxEvent).values(claimed_until=now_plus(-1.0)))
@@ -165,13 +165,13 @@ def test_a_relay_that_died_is_followed_by_another(runtime: Runtime, connection: 
     assert len(received(connection)) == 1
 
 
-def test_schedulers_side_by_side_send_each_due_confirmation_once(runtime: Runtime, connection: Connection) -> None:
+def test_two_schedulers_dispatch_each_due_confirmation_once(runtime: Runtime, connection: Connection) -> None:
     due = {str(confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))) for _ in range(50)}
     confirmation(runtime, state=State.RETRYING, due_at=now_plus(60.0))
     confirmation(runtime, state=State.FAILED)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one_turn, [Scheduler(runtime), Scheduler(runtime)]))
+        list(pool.map(run_once, [Scheduler(runtime), Scheduler(runtime)]))
 
     channel = connection.channel()
     sent = []
@@ -180,12 +180,12 @@ def test_schedulers_side_by_side_send_each_due_confirmation_once(runtime: Runtim
     assert sorted(sent) == sorted(due)
 
 
-def test_the_scheduler_keeps_a_bounded_number_under_way(runtime: Runtime, connection: Connection) -> None:
+def test_the_scheduler_dispatches_a_bounded_number(runtime: Runtime, connection: Connection) -> None:
     for _ in range(200):
         confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
     scheduler = Scheduler(runtime)
     for _ in range(3):
-        one_turn(scheduler)
+        run_once(scheduler)
 
     channel = connection.channel()
     assert (
@@ -194,45 +194,47 @@ def test_the_scheduler_keeps_a_bounded_number_under_way(runtime: Runtime, connec
     )
 
 
-def test_a_partner_with_few_does_not_wait_for_one_with_many(runtime: Runtime, connection: Connection) -> None:
+def test_a_partner_with_few_confirmations_does_not_wait_for_one_with_many(
+    runtime: Runtime, connection: Connection
+) -> None:
     for _ in range(150):
         confirmation(runtime, "P-many", state=State.RETRYING, due_at=now_plus(-60.0))
-    few = {confirmation(runtime, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
+    few_ids = {confirmation(runtime, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
 
-    one_turn(Scheduler(runtime))
+    run_once(Scheduler(runtime))
 
     with runtime.engine.connect() as database:
         sent = database.execute(select(Confirmation.id).where(Confirmation.dispatched_until.is_not(None))).scalars()
-        assert few < set(sent)
+        assert few_ids < set(sent)
 
 
-@pytest.mark.parametrize("gate_is", ["slow", "probing"])
-def test_the_scheduler_sends_nothing_to_a_closed_gate_and_one_to_a_probing_one(
-    runtime: Runtime, connection: Connection, gate_is: str
+@pytest.mark.parametrize("breaker_state", ["open", "half-open"])
+def test_the_scheduler_dispatches_none_to_an_open_breaker_and_one_to_a_half_open_one(
+    runtime: Runtime, connection: Connection, breaker_state: str
 ) -> None:
     for _ in range(5):
         confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
     circuit_breaker = runtime.xone.calls.circuit_breaker
     with contextlib.suppress(BadCredentials), circuit_breaker.guard():
         raise BadCredentials("credentials", "test", 401)
-    if gate_is == "probing":
+    if breaker_state == "half-open":
         circuit_breaker._probe_at = 0.0
 
-    one_turn(Scheduler(runtime))
+    run_once(Scheduler(runtime))
 
     channel = connection.channel()
     sent = channel.queue_declare(topology.RESUME, passive=True).message_count
-    assert sent == (1 if gate_is == "probing" else 0)
+    assert sent == (1 if breaker_state == "half-open" else 0)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s
-def test_a_scheduler_without_its_broker_leaves_nothing_marked(runtime: Runtime, connection: Connection) -> None:
+def test_a_scheduler_without_a_broker_marks_nothing_as_dispatched(runtime: Runtime, connection: Connection) -> None:
     confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
     scheduler = Scheduler(runtime)
     scheduler._publisher._url = "amqp://guest:guest@127.0.0.1:1//"
 
     with pytest.raises(OSError):  # noqa: PT011
-        one_turn(scheduler)
+        run_once(scheduler)
 
     with runtime.engine.connect() as database:
         assert database.execute(select(Confirmation.dispatched_until)).scalar_one() is None

@@ -1,4 +1,4 @@
-"""Each user of RabbitMQ can do its part and nothing else, with the rights that docs/rabbitmq-permissions.md gives."""
+"""The rights of docs/rabbitmq-permissions.md: each user of RabbitMQ can do its part and nothing else."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
 from worker.sandbox.server import Sandbox
 
-pytestmark = pytest.mark.slow  # rabbitmqctl takes a second for each command
+pytestmark = pytest.mark.slow  # rabbitmqctl takes a second per command
 
 VHOST, PASSWORD = "confirm-offer", "secret"
 DOCUMENT = (PROJECT / "docs" / "rabbitmq-permissions.md").read_text("utf-8")
@@ -31,7 +31,7 @@ UNROUTED = "booking-events.unrouted"
 
 @pytest.fixture(scope="module")
 def server(rabbitmq: RabbitMQ) -> RabbitMQ:
-    """Users and rights as in the document. The tests themselves are guest, who may do everything."""
+    """Creates the users and rights of the document. The tests use the user guest, which may do everything."""
     for command in COMMANDS:
         rabbitmq.ctl(*command, *([PASSWORD] if command[0] == "add_user" else []))
     rabbitmq.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
@@ -68,16 +68,16 @@ def channel_of(server: RabbitMQ, user: str) -> Iterator[Any]:
 
 
 def publish(server: RabbitMQ, user: str, exchange: str, routing_key: str, body: bytes = b"{}") -> None:
-    """Raises AccessRefused."""
+    """Publishes a message with a confirm. Raises AccessRefused."""
     with Publisher(url_of(server, user)) as publisher:
         assert publisher.publish([Message(1, body, exchange, routing_key)]) == {1}
 
 
-# --- What each user is for ---
+# --- The part of each user ---
 
 
-def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) -> None:
-    """Published by a checkout, tried twice, confirmed; another one put aside; the consumer gets the event."""
+def test_the_documented_rights_suffice_for_a_job(system: System, server: RabbitMQ) -> None:
+    """A job is published, retried and confirmed, and the consumer gets its event. Another job is a dead letter."""
     worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
     with channel_of(server, "orders") as channel:
         channel.queue_declare("orders.all", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
@@ -93,11 +93,11 @@ def test_a_whole_job_with_these_rights_only(system: System, server: RabbitMQ) ->
     until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
     assert system.states() == {State.CONFIRMED: 1}
     assert worker.stop() == 0
-    expected = {"job_rejected", "python_warning"}  # the second where tests run as root, which Celery warns of
+    expected = {"job_rejected", "python_warning"}  # python_warning: Celery warns if tests run as root
     assert not [line for line in worker.logged() if line["level"] != "info" and line["event"] not in expected]
 
 
-def test_a_checkout_that_reaches_the_resume_queue_starts_nothing(system: System, server: RabbitMQ) -> None:
+def test_a_message_of_a_checkout_in_the_resume_queue_starts_nothing(system: System, server: RabbitMQ) -> None:
     worker = system.start_worker(BROKER_URL=url_of(server, "worker"))
     publish(server, "checkout", topology.confirm_offer.name, topology.JOBS, json.dumps(job("offer-1")).encode())
     system.until_events(1)
@@ -112,27 +112,27 @@ def test_a_checkout_that_reaches_the_resume_queue_starts_nothing(system: System,
     assert len(system.sandbox.calls) == 1
 
 
-def test_the_worker_declares_all_by_itself(system: System, server: RabbitMQ) -> None:
+def test_the_worker_declares_exchanges_and_queues(system: System, server: RabbitMQ) -> None:
     delete_all(system)
 
     system.start_worker(BROKER_URL=url_of(server, "worker"))
 
-    told = until(lambda: lines if len(lines := queues(server)) == len(topology.QUEUES) else None)
-    assert set(told) == {queue.name for queue in topology.QUEUES}
+    names = until(lambda: lines if len(lines := queues(server)) == len(topology.QUEUES) else None)
+    assert set(names) == {queue.name for queue in topology.QUEUES}
 
 
 def queues(server: RabbitMQ) -> list[str]:
     return server.ctl("list_queues", "-p", VHOST, "--silent", "name").split()
 
 
-def test_operators_need_less_where_the_worker_declares(system: System, server: RabbitMQ, tmp_path: Path) -> None:
+def test_operators_need_fewer_rights_if_the_worker_declares(system: System, server: RabbitMQ, tmp_path: Path) -> None:
     server.ctl(*FEWER_RIGHTS)
     try:
         system.start_worker(BROKER_URL=url_of(server, "worker"))
-        theirs = {"BROKER_URL": url_of(server, "operator"), "DATABASE_URL": system.database_url}
+        operator_settings = {"BROKER_URL": url_of(server, "operator"), "DATABASE_URL": system.database_url}
         (tmp_path / "jobs.jsonl").write_text(json.dumps(job("offer-1")))
 
-        assert run("enqueue", str(tmp_path / "jobs.jsonl"), **theirs).returncode == 0
+        assert run("enqueue", str(tmp_path / "jobs.jsonl"), **operator_settings).returncode == 0
         system.publish([b"{"])
         system.until_events(1)
         until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)
@@ -143,19 +143,21 @@ def test_operators_need_less_where_the_worker_declares(system: System, server: R
             ["events", "replay", "--since", "1h", "--yes"],
         ):
             if command[0] == "dead-letters":
-                until(lambda: system.queue_length(topology.DEAD_LETTERS) == 1)  # what was replayed comes back
-            done = run(*command, **theirs)
+                until(
+                    lambda: system.queue_length(topology.DEAD_LETTERS) == 1
+                )  # the replayed message is a dead letter again
+            done = run(*command, **operator_settings)
             assert done.returncode == 0, done.stderr
 
         assert len(system.until_events(2)) == 2
-        for do in read_jobs, declare_ours:
+        for action in read_jobs, declare_ours:
             with pytest.raises((AccessRefused, topology.BrokerError)):
-                do(server, "operator")
+                action(server, "operator")
     finally:
         server.ctl(*next(command for command in COMMANDS if command[0] == "set_permissions" and "operator" in command))
 
 
-# --- What each user can and can't do ---
+# --- Rights and missing rights ---
 
 
 def read(server: RabbitMQ, user: str, queue: str) -> None:
@@ -192,8 +194,8 @@ def declare_their_own(server: RabbitMQ, user: str) -> None:
         channel.queue_delete(f"{user}.own")
 
 
-def take_jobs_elsewhere(server: RabbitMQ, user: str) -> None:
-    """A queue of their own that gets a copy of all jobs."""
+def copy_jobs(server: RabbitMQ, user: str) -> None:
+    """Declares a queue of the user that gets a copy of all jobs."""
     with channel_of(server, user) as channel:
         channel.queue_declare(f"{user}.copy", durable=True, auto_delete=False)
         channel.queue_bind(f"{user}.copy", topology.confirm_offer.name, topology.JOBS)
@@ -221,25 +223,25 @@ ACTIONS: dict[Callable[[RabbitMQ, str], None], set[str]] = {
     purge_jobs: {"worker", "operator"},
     declare_ours: {"worker", "operator"},
     declare_their_own: {"orders"},
-    take_jobs_elsewhere: set(),
+    copy_jobs: set(),
 }
 
 
 @pytest.mark.parametrize("user", ["checkout", "worker", "operator", "orders"])
-def test_what_a_user_can_do(user: str, system: System, server: RabbitMQ) -> None:
-    able = set()
+def test_each_user_can_do_its_part_only(user: str, system: System, server: RabbitMQ) -> None:
+    allowed = set()
     for action in ACTIONS:
         try:
             action(server, user)
-            able.add(action)
+            allowed.add(action)
         except (AccessRefused, topology.BrokerError):
             pass
 
-    assert able == {action for action, users in ACTIONS.items() if user in users}
+    assert allowed == {action for action, users in ACTIONS.items() if user in users}
 
 
 @pytest.mark.parametrize("command", [["broker", "declare"], ["enqueue", "-"]])
-def test_a_refusal_is_told_in_one_line(command: list[str], system: System, server: RabbitMQ) -> None:
+def test_a_refusal_is_one_line(command: list[str], system: System, server: RabbitMQ) -> None:
     done = run(*command, stdin=json.dumps(job("offer-1")), BROKER_URL=url_of(server, "orders"))
 
     assert done.returncode == 1
@@ -248,7 +250,7 @@ def test_a_refusal_is_told_in_one_line(command: list[str], system: System, serve
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_worker_without_its_rights_ends_and_says_why(system: System, server: RabbitMQ) -> None:
+def test_a_worker_without_its_rights_ends_with_the_reason(system: System, server: RabbitMQ) -> None:
     worker = system.start_worker(BROKER_URL=url_of(server, "checkout"))
 
     assert worker.process.wait(30) != 0
@@ -256,7 +258,7 @@ def test_a_worker_without_its_rights_ends_and_says_why(system: System, server: R
     assert "refused for user 'checkout'" in line["error"]
 
 
-def test_a_wrong_password_is_told_in_one_line(server: RabbitMQ) -> None:
+def test_a_wrong_password_is_one_line(server: RabbitMQ) -> None:
     done = run("broker", "declare", BROKER_URL=url_of(server, "worker").replace(PASSWORD, "hush"))
 
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The plans of all statements that a worker and its operators make: none reads a table through that grows for ever."""
+"""Query plans: no statement of a worker or of operators reads a growing table from end to end."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from worker.storage.database import now_plus
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 SEEDED = 20_000
-GROW = {"confirmations", "attempts", "bookings", "policyholders", "policies", "outbox", "further_emails"}
+GROWING = {"confirmations", "attempts", "bookings", "policyholders", "policies", "outbox", "further_emails"}
 Statements = dict[str, Any]
 
 
@@ -37,8 +37,8 @@ def runtime(runtime: Runtime) -> Runtime:
 
 
 @contextmanager
-def seen(runtime: Runtime) -> Iterator[Statements]:
-    """Each statement with parameters that it was executed with."""
+def recorded(runtime: Runtime) -> Iterator[Statements]:
+    """Records each statement with its parameters."""
     found: Statements = {}
 
     def keep(_connection: Any, _cursor: Any, text: str, parameters: Any, _context: Any, executemany: bool) -> None:
@@ -49,8 +49,8 @@ def seen(runtime: Runtime) -> Iterator[Statements]:
     event.remove(runtime.engine, "before_cursor_execute", keep)
 
 
-def read_through(runtime: Runtime, statements: Statements) -> set[tuple[str, str]]:
-    """The tables that grow and are read from end to end, each with the statement that does it."""
+def full_scans(runtime: Runtime, statements: Statements) -> set[tuple[str, str]]:
+    """The growing tables that a statement reads from end to end, each with the statement."""
 
     def tables(node: dict[str, Any]) -> Iterator[str]:
         if node["Node Type"] == "Seq Scan":
@@ -63,7 +63,7 @@ def read_through(runtime: Runtime, statements: Statements) -> set[tuple[str, str
         for text, parameters in statements.items():
             (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", parameters).one()
             root = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
-            found |= {(table, " ".join(text.split())[:300]) for table in tables(root) if table in GROW}
+            found |= {(table, " ".join(text.split())[:300]) for table in tables(root) if table in GROWING}
         connection.rollback()
     return found
 
@@ -74,8 +74,8 @@ def confirm_one(runtime: Runtime, offer: str) -> None:
     confirm.attempt(lease, runtime)
 
 
-def test_the_way_of_a_job(runtime: Runtime) -> None:
-    with seen(runtime) as statements:
+def test_no_statement_of_a_job_reads_a_growing_table(runtime: Runtime) -> None:
+    with recorded(runtime) as statements:
         confirm_one(runtime, "new-1")
         confirm_one(runtime, "new-2~http-500~1")
         with runtime.engine.begin() as connection:
@@ -84,24 +84,24 @@ def test_the_way_of_a_job(runtime: Runtime) -> None:
                 crashes=0).returning(Confirmation.id)).scalar_one()  # fmt: skip
         for text in list(statements):
             if text.startswith("UPDATE confirmations SET due_at") or "SET crashes" in text:
-                del statements[text]  # this test's own
+                del statements[text]  # statements of this test
         Scheduler(runtime).run_once()
         lease = confirm.lease_due(waiting, runtime)
         assert lease is not None
         confirm.attempt(lease, runtime)
-        confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), runtime)  # the same again
+        confirm.accept_job(json.dumps(job("new-1", partner_id="P-1")).encode(), Delivery(), runtime)  # a repeat
         relay = OutboxRelay(runtime)
         while relay.run_once():
             pass
 
     assert len(statements) > 15
-    assert not read_through(runtime, statements)
+    assert not full_scans(runtime, statements)
 
 
-def test_what_operators_ask(runtime: Runtime) -> None:
+def test_no_statement_of_operators_reads_a_growing_table(runtime: Runtime) -> None:
     since = datetime.now(UTC) - timedelta(days=1)
     chosen = failures.Selection(code="http-503", since=since - timedelta(days=400), limit=50)
-    with seen(runtime) as statements, runtime.engine.begin() as connection:
+    with recorded(runtime) as statements, runtime.engine.begin() as connection:
         failures.groups(connection, failures.Selection())
         failures.groups(connection, chosen)
         ids = failures.match(connection, chosen).ids
@@ -126,10 +126,10 @@ def test_what_operators_ask(runtime: Runtime) -> None:
         assert purge.purge(connection, since - timedelta(days=3), 10) == 10
 
     assert len(statements) > 15
-    assert not read_through(runtime, statements)
+    assert not full_scans(runtime, statements)
 
 
-def test_what_the_doctor_looks_at(runtime: Runtime) -> None:
+def test_no_statement_of_the_doctor_reads_a_growing_table(runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
         late = select(Confirmation.id).where(Confirmation.state == "confirmed").limit(5)
         connection.execute(
@@ -139,9 +139,9 @@ def test_what_the_doctor_looks_at(runtime: Runtime) -> None:
         connection.execute(
             update(OutboxEvent).where(OutboxEvent.id.in_(unsent)).values(published_at=None, created_at=now_plus(-600))
         )
-    with seen(runtime) as statements, runtime.engine.connect() as connection:
-        found = {one.check: one.level for one in work.check(connection, read(EncryptionSettings))}
+    with recorded(runtime) as statements, runtime.engine.connect() as connection:
+        found = {finding.check: finding.level for finding in work.check(connection, read(EncryptionSettings))}
 
     assert (found["due"], found["outbox"]) == ("warning", "warning")
     assert len(statements) > 8
-    assert not read_through(runtime, statements)
+    assert not full_scans(runtime, statements)

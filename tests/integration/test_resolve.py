@@ -7,18 +7,16 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Row, select, update
+from sqlalchemy import update
 
 from models.booking import Booking as XoneBooking
 from models.states import BatchState, State
 from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
-from tasks.accept import Delivery
-from tasks.lease import Lease
 from tasks.operations import batches
 from tasks.operations.failures import Selection
 from tasks.operations.resolve import Resolved, check_why, read_booking, resolve_booked, resolve_failed
-from tests.support.system import job
+from tests.support.confirming import accepted, only, rows
 from worker.errors import ResolveError
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
@@ -39,17 +37,11 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def accepted(runtime: Runtime, offer_id: str = OFFER) -> Lease:
-    lease = confirm.accept_job(json.dumps(job(offer_id)).encode(), Delivery(), runtime)
-    assert lease is not None
-    return lease
-
-
 @pytest.fixture
 def in_review(runtime: Runtime, sandbox: Sandbox) -> Runtime:
-    """A process whose database has one confirmation, in needs_review after two attempts."""
+    """A runtime whose database has one confirmation, in needs_review after two attempts."""
     sandbox.bookings_mode = "forbidden"
-    lease = accepted(runtime)
+    lease = accepted(runtime, OFFER)
     confirm.attempt(lease, runtime)
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
@@ -60,17 +52,7 @@ def in_review(runtime: Runtime, sandbox: Sandbox) -> Runtime:
     return runtime
 
 
-def rows(runtime: Runtime, table: Any) -> list[Row[Any]]:
-    with runtime.engine.connect() as connection:
-        return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
-
-
-def only(runtime: Runtime, table: Any) -> Row[Any]:
-    (row,) = rows(runtime, table)
-    return row
-
-
-def to_booked(runtime: Runtime, answer: dict[str, Any] = ANSWER, with_links: bool = False) -> Resolved:
+def resolve_as_booked(runtime: Runtime, answer: dict[str, Any] = ANSWER, with_links: bool = False) -> Resolved:
     booking = XoneBooking.model_validate(answer)
     with runtime.engine.begin() as connection:
         return resolve_booked(
@@ -78,7 +60,7 @@ def to_booked(runtime: Runtime, answer: dict[str, Any] = ANSWER, with_links: boo
         )
 
 
-def to_failed(runtime: Runtime, why: str = "XONE has none", offer_id: str = OFFER) -> Resolved:
+def resolve_as_failed(runtime: Runtime, why: str = "XONE has none", offer_id: str = OFFER) -> Resolved:
     with runtime.engine.begin() as connection:
         return resolve_failed(connection, "P-100", offer_id, why, "ann@here", None)
 
@@ -89,13 +71,13 @@ def last_event(runtime: Runtime) -> dict[str, Any]:
 
 
 def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Runtime) -> None:
-    done = to_booked(in_review)
+    done = resolve_as_booked(in_review)
 
     confirmation, booking = only(in_review, Confirmation), only(in_review, Booking)
     assert (done.state, done.event_type, done.sequence) == (State.CONFIRMED, "booking.confirmed", 2)
     assert (confirmation.state, confirmation.sequence, confirmation.error_code) == (State.CONFIRMED, 2, None)
     assert (confirmation.lease_token, confirmation.due_at, confirmation.answer_unknown) == (None, None, False)
-    assert (confirmation.attempts, confirmation.attempts_used) == (2, 2), "it was no attempt"
+    assert (confirmation.attempts, confirmation.attempts_used) == (2, 2), "resolving is not an attempt"
     assert (booking.id, booking.currency) == ("INS-1", "EUR")
     encryption = in_review.encryption
     assert encryption.decrypt(confirmation.id, "security_token", booking.sealed_security_token) == b"hush"
@@ -109,15 +91,15 @@ def test_a_booking_is_stored_as_if_xone_had_answered_with_it(in_review: Runtime)
     assert "coi" not in event["data"]["booking"]
 
 
-def test_by_status_it_is_pending_and_links_go_only_where_asked(in_review: Runtime) -> None:
-    done = to_booked(in_review, {**ANSWER, "status": "in_progress"}, with_links=True)
+def test_the_status_decides_pending_and_the_setting_decides_links(in_review: Runtime) -> None:
+    done = resolve_as_booked(in_review, {**ANSWER, "status": "in_progress"}, with_links=True)
 
     assert (done.state, done.event_type) == (State.PENDING, "booking.pending")
     assert last_event(in_review)["data"]["booking"]["coi"]["url"] == "https://coi.example/1"
 
 
-def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Runtime) -> None:
-    done = to_failed(in_review, "XONE has none, ticket 7")
+def test_a_failure_has_the_code_resolved_and_the_reason(in_review: Runtime) -> None:
+    done = resolve_as_failed(in_review, "XONE has none, ticket 7")
 
     confirmation = only(in_review, Confirmation)
     assert (done.state, done.event_type, done.sequence) == (State.FAILED, "confirmation.failed", 2)
@@ -130,8 +112,8 @@ def test_a_failure_has_the_code_resolved_and_tells_why(in_review: Runtime) -> No
     assert rows(in_review, Booking) == []
 
 
-def test_who_and_why_stand_in_the_audit(in_review: Runtime) -> None:
-    to_booked(in_review)
+def test_the_audit_has_person_and_reason(in_review: Runtime) -> None:
+    resolve_as_booked(in_review)
 
     entry = only(in_review, AuditEntry)
     assert (entry.command, entry.by, entry.reason, entry.count) == ("resolve", "ann@here", "seen in XONE", 1)
@@ -139,46 +121,49 @@ def test_who_and_why_stand_in_the_audit(in_review: Runtime) -> None:
 
 
 def test_the_audit_of_a_failure_has_the_text_for_consumers_as_its_reason(in_review: Runtime) -> None:
-    to_failed(in_review)
+    resolve_as_failed(in_review)
 
     assert only(in_review, AuditEntry).reason == "XONE has none"
 
 
 def test_only_needs_review_can_be_resolved(in_review: Runtime) -> None:
-    to_booked(in_review)
+    resolve_as_booked(in_review)
 
     with pytest.raises(ResolveError, match="is confirmed, not needs_review"):
-        to_failed(in_review)
+        resolve_as_failed(in_review)
     with pytest.raises(ResolveError, match="is confirmed, not needs_review"):
-        to_booked(in_review, {**ANSWER, "id": "INS-2"})
+        resolve_as_booked(in_review, {**ANSWER, "id": "INS-2"})
     with pytest.raises(ResolveError, match="no confirmation of offer nowhere and partner P-100"):
-        to_failed(in_review, offer_id="nowhere")
+        resolve_as_failed(in_review, offer_id="nowhere")
 
     assert only(in_review, Booking).id == "INS-1"
     assert len(rows(in_review, AuditEntry)) == 1
     assert len(rows(in_review, OutboxEvent)) == 2
 
 
-def test_two_persons_at_once_resolve_once(in_review: Runtime) -> None:
-    commit_in_group = Barrier(4)
+def test_two_simultaneous_answers_resolve_once(in_review: Runtime) -> None:
+    barrier = Barrier(4)
 
-    def answer(do: Callable[[Runtime], Resolved]) -> str:
-        commit_in_group.wait(10)
+    def answer(resolve: Callable[[Runtime], Resolved]) -> str:
+        barrier.wait(10)
         try:
-            return do(in_review).state
+            return resolve(in_review).state
         except ResolveError:
             return "refused"
 
     with ThreadPoolExecutor(4) as pool:
-        done = [future.result() for future in [pool.submit(answer, do) for do in (to_booked, to_failed) * 2]]
+        done = [
+            future.result()
+            for future in [pool.submit(answer, resolve) for resolve in (resolve_as_booked, resolve_as_failed) * 2]
+        ]
 
     assert done.count("refused") == 3
     assert only(in_review, Confirmation).state in done
     assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2]
 
 
-def test_a_batch_that_it_waits_in_skips_it(in_review: Runtime) -> None:
-    """Also where it was resolved to the state that the batch takes up."""
+def test_a_batch_skips_a_resolved_confirmation(in_review: Runtime) -> None:
+    """Also if it was resolved to a state that the batch selects."""
     confirmation_id = only(in_review, Confirmation).id
     with in_review.engine.begin() as connection:
         batch_ids = [
@@ -187,7 +172,7 @@ def test_a_batch_that_it_waits_in_skips_it(in_review: Runtime) -> None:
         ]
         assert batches.move(connection, batch_ids[1], BatchState.PAUSED, "bob@here")
 
-    to_failed(in_review)
+    resolve_as_failed(in_review)
 
     assert [(item.outcome, item.ended_at is not None) for item in rows(in_review, BatchItem)] == [("skipped", True)] * 2
     with in_review.engine.begin() as connection:
@@ -201,7 +186,7 @@ def test_a_batch_that_it_waits_in_skips_it(in_review: Runtime) -> None:
     assert only(in_review, Confirmation).state == State.FAILED
 
 
-def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Runtime) -> None:
+def test_a_refused_answer_does_not_change_the_batch(in_review: Runtime) -> None:
     confirmation_id = only(in_review, Confirmation).id
     with in_review.engine.begin() as connection:
         batch_id = batches.create(connection, [confirmation_id], Selection(include_needs_review=True), None, "b", None)
@@ -209,14 +194,14 @@ def test_what_was_refused_leaves_the_batch_as_it_is(in_review: Runtime) -> None:
         connection.execute(update(Confirmation).values(state=State.CONFIRMED))
 
     with pytest.raises(ResolveError):
-        to_failed(in_review)
+        resolve_as_failed(in_review)
 
     assert only(in_review, BatchItem).ended_at is None
 
 
-def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Runtime, sandbox: Sandbox) -> None:
-    """A person can err: the booking that XONE has is found and stored."""
-    to_failed(in_review)
+def test_a_confirmation_resolved_as_failed_can_be_reprocessed(in_review: Runtime, sandbox: Sandbox) -> None:
+    """A person can be wrong: the booking that XONE has is found and stored."""
+    resolve_as_failed(in_review)
     sandbox.bookings_mode = "on"
     confirmation_id = only(in_review, Confirmation).id
     with in_review.engine.begin() as connection:
@@ -231,10 +216,10 @@ def test_what_a_person_took_for_failed_can_be_tried_again(in_review: Runtime, sa
     assert [event.sequence for event in sorted(rows(in_review, OutboxEvent), key=lambda row: row.sequence)] == [1, 2, 3]
 
 
-# --- What a person gives ---
+# --- Input of a person ---
 
 
-def test_a_booking_is_read_with_its_exact_money_in_data_or_bare() -> None:
+def test_a_booking_is_read_with_exact_money_with_or_without_data() -> None:
     bare = '{"id": "INS-1", "offer_id": "o-1", "price": 19.90, "new": 1}'
 
     for content in (bare, f'{{"data": {bare}}}'):
@@ -243,7 +228,7 @@ def test_a_booking_is_read_with_its_exact_money_in_data_or_bare() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "no JSON: line 1 column 1"),
         (b"<html>", "no JSON: line 1 column 1"),
@@ -259,16 +244,16 @@ def test_a_booking_is_read_with_its_exact_money_in_data_or_bare() -> None:
         (b'{"id": "INS-1", "offer_id": "o\\u001b[2J"}', "is of another offer: another offer, not o-1"),
     ],
 )
-def test_what_is_no_booking_of_the_offer_is_refused(content: bytes, says: str) -> None:
+def test_anything_but_a_booking_of_the_offer_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(ResolveError) as refused:
         read_booking(content, "o-1")
 
     assert str(refused.value).startswith("the booking ")
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).isprintable()
 
 
-def test_why_is_a_line_of_text() -> None:
+def test_a_reason_is_one_line_of_text() -> None:
     assert check_why("  none – sägt XONE \n") == "none – sägt XONE"
     assert check_why("x" * 500) == "x" * 500
     for text in ("", " \n ", "x" * 501, "a\nb", "a\x1b[2Jb", "a\x00b", "a\u2028b", "a\udce4b", "a\x85b"):

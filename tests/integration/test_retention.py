@@ -1,4 +1,4 @@
-"""Keys that change, personal data that ends, and persons who are found: on both databases."""
+"""Rekey, purge, erase, and the search for a person, on both databases."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -52,12 +52,12 @@ INSURED = [{"id": "q", "insured": [{"first_name": "Grace", "email": GRACE}, {"em
 
 
 @pytest.fixture
-def new_vault(runtime: Runtime) -> Encryption:
-    """With a new key before those of the process."""
+def new_encryption(runtime: Runtime) -> Encryption:
+    """An encryption with a new key before the keys of the process."""
     return Encryption([Fernet.generate_key().decode(), *read(EncryptionSettings).keys])
 
 
-def rekeyed(runtime: Runtime, encryption: Encryption, step: int = 2) -> Rekeyed:
+def run_rekey(runtime: Runtime, encryption: Encryption, step: int = 2) -> Rekeyed:
     return sum(rekey.rekey(runtime.engine, encryption, step), Rekeyed())
 
 
@@ -71,13 +71,13 @@ def publish_events(runtime: Runtime) -> None:
         connection.execute(update(OutboxEvent).values(published_at=now()))
 
 
-def purged(runtime: Runtime, before: datetime = TO_COME) -> int:
+def run_purge(runtime: Runtime, before: datetime = TO_COME) -> int:
     with runtime.engine.begin() as connection:
         return purge.purge(connection, before)
 
 
-def sealed(runtime: Runtime) -> list[bytes]:
-    """All sealed values there are."""
+def encrypted_values(runtime: Runtime) -> list[bytes]:
+    """All encrypted values in the database."""
     with runtime.engine.connect() as connection:
         return [
             bytes(value)
@@ -87,8 +87,8 @@ def sealed(runtime: Runtime) -> list[bytes]:
         ]
 
 
-def business(runtime: Runtime) -> list[Any]:
-    """All that is not personal."""
+def business_data(runtime: Runtime) -> list[Any]:
+    """All columns that are not personal, of all rows."""
     personal = {"email_hash", "purged_at"}
     with runtime.engine.connect() as connection:
         return [
@@ -103,7 +103,7 @@ def business(runtime: Runtime) -> list[Any]:
         ]
 
 
-def open_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID) -> None:
+def decrypt_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID) -> None:
     for column in ("security_token", "coi_url", "coi_pdf", "account_url", "fnol_link", "sign_up_url", "rest"):
         encryption.decrypt(confirmation_id, column, only(runtime, Booking)._mapping[f"sealed_{column}"])
     encryption.decrypt(confirmation_id, "person", only(runtime, Policyholder).sealed_person)
@@ -111,42 +111,42 @@ def open_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID) ->
     encryption.decrypt(confirmation_id, "answer 1", rows(runtime, Attempt)[0].sealed_answer)
 
 
-def booked_with(runtime: Runtime, lease: Lease, email: str | None) -> None:
-    """XONE's answer comes with this e-mail."""
+def record_booking(runtime: Runtime, lease: Lease, email: str | None) -> None:
+    """Records a booking with this e-mail address of the policyholder."""
     answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
         record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
-def failed_late(runtime: Runtime, lease: Lease) -> None:
+def record_error(runtime: Runtime, lease: Lease) -> None:
     decision = decide(Unknown("http-500", "no", 500, answer=b"Ada"), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
         record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
 
 
-def stop_calls(runtime: Runtime) -> None:
+def pause_calls(runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
         pauses.pause(connection, ALL, "a test", "tester@here")
-    runtime.pauses = PauseCache()  # it looks again
+    runtime.pauses = PauseCache()  # reads the pauses again
 
 
-# --- finding a person ---
+# --- Search for a person ---
 
 
-def test_a_person_is_found_by_the_emails_of_job_and_booking(runtime: Runtime) -> None:
-    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
-    booked_with(runtime, accepted(runtime, "b"), "ADA@example.com ")
-    booked_with(runtime, accepted(runtime, "c"), None)
+def test_a_person_is_found_by_the_emails_of_job_or_booking(runtime: Runtime) -> None:
+    record_booking(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+    record_booking(runtime, accepted(runtime, "b"), "ADA@example.com ")
+    record_booking(runtime, accepted(runtime, "c"), None)
 
     assert found(runtime, runtime.encryption, " Ada@Example.com") == {"a", "b", "c"}
     assert found(runtime, runtime.encryption, GRACE) == {"a"}
     assert found(runtime, runtime.encryption, OTHER) == {"a"}
     assert found(runtime, runtime.encryption, "nobody@example.com") == set()
-    assert len(rows(runtime, FurtherEmail)) == 2, "one e-mail that all agree on costs no row"
+    assert len(rows(runtime, FurtherEmail)) == 2, "an e-mail that all persons share needs no row"
 
 
-def test_a_corrected_job_is_found_by_its_own_emails_only(runtime: Runtime) -> None:
+def test_a_corrected_job_is_found_by_its_new_emails_only(runtime: Runtime) -> None:
     run(runtime, "a~http-422~1", quotes=INSURED)
     assert rows(runtime, Attempt)[0].sealed_answer is not None
 
@@ -154,78 +154,76 @@ def test_a_corrected_job_is_found_by_its_own_emails_only(runtime: Runtime) -> No
 
     assert found(runtime, runtime.encryption, OTHER) == found(runtime, runtime.encryption, ADA) == {"a~http-422~1"}
     assert found(runtime, runtime.encryption, GRACE) == set()
-    assert rows(runtime, Attempt)[0].sealed_answer is None, "it answered what is gone"
+    assert rows(runtime, Attempt)[0].sealed_answer is None, "it was the answer to the earlier job"
 
 
-def test_a_job_that_waits_is_found_too(runtime: Runtime) -> None:
-    stop_calls(runtime)
+def test_a_waiting_job_is_found(runtime: Runtime) -> None:
+    pause_calls(runtime)
 
     assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None
 
     assert found(runtime, runtime.encryption, ADA) == found(runtime, runtime.encryption, GRACE) == {"a"}
 
 
-# --- rekey ---
+# --- Rekey ---
 
 
-def test_all_that_is_sealed_opens_with_the_new_key_alone(runtime: Runtime, new_vault: Encryption) -> None:
+def test_all_encrypted_values_decrypt_with_the_new_key_alone(runtime: Runtime, new_encryption: Encryption) -> None:
     run(runtime, "a~html~1")
     resume(runtime)
     accepted(runtime, "b")
     accepted(runtime, "c")
-    before, facts = len(sealed(runtime)), business(runtime)
+    before, facts = len(encrypted_values(runtime)), business_data(runtime)
 
-    done = rekeyed(runtime, new_vault)
+    done = run_rekey(runtime, new_encryption)
 
     assert (done.confirmations, done.values, done.resealed, done.indexed) == (3, before, before, 3)
     assert done.unreadable == []
-    assert all(new_vault.is_current(value) for value in sealed(runtime))
-    assert business(runtime) == facts
-    again = rekeyed(runtime, new_vault)
+    assert all(new_encryption.is_current(value) for value in encrypted_values(runtime))
+    assert business_data(runtime) == facts
+    again = run_rekey(runtime, new_encryption)
     assert (again.values, again.resealed, again.indexed) == (before, 0, 0)
 
 
 def resume(runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
-        its_id = connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)).returning(Confirmation.id))
-        held_id = its_id.scalar_one()
-    lease = confirm.lease_due(held_id, runtime)
+        due = connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)).returning(Confirmation.id))
+        confirmation_id = due.scalar_one()
+    lease = confirm.lease_due(confirmation_id, runtime)
     assert lease is not None
     confirm.attempt(lease, runtime)
 
 
-def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_vault: Encryption) -> None:
+def test_each_value_stays_bound_to_its_place(runtime: Runtime, new_encryption: Encryption) -> None:
     run(runtime, "a~html~1")
     resume(runtime)
-    rekeyed(runtime, new_vault)
+    run_rekey(runtime, new_encryption)
 
-    open_all(runtime, new_vault, only(runtime, Confirmation).id)
+    decrypt_all(runtime, new_encryption, only(runtime, Confirmation).id)
 
 
-def test_persons_are_found_under_either_key_and_after_it_under_the_new_one(
-    runtime: Runtime, new_vault: Encryption
-) -> None:
-    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
-    runtime.encryption, old = new_vault, runtime.encryption
-    booked_with(runtime, accepted(runtime, "b"), ADA)
+def test_persons_are_found_during_and_after_a_rekey(runtime: Runtime, new_encryption: Encryption) -> None:
+    record_booking(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+    runtime.encryption, old = new_encryption, runtime.encryption
+    record_booking(runtime, accepted(runtime, "b"), ADA)
 
-    assert found(runtime, new_vault, ADA) == {"a", "b"}
+    assert found(runtime, new_encryption, ADA) == {"a", "b"}
     assert found(runtime, old, ADA) == {"a"}
-    rekeyed(runtime, new_vault)
+    run_rekey(runtime, new_encryption)
 
     for email in (ADA, GRACE, OTHER):
-        assert "a" in found(runtime, new_vault, email)
+        assert "a" in found(runtime, new_encryption, email)
         assert found(runtime, old, email) == set()
 
 
-def test_what_an_earlier_version_stored_is_found_after_a_rekey(runtime: Runtime) -> None:
-    booked_with(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
+def test_persons_stored_by_an_earlier_version_are_found_after_a_rekey(runtime: Runtime) -> None:
+    record_booking(runtime, accepted(runtime, "a", quotes=INSURED), OTHER)
     with runtime.engine.begin() as connection:
         connection.execute(update(Confirmation).values(email_hash=None))
         connection.execute(delete(FurtherEmail))
         assert email_index.count_unsearched(connection) == 1
 
-    done = rekeyed(runtime, runtime.encryption)
+    done = run_rekey(runtime, runtime.encryption)
 
     assert (done.resealed, done.indexed) == (0, 1)
     assert {email for email in (ADA, GRACE, OTHER) if found(runtime, runtime.encryption, email)} == {ADA, GRACE, OTHER}
@@ -233,7 +231,9 @@ def test_what_an_earlier_version_stored_is_found_after_a_rekey(runtime: Runtime)
         assert email_index.count_unsearched(connection) == 0
 
 
-def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new_vault: Encryption) -> None:
+def test_a_value_that_no_key_decrypts_is_named_and_never_overwritten(
+    runtime: Runtime, new_encryption: Encryption
+) -> None:
     run(runtime, "a")
     run(runtime, "b")
     with runtime.engine.begin() as connection:
@@ -241,51 +241,53 @@ def test_what_no_key_opens_is_named_and_never_written_over(runtime: Runtime, new
         foreign = Encryption([Fernet.generate_key().decode()]).encrypt(lost, "body", b"{}")
         connection.execute(update(Confirmation).where(Confirmation.id == lost).values(sealed_body=foreign))
 
-    done = rekeyed(runtime, new_vault)
+    done = run_rekey(runtime, new_encryption)
 
     assert done.unreadable == [(lost, "body")]
-    assert [value for value in sealed(runtime) if not new_vault.is_current(value)] == [foreign]
+    assert [value for value in encrypted_values(runtime) if not new_encryption.is_current(value)] == [foreign]
 
 
-def test_with_keys_that_open_nothing_nothing_is_changed(runtime: Runtime) -> None:
+def test_keys_that_decrypt_nothing_change_nothing(runtime: Runtime) -> None:
     run(runtime, "a")
-    before = sealed(runtime)
+    before = encrypted_values(runtime)
     wrong = Encryption([Fernet.generate_key().decode()])
 
-    done = rekeyed(runtime, wrong)
+    done = run_rekey(runtime, wrong)
 
-    assert (done.resealed, len(done.unreadable), sealed(runtime)) == (0, len(before), before)
+    assert (done.resealed, len(done.unreadable), encrypted_values(runtime)) == (0, len(before), before)
     runtime.encryption = wrong
     with pytest.raises(DecryptionError, match="no key of DATA_KEYS"):
         confirm.accept_job(body_of("a"), Delivery(), runtime)
-    assert sealed(runtime) == before
+    assert encrypted_values(runtime) == before
 
 
-def test_interrupted_it_goes_on_where_it_was(runtime: Runtime, new_vault: Encryption) -> None:
+def test_an_interrupted_rekey_continues(runtime: Runtime, new_encryption: Encryption) -> None:
     for number in range(5):
         run(runtime, f"offer-{number}")
-    first = next(iter(rekey.rekey(runtime.engine, new_vault, 2)))
+    first = next(iter(rekey.rekey(runtime.engine, new_encryption, 2)))
 
-    again = rekeyed(runtime, new_vault)
+    again = run_rekey(runtime, new_encryption)
 
     assert (first.confirmations, again.confirmations) == (2, 5)
     assert first.resealed + again.resealed == again.values
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: Runtime, new_vault: Encryption) -> None:
-    """On SQLite there is one writer at a time."""
+def test_a_leased_confirmation_is_rekeyed_last_and_keeps_its_new_values(
+    runtime: Runtime, new_encryption: Encryption
+) -> None:
+    """Not on SQLite, which allows one writer at a time."""
     lease = accepted(runtime, "a")
     run(runtime, "b")
     done: list[Rekeyed] = []
     changed = json.loads(body_of("changed"))
 
-    def in_the_background() -> None:
-        done.extend(rekey.rekey(runtime.engine, new_vault, 10))
+    def run_in_background() -> None:
+        done.extend(rekey.rekey(runtime.engine, new_encryption, 10))
 
     with runtime.engine.begin() as connection:
         connection.execute(locked(select(Confirmation.id).where(Confirmation.id == lease.id)))
-        program = Thread(target=in_the_background)
+        program = Thread(target=run_in_background)
         program.start()
         until(lambda: done)
         assert [step.confirmations for step in done] == [1]
@@ -295,33 +297,33 @@ def test_a_confirmation_in_use_is_done_last_and_keeps_what_was_written(runtime: 
 
     assert [step.confirmations for step in done] == [1, 1]
     stored = next(row for row in rows(runtime, Confirmation) if row.id == lease.id).sealed_body
-    assert new_vault.is_current(stored)
-    assert json.loads(new_vault.decrypt(lease.id, "body", stored)) == changed
+    assert new_encryption.is_current(stored)
+    assert json.loads(new_encryption.decrypt(lease.id, "body", stored)) == changed
 
 
-# --- purge ---
+# --- Purge ---
 
 
-def test_all_that_is_personal_goes_and_the_facts_stay(runtime: Runtime) -> None:
+def test_a_purge_removes_personal_data_and_keeps_the_rest(runtime: Runtime) -> None:
     run(runtime, "a", quotes=INSURED)
     run(runtime, "b~http-422")
     publish_events(runtime)
-    facts = business(runtime)
-    assert sealed(runtime)
+    facts = business_data(runtime)
+    assert encrypted_values(runtime)
 
-    assert purged(runtime) == 2
+    assert run_purge(runtime) == 2
 
-    assert sealed(runtime) == []
+    assert encrypted_values(runtime) == []
     assert rows(runtime, FurtherEmail) == []
-    assert business(runtime) == facts
+    assert business_data(runtime) == facts
     assert {row.email_hash for row in rows(runtime, Confirmation)} == {None}
     assert all(row.purged_at is not None for row in rows(runtime, Confirmation))
     assert found(runtime, runtime.encryption, ADA) == set()
-    assert purged(runtime) == 0
-    assert rekeyed(runtime, runtime.encryption).values == 0
+    assert run_purge(runtime) == 0
+    assert run_rekey(runtime, runtime.encryption).values == 0
 
 
-def test_only_what_has_ended_before_and_is_told(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_only_confirmations_that_ended_before_and_are_published_are_purged(runtime: Runtime, sandbox: Sandbox) -> None:
     run(runtime, "confirmed")
     run(runtime, "pending~pending")
     run(runtime, "failed~http-422")
@@ -331,32 +333,34 @@ def test_only_what_has_ended_before_and_is_told(runtime: Runtime, sandbox: Sandb
     with runtime.engine.begin() as connection:
         review = update(Confirmation).where(Confirmation.offer_id == "review~drop-after")
         connection.execute(review.values(state=State.NEEDS_REVIEW, due_at=None))
-    assert purged(runtime) == 0, "no event is published yet"
+    assert run_purge(runtime) == 0, "no event is published yet"
     publish_events(runtime)
-    assert purged(runtime, datetime.now(UTC) - timedelta(hours=1)) == 0, "they ended just now"
+    assert run_purge(runtime, datetime.now(UTC) - timedelta(hours=1)) == 0, "they ended just now"
 
-    assert purged(runtime) == 3
+    assert run_purge(runtime) == 3
 
     left = {row.offer_id for row in rows(runtime, Confirmation) if row.purged_at is None}
     assert left == {"retrying~http-500", "confirming", "review~drop-after"}
     assert all(row.sealed_body for row in rows(runtime, Confirmation) if row.offer_id in left)
 
 
-def test_links_go_from_stored_events(runtime: Runtime, sandbox: Sandbox) -> None:
+def test_links_are_removed_from_stored_events(runtime: Runtime, sandbox: Sandbox) -> None:
     runtime.event_links = True
     run(runtime, "a")
     publish_events(runtime)
     before = json.loads(only(runtime, OutboxEvent).payload)
 
-    purged(runtime)
+    run_purge(runtime)
 
     after = json.loads(only(runtime, OutboxEvent).payload)
-    gone = {name: before["data"]["booking"].pop(name) for name in ("coi", "account_url", "fnol_link", "sign_up_url")}
-    assert all(gone.values())
+    removed_links = {
+        name: before["data"]["booking"].pop(name) for name in ("coi", "account_url", "fnol_link", "sign_up_url")
+    }
+    assert all(removed_links.values())
     assert after == before
 
 
-def test_steps_are_bounded_and_go_from_the_first_that_ended(runtime: Runtime) -> None:
+def test_steps_are_bounded_and_begin_with_the_earliest_end(runtime: Runtime) -> None:
     for number in range(3):
         run(runtime, f"offer-{number}")
     publish_events(runtime)
@@ -369,34 +373,36 @@ def test_steps_are_bounded_and_go_from_the_first_that_ended(runtime: Runtime) ->
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_what_another_one_holds_is_skipped(runtime: Runtime) -> None:
+def test_a_locked_confirmation_is_skipped(runtime: Runtime) -> None:
     run(runtime, "a")
     run(runtime, "b")
     publish_events(runtime)
     with runtime.engine.begin() as connection:
         connection.execute(locked(select(Confirmation.id).where(Confirmation.offer_id == "a")))
-        assert purged(runtime) == 1
+        assert run_purge(runtime) == 1
 
-    assert purged(runtime) == 1
+    assert run_purge(runtime) == 1
 
 
 def test_a_repeat_of_a_purged_booking_is_ignored(runtime: Runtime, sandbox: Sandbox) -> None:
     run(runtime, "a")
     publish_events(runtime)
-    purged(runtime)
-    facts = business(runtime)
+    run_purge(runtime)
+    facts = business_data(runtime)
 
     assert confirm.accept_job(body_of("a"), Delivery(), runtime) is None
-    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None, "nothing to compare with"
+    assert confirm.accept_job(body_of("a", quotes=INSURED), Delivery(), runtime) is None, (
+        "there is no content to compare with"
+    )
 
-    assert (business(runtime), sealed(runtime), len(sandbox.calls)) == (facts, [], 1)
+    assert (business_data(runtime), encrypted_values(runtime), len(sandbox.calls)) == (facts, [], 1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"quotes": [{"id": "corrected"}]}])
 def test_a_job_for_a_purged_failure_is_new_content(runtime: Runtime, sandbox: Sandbox, changes: dict[str, Any]) -> None:
     run(runtime, "a~http-422~1")
     publish_events(runtime)
-    purged(runtime)
+    run_purge(runtime)
     before = only(runtime, Confirmation)
 
     run(runtime, "a~http-422~1", **changes)
@@ -410,11 +416,11 @@ def test_a_job_for_a_purged_failure_is_new_content(runtime: Runtime, sandbox: Sa
     ]  # fmt: skip
 
 
-def test_while_calls_pause_a_job_for_a_purged_failure_is_queued(runtime: Runtime) -> None:
+def test_a_job_for_a_purged_failure_is_queued_while_calls_are_paused(runtime: Runtime) -> None:
     run(runtime, "a~http-422~1")
     publish_events(runtime)
-    purged(runtime)
-    stop_calls(runtime)
+    run_purge(runtime)
+    pause_calls(runtime)
 
     assert confirm.accept_job(body_of("a~http-422~1"), Delivery(), runtime) is None
 
@@ -422,7 +428,7 @@ def test_while_calls_pause_a_job_for_a_purged_failure_is_queued(runtime: Runtime
     assert (row.state, row.purged_at, row.sealed_body is not None) == (State.QUEUED, None, True)
 
 
-def test_reprocess_leaves_out_what_was_purged(runtime: Runtime) -> None:
+def test_reprocess_leaves_out_purged_confirmations(runtime: Runtime) -> None:
     run(runtime, "a~http-422")
     run(runtime, "b~http-422")
     publish_events(runtime)
@@ -444,37 +450,37 @@ def test_reprocess_leaves_out_what_was_purged(runtime: Runtime) -> None:
     assert outcomes[first] == batches.SKIPPED
 
 
-def test_a_late_booking_is_stored_and_its_personal_data_ends_in_its_turn(runtime: Runtime) -> None:
+def test_a_late_booking_is_stored_and_purged_later(runtime: Runtime) -> None:
     run(runtime, "a~http-422")
     publish_events(runtime)
-    purged(runtime)
-    lease = late(runtime)
+    run_purge(runtime)
+    lease = late_lease(runtime)
 
-    booked_with(runtime, lease, OTHER)
+    record_booking(runtime, lease, OTHER)
 
     assert (only(runtime, Confirmation).state, only(runtime, Confirmation).purged_at) == (State.CONFIRMED, None)
     assert found(runtime, runtime.encryption, OTHER) == {"a~http-422"}
-    rekeyed(runtime, runtime.encryption)
+    run_rekey(runtime, runtime.encryption)
     assert found(runtime, runtime.encryption, OTHER) == {"a~http-422"}
     publish_events(runtime)
-    assert purged(runtime) == 1
-    assert sealed(runtime) == []
+    assert run_purge(runtime) == 1
+    assert encrypted_values(runtime) == []
     assert found(runtime, runtime.encryption, OTHER) == set()
 
 
-def test_a_late_answer_brings_no_personal_data_back(runtime: Runtime) -> None:
+def test_a_late_answer_restores_no_personal_data(runtime: Runtime) -> None:
     run(runtime, "a~http-422")
     publish_events(runtime)
-    purged(runtime)
+    run_purge(runtime)
 
-    failed_late(runtime, late(runtime))
+    record_error(runtime, late_lease(runtime))
 
-    assert sealed(runtime) == []
+    assert encrypted_values(runtime) == []
 
 
-def late(runtime: Runtime) -> Lease:
-    """The claim of a worker that was forgotten meanwhile."""
-    lease = accepted(runtime, "of-the-late-one")
+def late_lease(runtime: Runtime) -> Lease:
+    """The lease of a worker on a confirmation that was purged meanwhile."""
+    lease = accepted(runtime, "late-offer")
     row = next(row for row in rows(runtime, Confirmation) if row.offer_id == "a~http-422")
     with runtime.engine.begin() as connection:
         connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id))
@@ -483,7 +489,7 @@ def late(runtime: Runtime) -> Lease:
     return lease
 
 
-def test_erasing_spares_who_has_taken_the_place(runtime: Runtime) -> None:
+def test_erasing_one_person_keeps_the_data_of_another(runtime: Runtime) -> None:
     run(runtime, "a~http-422~1")
     publish_events(runtime)
     with runtime.engine.connect() as connection:
@@ -497,7 +503,7 @@ def test_erasing_spares_who_has_taken_the_place(runtime: Runtime) -> None:
         assert purge.erase(connection, runtime.encryption, OTHER, row.id)
 
 
-def test_retention_purges_a_step_at_a_time_over_all_workers(
+def test_retention_purges_one_step_at_a_time_across_workers(
     runtime: Runtime,
 ) -> None:
     run(runtime, "a")
@@ -509,7 +515,7 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now_plus(60.0)))
-    assert Retention(runtime, 1.0).run_once() is False, "the turns near are other workers'"
+    assert Retention(runtime, 1.0).run_once() is False, "the next slots belong to other workers"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now()))
@@ -517,7 +523,7 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
     assert only(runtime, Confirmation).purged_at is not None
 
 
-def test_what_is_to_be_purged_is_found_by_an_index(engine: Engine) -> None:
+def test_confirmations_to_purge_are_found_by_an_index(engine: Engine) -> None:
     fill(engine)
     plan = plan_of(engine, purge.past_query(datetime(2020, 1, 1, tzinfo=UTC)))
 

@@ -1,4 +1,4 @@
-"""The private servers keep what they promise: data survives a crash, and nothing of them stays behind."""
+"""The private servers of tests: data survives a crash, and they leave nothing behind."""
 
 import shutil
 import socket
@@ -20,7 +20,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @pytest.fixture(scope="module")
 def open_before() -> set[int]:
-    """The standard ports on which somebody else's servers listen."""
+    """The standard ports on which other servers listen."""
     return {port for port in STANDARD_PORTS if is_open(port)}
 
 
@@ -60,7 +60,7 @@ def test_a_confirmed_message_survives_a_crash_of_rabbitmq(rabbitmq: RabbitMQ) ->
 
 
 @pytest.mark.slow
-def test_paused_rabbitmq_answers_nobody_until_resumed(rabbitmq: RabbitMQ) -> None:
+def test_a_paused_rabbitmq_answers_only_after_it_resumes(rabbitmq: RabbitMQ) -> None:
     rabbitmq.pause()
     try:
         with pytest.raises(TimeoutError):
@@ -73,7 +73,7 @@ def test_paused_rabbitmq_answers_nobody_until_resumed(rabbitmq: RabbitMQ) -> Non
 
 
 @pytest.mark.slow
-def test_ctl_speaks_to_this_node(rabbitmq: RabbitMQ) -> None:
+def test_ctl_reaches_this_node(rabbitmq: RabbitMQ) -> None:
     with connect(rabbitmq) as connection, connection.channel() as channel:
         channel.queue_declare("seen-by-ctl", durable=True, auto_delete=False)
 
@@ -108,13 +108,15 @@ def test_a_database_is_cloned_from_a_template_and_dropped_in_use(postgresql: Pos
             connection.execute("SELECT 1")
 
 
-def test_the_session_time_zone_is_not_utc(postgresql: PostgreSQL) -> None:
+def test_the_time_zone_of_a_session_is_not_utc(postgresql: PostgreSQL) -> None:
     with postgresql.connect() as connection:
         assert connection.execute("SHOW timezone").fetchone() == ("Asia/Kolkata",)
 
 
 @pytest.mark.slow
-def test_standard_ports_are_left_alone(rabbitmq: RabbitMQ, postgresql: PostgreSQL, open_before: set[int]) -> None:
+def test_no_server_listens_on_a_standard_port(
+    rabbitmq: RabbitMQ, postgresql: PostgreSQL, open_before: set[int]
+) -> None:
     assert {port for port in STANDARD_PORTS if is_open(port)} == open_before
 
 
@@ -152,7 +154,7 @@ def test_servers_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
         assert len(members) > 5
         test_run.kill()
     wait_until(lambda: not members & alive().keys())
-    shutil.rmtree(home)  # the one thing such an end leaves behind
+    shutil.rmtree(home)  # a killed test run leaves only this folder
 
 
 def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_free_ports_are_free_and_differ() -> None:
 
 
 def connect(server: RabbitMQ, timeout: float = 10) -> amqp.Connection:
-    """Not connected yet: `with` or `connect()` does that."""
+    """A connection that is not open yet: `with` or `connect()` opens it."""
     return amqp.Connection(
         f"127.0.0.1:{server.port}", connect_timeout=timeout, read_timeout=timeout, confirm_publish=True
     )
@@ -206,7 +208,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 
 
 def alive() -> dict[int, int]:
-    """The parent of each process of this machine that has not ended."""
+    """The parent of each running process on this machine."""
     table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True, check=True)
     rows = (line.split() for line in table.stdout.splitlines())
     return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
@@ -221,6 +223,6 @@ def descendants(roots: set[int]) -> set[int]:
 
 
 def family(server: RabbitMQ | PostgreSQL) -> set[int]:
-    """The server's processes, those in sessions of their own included."""
+    """The processes of a server, also those in their own sessions."""
     roots = {process.pid for process in server.processes}
     return roots | descendants(roots)

@@ -1,8 +1,8 @@
-"""Confirmations under any order of jobs, claims, answers, deaths and delays: what must hold after every step.
+"""Invariants of confirmations under any order of jobs, leases, answers, deaths of workers and delays.
 
-A machine of Hypothesis takes the steps of an attempt one by one, so that any number of workers stand side by side in
-the midst of one. Each step is the real one, on a real database; only XONE is a model (see Upstream). Time does not
-pass by itself: ``pass_time`` moves every stored time, and every clock of a worker, into the past.
+A state machine of Hypothesis takes the steps of an attempt one by one, so any number of workers can be in the middle
+of an attempt. Each step is the program's own, on a real database; only XONE is a model (see Upstream). Time does not
+pass by itself: ``pass_time`` moves every stored time, and the clock of every worker, into the past.
 """
 
 import json
@@ -57,15 +57,15 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
-STATUS_OF = {"offer-1": "CONFIRMED", "offer-2": "PENDING"}  # of the booking that XONE makes of the offer
+STATUS_OF = {"offer-1": "CONFIRMED", "offer-2": "PENDING"}  # status of the booking that XONE makes for the offer
 CONTENTS = {"first": {}, "other": {"quotes": [{"id": "quote-other"}]}}
-TIMEOUT = 600.0  # seconds; so long that no lease runs out by itself while the machine runs
+TIMEOUT = 600.0  # seconds; so long that no lease expires by itself while the machine runs
 LEASE = 1.5 * TIMEOUT
 HOUR, DAY = 3600.0, 86400.0
 BOOKED = {State.CONFIRMED, State.PENDING}
 ENDED = {*BOOKED, State.FAILED, State.NEEDS_REVIEW}
 BOOKING_EVENTS = {EventType.BOOKING_CONFIRMED, EventType.BOOKING_PENDING}
-MOST_ROUNDS = 20  # until all has come to an end once XONE is well
+MAX_ROUNDS = 20  # in which every confirmation must end once XONE works again
 
 
 def body_of(offer_id: str, content: str) -> bytes:
@@ -73,7 +73,7 @@ def body_of(offer_id: str, content: str) -> bytes:
 
 
 class Fate(NamedTuple):
-    """What XONE makes of a confirm call, and the answer to it where that is no booking."""
+    """Whether a confirm call books, and the error that the caller gets instead of the booking."""
 
     books: bool
     error: Callable[[], XoneError] | None = None
@@ -98,11 +98,11 @@ FATES = {
 
 
 class Upstream:
-    """XONE, the one part that is no real one: over HTTP, thousands of steps would take too long.
+    """A model of XONE, the only part that is not real: thousands of steps over HTTP would take too long.
 
-    A deterministic model with what of ``worker.xone.Xone`` the tasks use. It books an offer once and refuses a second
-    time as XONE does, without the booking. The next calls end as ``fate`` and ``listing`` say. ``begins`` is told of
-    each call at the moment it is sent, and what else happens while it is under way.
+    It is deterministic and has the methods of ``worker.xone.client.Xone`` that the tasks use. It books an offer once,
+    and refuses a second call as XONE does, without the booking. ``fate`` and ``listing`` decide how the next calls
+    end. ``on_call`` is called when a call is sent, and may do what happens meanwhile.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -111,11 +111,11 @@ class Upstream:
         self.fate = "books"
         self.listing = "shows"
         self.before_each: Callable[[], None] = lambda: None
-        self.begins: Callable[[str, tuple[UUID, bytes] | None], None] = lambda offer_id, sent: None
+        self.on_call: Callable[[str, tuple[UUID, bytes] | None], None] = lambda offer_id, sent: None
         self.bookings: dict[str, list[xone.Booking]] = defaultdict(list)
         self.under_way: dict[str, int] = defaultdict(int)
-        self.most_at_once = 0
-        self.last_look: dict[str, str] = {}  # how the list answered, or that the gate held the call
+        self.max_simultaneous = 0
+        self.last_lookups: dict[str, str] = {}  # how the list answered, or that the call was suspended
         self._ids = count(1)
 
     def confirm(
@@ -142,11 +142,11 @@ class Upstream:
                 with self._call(offer_id, None):
                     return self._find(offer_id)
         except CallsSuspended:
-            self.last_look[offer_id] = "held"
+            self.last_lookups[offer_id] = "suspended"
             raise
 
     def _find(self, offer_id: str) -> xone.Booking | None:
-        self.last_look[offer_id] = self.listing
+        self.last_lookups[offer_id] = self.listing
         if self.listing == "forbidden":
             raise Refused("http-403", "forbidden", 403)
         if self.listing == "fails":
@@ -179,41 +179,41 @@ class Upstream:
     @contextmanager
     def _call(self, offer_id: str, sent: tuple[UUID, bytes] | None) -> Any:
         self.under_way[offer_id] += 1
-        self.most_at_once = max(self.most_at_once, self.under_way[offer_id])
+        self.max_simultaneous = max(self.max_simultaneous, self.under_way[offer_id])
         try:
-            self.begins(offer_id, sent)
+            self.on_call(offer_id, sent)
             yield
         finally:
             self.under_way[offer_id] -= 1
 
 
 class Confirmations(RuleBasedStateMachine):
-    """Two offers, and workers who claim, ask, record, put back and come late.
+    """Two offers, and workers that lease them, ask XONE, record answers, put back leases, and come late.
 
-    A claim that is never used again, or an answer that is never recorded, is that of a worker who died.
+    A lease that is never used again, or an answer that is never recorded, belongs to a worker that died.
     """
 
-    leases = Bundle("claims")
+    leases = Bundle("leases")
     answers = Bundle("answers")
     offers = st.sampled_from(["offer-1"] * 3 + ["offer-2"])
-    fates = st.sampled_from([*FATES, *["books, answer lost", "refuses"] * 4])  # the pair that must not end as failed
+    fates = st.sampled_from([*FATES, *["books, answer lost", "refuses"] * 4])  # this pair must not end as failed
     listings = st.sampled_from(["shows", "shows", "lags", "fails"])
     waits = st.sampled_from([*[LEASE + 1] * 4, 5.0, 301.0, TIMEOUT, HOUR, DAY])  # seconds
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self.clock = 0.0
-        self.process = runtime
+        self.runtime = runtime
         self.xone = Upstream(lambda: self.clock)
-        self.xone.begins = self.call_begins
+        self.xone.on_call = self.check_call
         runtime.xone = self.xone  # type: ignore[assignment]
         with runtime.engine.begin() as connection:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(delete(table))
-        self.made: list[Lease] = []  # all claims, for their clocks
-        self.content: dict[str, str] = {}  # of each offer, by name
-        self.rows: dict[str, Row[Any]] = {}  # of the confirmations after the last step
-        self.lasting: dict[str, State] = {}  # states that must not change any more
+        self.all_leases: list[Lease] = []  # all leases, for their clocks
+        self.content: dict[str, str] = {}  # the name of each offer's content
+        self.rows: dict[str, Row[Any]] = {}  # the confirmations after the last step
+        self.final_states: dict[str, State] = {}  # final states
         self.bodies: dict[UUID, bytes] = {}  # by idempotency key
         self.during_call: Callable[[], object] | None = None
 
@@ -221,53 +221,53 @@ class Confirmations(RuleBasedStateMachine):
         target=leases,
         lists=st.sampled_from(["shows", "shows", "forbidden", "off"]),
         after_unknown=st.sampled_from(["resend", "resend", "review"]),
-        most_attempts=st.sampled_from([1, 3, 12]),
+        max_attempts=st.sampled_from([1, 3, 12]),
     )
-    def apply_decision(self, lists: str, after_unknown: str, most_attempts: int) -> Any:
+    def choose_settings(self, lists: str, after_unknown: str, max_attempts: int) -> Any:
         changes = {"XONE_TIMEOUT": TIMEOUT, "XONE_AFTER_UNKNOWN": after_unknown}
         self.lists = "forbidden" if lists == "forbidden" else "shows"
         self.xone.listing = self.lists
         self.xone.can_list_bookings = lists != "off"
-        self.process.xone_settings = XoneSettings().model_copy(update=changes)
-        self.process.retry = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
-        self.retry_policy = RetryPolicy.of(self.process.retry, self.process.xone_settings)
-        assert self.process.xone_settings.lease_seconds == LEASE
+        self.runtime.xone_settings = XoneSettings().model_copy(update=changes)
+        self.runtime.retry_settings = RetrySettings(RETRY_MAX_ATTEMPTS=max_attempts)
+        self.retry_policy = RetryPolicy.of(self.runtime.retry_settings, self.runtime.xone_settings)
+        assert self.runtime.xone_settings.lease_seconds == LEASE
         for offer_id in STATUS_OF:
             self.content[offer_id] = "first"
-            self.leased(confirm.accept_job(body_of(offer_id, "first"), Delivery(), self.process))
-        return multiple(*self.made)
+            self.leased(confirm.accept_job(body_of(offer_id, "first"), Delivery(), self.runtime))
+        return multiple(*self.all_leases)
 
     # --- Steps ---
 
     @rule(target=leases, offer_id=offers, content=st.sampled_from(list(CONTENTS)), after=waits, twice=st.booleans())
     def publish(self, offer_id: str, content: str, after: float, twice: bool) -> Any:
-        """A job, the same one again, or one with other content. twice: the first commit's answer was lost."""
+        """A job arrives: new, the same again, or with other content. twice: the answer of the first commit was lost."""
         self.pass_time(after)
         body, is_other = body_of(offer_id, content), content != self.content[offer_id]
         if is_other and self.rows[offer_id].state != State.FAILED:
             with pytest.raises(JobRejected, match="conflicting-job"):
-                confirm.accept_job(body, Delivery(), self.process)
+                confirm.accept_job(body, Delivery(), self.runtime)
             return multiple()
         self.content[offer_id] = content
         if is_other:
-            del self.lasting[offer_id]
-        lease = confirm.accept_job(body, Delivery(), self.process)
+            del self.final_states[offer_id]
+        lease = confirm.accept_job(body, Delivery(), self.runtime)
         if lease is not None and twice:
-            with self.process.engine.begin() as connection:
-                new = NewJob.of(read_job(body), Delivery(), self.process.encryption)
-                again = accept(connection, self.process.encryption, new, lease.token, LEASE)
-            lease = self.same(lease, again)
+            with self.runtime.engine.begin() as connection:
+                new = NewJob.of(read_job(body), Delivery(), self.runtime.encryption)
+                again = accept(connection, self.runtime.encryption, new, lease.token, LEASE)
+            lease = self.assert_same(lease, again)
         return self.leased(lease)
 
     @rule(target=leases, offer_id=offers, after=waits, twice=st.booleans())
     def resume(self, offer_id: str, after: float, twice: bool) -> Any:
-        """The Scheduler's message, at whatever moment. twice: the first commit's answer was lost."""
+        """A message of the Scheduler arrives, at any time. twice: the answer of the first commit was lost."""
         self.pass_time(after)
-        lease = confirm.lease_due(self.rows[offer_id].id, self.process)
+        lease = confirm.lease_due(self.rows[offer_id].id, self.runtime)
         if lease is not None and twice:
-            with self.process.engine.begin() as connection:
-                again = acquire(connection, self.process.encryption, [lease.id], lease.token, LEASE)
-            lease = self.same(lease, again.get(lease.id))
+            with self.runtime.engine.begin() as connection:
+                again = acquire(connection, self.runtime.encryption, [lease.id], lease.token, LEASE)
+            lease = self.assert_same(lease, again.get(lease.id))
         return self.leased(lease)
 
     @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
@@ -275,16 +275,16 @@ class Confirmations(RuleBasedStateMachine):
         """A worker asks XONE."""
         self.xone.fate, self.xone.listing = fate, self.listing_as(listing)
         try:
-            return lease, confirm.ask(lease, self.retry_policy, self.process)
+            return lease, confirm.ask(lease, self.retry_policy, self.runtime)
         except LeaseLost:
             return multiple()
-        except CallsSuspended as pause:
-            confirm.put_back(lease, pause.wait, self.process)
+        except CallsSuspended as suspended:
+            confirm.put_back(lease, suspended.wait, self.runtime)
             return multiple()
 
     @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
     def ask_slowly(self, lease: Lease, fate: str, listing: str) -> Any:
-        """As above, and the first call takes as long as a call can. Another worker tries to get the offer meanwhile."""
+        """As ``ask``, but the first call is as slow as possible, and another worker tries to lease the offer."""
         self.during_call = lambda: (self.pass_time(TIMEOUT), self.work(lease.offer_id))
         try:
             return self.ask(lease, fate, listing)
@@ -293,7 +293,7 @@ class Confirmations(RuleBasedStateMachine):
 
     @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings, other_fate=st.none() | fates)
     def ask_with_a_break(self, lease: Lease, fate: str, listing: str, other_fate: str | None) -> Any:
-        """As above, and the lease runs out between the first and the second call. Another worker may get the offer."""
+        """As ``ask``, but the lease expires between first and second call. Another worker may lease the offer."""
         calls = count(1)
 
         def before_each() -> None:
@@ -312,7 +312,7 @@ class Confirmations(RuleBasedStateMachine):
 
     @rule(offer_id=offers, after=waits, fate=fates, listing=listings)
     def attempt(self, offer_id: str, after: float, fate: str, listing: str) -> None:
-        """A worker goes all the way without a disturbance."""
+        """A worker makes a whole attempt without interruption."""
         self.pass_time(after)
         self.xone.fate, self.xone.listing = fate, self.listing_as(listing)
         self.work(offer_id)
@@ -320,37 +320,37 @@ class Confirmations(RuleBasedStateMachine):
     @rule(answered=consumes(answers))
     def record(self, answered: tuple[Lease, AttemptResult]) -> None:
         """A worker records its answer, in time or late."""
-        self.write_down(*answered)
+        self.record_answer(*answered)
 
     @rule(answered=consumes(answers))
     def record_twice(self, answered: tuple[Lease, AttemptResult]) -> None:
-        """As above; the first commit's answer was lost."""
-        self.write_down(*answered)
-        self.write_down(*answered)
+        """As ``record``, but the answer of the first commit was lost."""
+        self.record_answer(*answered)
+        self.record_answer(*answered)
 
     @rule(target=leases, answered=consumes(answers))
     def record_late(self, answered: tuple[Lease, AttemptResult]) -> Any:
-        """As above, but the lease ran out and another worker has claimed the offer."""
+        """As ``record``, but the lease has expired and another worker has leased the offer."""
         lease, answer = answered
         self.pass_time(LEASE + 1)
-        quicker = confirm.lease_due(lease.id, self.process)
-        self.write_down(lease, answer)
-        return self.leased(quicker)
+        current = confirm.lease_due(lease.id, self.runtime)
+        self.record_answer(lease, answer)
+        return self.leased(current)
 
     @rule(lease=consumes(leases), wait=st.sampled_from([0.0, 30.0]), twice=st.booleans())
     def put_back(self, lease: Lease, wait: float, twice: bool) -> None:
-        """A worker may not call now: another one has shut the gate, or its process stops."""
-        confirm.put_back(lease, wait, self.process)
+        """A worker may not call now: another worker has opened the breaker, or its process stops."""
+        confirm.put_back(lease, wait, self.runtime)
         if twice:
-            with self.process.engine.begin() as connection:
+            with self.runtime.engine.begin() as connection:
                 release(connection, lease, wait)
 
-    # --- What steps share ---
+    # --- Shared by steps ---
 
     def pass_time(self, seconds: float) -> None:
-        """Into the past with all that is stored, and with the clocks of the workers."""
+        """Moves all stored times and the clocks of the workers into the past."""
         passed = timedelta(seconds=seconds)
-        with self.process.engine.begin() as connection:
+        with self.runtime.engine.begin() as connection:
             rows = connection.execute(select(Confirmation.id, Confirmation.due_at, Confirmation.queued_at)).all()
             connection.execute(
                 update(Confirmation)
@@ -361,18 +361,18 @@ class Confirmations(RuleBasedStateMachine):
                     for row in rows
                 ],
             )
-        for lease in self.made:
+        for lease in self.all_leases:
             lease.leased_at -= seconds
         self.clock += seconds
 
     def leased(self, lease: Lease | None) -> Any:
         if lease is None:
             return multiple()
-        self.made.append(lease)
+        self.all_leases.append(lease)
         return lease
 
     @staticmethod
-    def same(lease: Lease, again: Lease | None) -> Lease:
+    def assert_same(lease: Lease, again: Lease | None) -> Lease:
         assert again is not None
         assert (again.number, again.token, again.history.answer_unknown) == (
             lease.number,
@@ -381,53 +381,53 @@ class Confirmations(RuleBasedStateMachine):
         )
         return again
 
-    def write_down(self, lease: Lease, answer: AttemptResult) -> None:
+    def record_answer(self, lease: Lease, answer: AttemptResult) -> None:
         decision = decide(answer, lease.history, self.retry_policy, 0.0)
-        with self.process.engine.begin() as connection:
-            record(connection, self.process.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
-        if decision.booking is not None:  # once seen it is stored, whatever the state was
-            self.lasting[lease.offer_id] = decision.state
+        with self.runtime.engine.begin() as connection:
+            record(connection, self.runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
+        if decision.booking is not None:  # a booking is always stored, whatever the state was
+            self.final_states[lease.offer_id] = decision.state
 
-    def listing_as(self, wish: str) -> str:
-        """How the list answers: as wished, where it is not forbidden all the time."""
-        return wish if self.lists == "shows" else self.lists
+    def listing_as(self, listing: str) -> str:
+        """How the list answers: as asked for, unless it is always forbidden."""
+        return listing if self.lists == "shows" else self.lists
 
     def work(self, offer_id: str) -> None:
-        """A worker gets the Scheduler's message for this offer, and does what there is to do."""
-        lease = confirm.lease_due(self.rows[offer_id].id, self.process)
+        """A worker gets the Scheduler's message for this offer, and makes an attempt if it gets the lease."""
+        lease = confirm.lease_due(self.rows[offer_id].id, self.runtime)
         if lease is not None:
-            self.made.append(lease)
-            confirm.attempt(lease, self.process)
+            self.all_leases.append(lease)
+            confirm.attempt(lease, self.runtime)
 
-    def call_begins(self, offer_id: str, sent: tuple[UUID, bytes] | None) -> None:
-        """Checks that a call may be made, and lets happen what happens during it."""
+    def check_call(self, offer_id: str, sent: tuple[UUID, bytes] | None) -> None:
+        """Checks that a call may be made, and does what happens during it."""
         row = self.rows[offer_id]
         if sent is not None:
             key, body = sent
             assert self.bodies.setdefault(key, body) == body, "another body under the same idempotency key"
             assert key == row.idempotency_key, "a repeat has the key of the first call"
-            # BOOKED: a late booking ends the lease of a worker who is about to call, and who is not told
-            assert row.state not in ENDED - BOOKED, "nothing is sent after the end"
-            assert row.error_code != "already-booked", "nothing is sent once XONE said that a booking exists"
+            # BOOKED is allowed: a late booking ends the lease of a worker that is about to call and can't know
+            assert row.state not in ENDED - BOOKED, "a call after the end"
+            assert row.error_code != "already-booked", "a call after XONE said that a booking exists"
             assert self.retry_policy.resend_after_unknown or not row.answer_unknown, (
                 "review: no call after an unknown answer"
             )
-        if (happens := self.during_call) is not None:
+        if (during_call := self.during_call) is not None:
             self.during_call = None
-            happens()
+            during_call()
 
-    # --- What holds after every step ---
+    # --- Invariants ---
 
     @invariant()
-    def all_is_well(self) -> None:
-        with self.process.engine.begin() as connection:
+    def check_all(self) -> None:
+        with self.runtime.engine.begin() as connection:
             rows = connection.execute(select(Confirmation.__table__)).all()
             attempts = connection.execute(select(Attempt.__table__).order_by(Attempt.number)).all()
             bookings = connection.execute(select(Booking.__table__)).all()
             events = connection.execute(select(OutboxEvent.__table__).order_by(OutboxEvent.sequence)).all()
         before, self.rows = self.rows, {row.offer_id: row for row in rows}
         assert len(self.rows) == len(rows)
-        assert self.xone.most_at_once <= 1, "two calls for one offer at the same time"
+        assert self.xone.max_simultaneous <= 1, "two calls for one offer at the same time"
         for row in rows:
             stored = [booking for booking in bookings if booking.confirmation_id == row.id]
             self.check_state(row, before.get(row.offer_id, row))
@@ -438,11 +438,11 @@ class Confirmations(RuleBasedStateMachine):
     def check_state(self, row: Row[Any], before: Row[Any]) -> None:
         assert (row.lease_token is not None) == (row.state == State.CONFIRMING)
         assert (row.due_at is not None) == (row.state not in ENDED)
-        assert row.state == self.lasting.get(row.offer_id, row.state), "an end is an end"
+        assert row.state == self.final_states.get(row.offer_id, row.state), "a final state has changed"
         if before.answer_unknown and row.idempotency_key == before.idempotency_key and row.state not in BOOKED:
-            assert row.answer_unknown, "only a booking takes away the doubt"
+            assert row.answer_unknown, "only a booking resolves an unknown answer"
         if row.state in ENDED:
-            self.lasting[row.offer_id] = row.state
+            self.final_states[row.offer_id] = row.state
 
     def check_booking(self, row: Row[Any], stored: Sequence[Row[Any]]) -> None:
         upstream = self.xone.bookings[row.offer_id]
@@ -450,22 +450,24 @@ class Confirmations(RuleBasedStateMachine):
         assert len(stored) == (row.state in BOOKED)
         assert row.state != State.FAILED or not upstream, "failed, yet XONE has the booking"
         if stored:
-            (ours,), (theirs,) = stored, upstream
-            assert (ours.id, ours.offer_id, ours.status, ours.price) == (
-                theirs.id,
-                theirs.offer_id,
-                theirs.status,
-                theirs.price,
+            (booking,), (upstream_booking,) = stored, upstream
+            assert (booking.id, booking.offer_id, booking.status, booking.price) == (
+                upstream_booking.id,
+                upstream_booking.offer_id,
+                upstream_booking.status,
+                upstream_booking.price,
             )
-            assert row.state == (State.CONFIRMED if theirs.status == "CONFIRMED" else State.PENDING)
+            assert row.state == (State.CONFIRMED if upstream_booking.status == "CONFIRMED" else State.PENDING)
 
     def check_attempts(self, row: Row[Any], attempts: Sequence[Row[Any]]) -> None:
         assert [attempt.number for attempt in attempts] == list(range(1, row.attempts + 1))
         assert row.attempts_used <= row.attempts
         open_tokens = [attempt.lease_token for attempt in attempts if attempt.outcome is None]
         assert open_tokens in ([], [row.lease_token])
-        doubtful = [it for it in attempts if it.outcome == Outcome.UNKNOWN and it.code != "already-booked"]
-        assert row.answer_unknown or not doubtful or row.state in BOOKED
+        unknown = [
+            attempt for attempt in attempts if attempt.outcome == Outcome.UNKNOWN and attempt.code != "already-booked"
+        ]
+        assert row.answer_unknown or not unknown or row.state in BOOKED
         if row.state in BOOKED:
             assert Outcome.BOOKED in [attempt.outcome for attempt in attempts]
 
@@ -474,49 +476,51 @@ class Confirmations(RuleBasedStateMachine):
         payloads = [json.loads(event.payload) for event in events]
         assert [payload["data"]["sequence"] for payload in payloads] == [event.sequence for event in events]
         assert [payload["type"] for payload in payloads] == [event.type for event in events]
-        told = [payload for payload in payloads if payload["type"] in BOOKING_EVENTS]
-        assert len(told) == (row.state in BOOKED)
-        assert all(payload["data"]["booking"]["id"] == self.xone.bookings[row.offer_id][0].id for payload in told)
+        booking_events = [payload for payload in payloads if payload["type"] in BOOKING_EVENTS]
+        assert len(booking_events) == (row.state in BOOKED)
+        assert all(
+            payload["data"]["booking"]["id"] == self.xone.bookings[row.offer_id][0].id for payload in booking_events
+        )
         if row.state in ENDED:
             assert events[-1].type == EVENT_OF[row.state]
 
-    # --- What comes of it in the end ---
+    # --- The end ---
 
     def teardown(self) -> None:
-        """All workers have died, XONE is well from now on, and time passes."""
-        self.all_is_well()
+        """All workers have died, XONE works from now on, and time passes. Every confirmation must end."""
+        self.check_all()
         self.xone.fate, self.xone.listing = "books", self.lists
-        for _ in range(MOST_ROUNDS):
-            standing = [row.offer_id for row in self.rows.values() if row.state not in ENDED]
-            if not standing:
+        for _ in range(MAX_ROUNDS):
+            open_offers = [row.offer_id for row in self.rows.values() if row.state not in ENDED]
+            if not open_offers:
                 break
             self.pass_time(HOUR)
-            for offer_id in standing:
+            for offer_id in open_offers:
                 self.work(offer_id)
-            self.all_is_well()
+            self.check_all()
         for offer_id, row in self.rows.items():
-            assert row.state in ENDED, "without end"
+            assert row.state in ENDED, "it has not ended"
             if self.xone.bookings[offer_id] and row.state not in BOOKED:
                 assert row.state == State.NEEDS_REVIEW
-                look_up_booking = self.xone.last_look.get(offer_id)
-                cannot_see = not self.xone.can_list_bookings or look_up_booking in ("lags", "fails", "forbidden")
+                last_lookup = self.xone.last_lookups.get(offer_id)
+                is_unlisted = not self.xone.can_list_bookings or last_lookup in ("lags", "fails", "forbidden")
                 is_poison = row.error_code == "poison"
-                assert cannot_see or is_poison, "a booking that XONE shows was left to a person"
+                assert is_unlisted or is_poison, "a booking that XONE lists was left to a person"
 
 
-def test_any_order_of_steps_keeps_what_must_hold(runtime: Runtime) -> None:
+def test_any_order_of_steps_keeps_the_invariants(runtime: Runtime) -> None:
     examples = EXAMPLES[runtime.engine.dialect.name]
     run_state_machine_as_test(lambda: Confirmations(runtime), settings=settings(SETTINGS, max_examples=examples))
 
 
-@pytest.mark.parametrize(("most_attempts", "age"), [(1, 0.0), (12, DAY)])
-def test_the_last_read_back_is_not_left_out_where_the_answer_shuts_the_gate(
-    runtime: Runtime, most_attempts: int, age: float
+@pytest.mark.parametrize(("max_attempts", "age"), [(1, 0.0), (12, DAY)])
+def test_the_last_read_back_is_made_although_the_answer_opens_the_breaker(
+    runtime: Runtime, max_attempts: int, age: float
 ) -> None:
     upstream = Upstream(lambda: 0.0)
     upstream.fate = "books, 502"
     runtime.xone = upstream  # type: ignore[assignment]
-    runtime.retry_settings = RetrySettings(RETRY_MAX_ATTEMPTS=most_attempts)
+    runtime.retry_settings = RetrySettings(RETRY_MAX_ATTEMPTS=max_attempts)
     first = confirm.accept_job(body_of("offer-1", "first"), Delivery(), runtime)
     assert first is not None
     confirm.put_back(first, 0.0, runtime)

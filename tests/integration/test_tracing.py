@@ -1,4 +1,4 @@
-"""Traces, from a checkout's publish to its event: one trace, whatever becomes of the job, and no personal data."""
+"""Traces: a job is one trace from the checkout to its event, whatever its outcome, without personal data."""
 
 import io
 import json
@@ -38,16 +38,16 @@ CONFIRM = "POST /api/partners/{partner_id}/offers/{offer_id}"
 TOKEN = "POST /api/oauth/token"
 
 
-class Way:
-    """The way of a job, a step at a time, on a real broker and database, and the spans that were made on it."""
+class TracedJob:
+    """A job taken step by step, on a real broker and database, and its spans."""
 
     def __init__(self, runtime: Runtime, connection: Connection, exporter: InMemorySpanExporter) -> None:
-        self._process = runtime
+        self.runtime = runtime
         self._channel = connection.channel()
         self._exporter = exporter
 
     def take_job(self, offer_id: str, traceparent: str | None = TRACEPARENT, **changes: Any) -> None:
-        """A checkout publishes a job, and a worker's task takes it."""
+        """Publishes a job as a checkout does, and runs the task of a worker on it."""
         quote = {"id": "quote-1", "insured": [PERSON]}
         body = json.dumps(job(offer_id, **{"policyholder": PERSON, "quotes": [quote], **changes})).encode()
         headers = {"traceparent": traceparent} if traceparent else {}
@@ -58,25 +58,25 @@ class Way:
         self._run(celery_tasks.confirm_offer, topology.JOBS)
 
     def resume(self) -> None:
-        """The time of the next attempt has come."""
-        with self._process.engine.begin() as connection:
+        """Makes the next attempt due, and runs it."""
+        with self.runtime.engine.begin() as connection:
             connection.execute(update(Confirmation).values(due_at=now_plus(-1.0)))
-        scheduler = Scheduler(self._process)
+        scheduler = Scheduler(self.runtime)
         scheduler.run_once()
         scheduler.close()
         self._run(celery_tasks.resume, topology.RESUME)
 
     def event(self) -> Any:
-        """The message that a consumer of events gets."""
-        relay = OutboxRelay(self._process)
+        """Publishes an event. Returns the message that a consumer gets."""
+        relay = OutboxRelay(self.runtime)
         relay.run_once()
         relay.close()
         return self.message("test.events")
 
     def message(self, queue: str) -> Any:
-        got: list[Any] = []
-        until(lambda: got.append(self._channel.basic_get(queue, no_ack=True)) or got[-1])
-        return got[-1]
+        messages: list[Any] = []
+        until(lambda: messages.append(self._channel.basic_get(queue, no_ack=True)) or messages[-1])
+        return messages[-1]
 
     def _run(self, task: Any, queue: str) -> None:
         message = self.message(queue)
@@ -92,10 +92,10 @@ class Way:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """In the order of their start."""
+        """The spans in the order of their start."""
         return sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
 
-    def the(self, name: str) -> ReadableSpan:
+    def span(self, name: str) -> ReadableSpan:
         (span,) = [span for span in self.spans if span.name == name]
         return span
 
@@ -116,14 +116,14 @@ def exporter() -> Iterator[InMemorySpanExporter]:
 
 
 @pytest.fixture
-def way(
+def traced_job(
     broker_url: str, runtime: Runtime, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Way]:
+) -> Iterator[TracedJob]:
     monkeypatch.setenv("BROKER_URL", broker_url)
     monkeypatch.setattr("worker.runtime._current", runtime)
     with broker.connect(broker_url) as connection:
         Queue("test.events", topology.booking_events, "#", durable=True)(connection.channel()).declare()
-        yield Way(runtime, connection, exporter)
+        yield TracedJob(runtime, connection, exporter)
 
 
 def parent_of(span: ReadableSpan) -> str | None:
@@ -138,24 +138,24 @@ def traceparent_of(span: ReadableSpan) -> str:
     return f"00-{span.context.trace_id:032x}-{id_of(span)}-01"
 
 
-def assert_one_trace(way: Way, trace_id: str = TRACE) -> None:
-    assert {f"{span.context.trace_id:032x}" for span in way.spans} == {trace_id}
+def assert_one_trace(traced_job: TracedJob, trace_id: str = TRACE) -> None:
+    assert {f"{span.context.trace_id:032x}" for span in traced_job.spans} == {trace_id}
 
 
-def assert_nothing_personal(way: Way, sandbox: Sandbox) -> None:
-    told = " ".join(span.to_json() for span in way.spans)
+def assert_no_personal_data(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    exported = " ".join(span.to_json() for span in traced_job.spans)
     secrets = {MARK, sandbox.client_secret, *sandbox._tokens}
     for booking in sandbox.bookings.values():
         secrets |= {booking["security_token"], booking["coi"]["url"], booking["account_url"]}
-    assert [secret for secret in secrets if secret in told] == []
-    assert all(not span.events for span in way.spans), "an event of a span would hold the text of an exception"
+    assert [secret for secret in secrets if secret in exported] == []
+    assert all(not span.events for span in traced_job.spans), "an event of a span would hold the text of an exception"
 
 
-def test_publish_to_event_is_one_trace(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1")
-    event = way.event()
+def test_a_job_and_its_event_are_one_trace(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1")
+    event = traced_job.event()
 
-    names = [span.name for span in way.spans]
+    names = [span.name for span in traced_job.spans]
     assert names == [
         "process confirm-offer.jobs",
         "accept job",
@@ -164,26 +164,26 @@ def test_publish_to_event_is_one_trace(way: Way, sandbox: Sandbox) -> None:
         "record attempt",
         "send booking.confirmed",
     ]
-    assert_one_trace(way)
-    processing = way.the("process confirm-offer.jobs")
+    assert_one_trace(traced_job)
+    processing = traced_job.span("process confirm-offer.jobs")
     assert parent_of(processing) == PARENT
-    assert {parent_of(span) for span in way.spans[1:]} == {id_of(processing)}
-    assert event.headers["traceparent"] == traceparent_of(way.the("send booking.confirmed"))
+    assert {parent_of(span) for span in traced_job.spans[1:]} == {id_of(processing)}
+    assert event.headers["traceparent"] == traceparent_of(traced_job.span("send booking.confirmed"))
     assert event.properties["correlation_id"] == "C-1"
-    assert_nothing_personal(way, sandbox)
+    assert_no_personal_data(traced_job, sandbox)
 
 
-def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1")
-    event = way.event()
+def test_spans_follow_the_conventions(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1")
+    event = traced_job.event()
 
     processing, confirm, send = (
-        way.the("process confirm-offer.jobs"),
-        way.the(CONFIRM),
-        way.the("send booking.confirmed"),
+        traced_job.span("process confirm-offer.jobs"),
+        traced_job.span(CONFIRM),
+        traced_job.span("send booking.confirmed"),
     )
     assert (processing.kind, confirm.kind, send.kind) == (SpanKind.CONSUMER, SpanKind.CLIENT, SpanKind.PRODUCER)
-    with way._process.engine.connect() as connection:
+    with traced_job.runtime.engine.connect() as connection:
         confirmation = connection.execute(select(Confirmation.id)).scalar_one()
     assert processing.attributes == {
         "messaging.system": "rabbitmq",
@@ -207,7 +207,7 @@ def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
         "server.port": int(sandbox.url.rpartition(":")[2]),
         "http.response.status_code": 201,
     }
-    assert way.the("accept job").attributes == {"db.system.name": "postgresql"}
+    assert traced_job.span("accept job").attributes == {"db.system.name": "postgresql"}
     assert send.attributes == {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": "send",
@@ -217,134 +217,134 @@ def test_spans_follow_the_conventions(way: Way, sandbox: Sandbox) -> None:
         "messaging.message.id": event.properties["message_id"],
         "messaging.message.conversation_id": "C-1",
     }
-    assert all(span.status.is_unset for span in way.spans)
+    assert all(span.status.is_unset for span in traced_job.spans)
 
 
-def test_a_retry_goes_on_in_the_same_trace(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1~http-503~1")
-    way.resume()
-    event = way.event()
+def test_a_retry_continues_the_trace(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1~http-503~1")
+    traced_job.resume()
+    event = traced_job.event()
 
     first, sent, second = map(
-        way.the, ("process confirm-offer.jobs", "send confirm-offer.resume", "process confirm-offer.resume")
+        traced_job.span, ("process confirm-offer.jobs", "send confirm-offer.resume", "process confirm-offer.resume")
     )
-    assert_one_trace(way)
+    assert_one_trace(traced_job)
     assert (parent_of(sent), parent_of(second)) == (id_of(first), id_of(sent))
     assert (first.attributes or {})["error.type"] == "http-503"
     assert (second.attributes or {})["confirm_offer.attempt"] == 2
     assert "error.type" not in (second.attributes or {})
-    answers = [(span.attributes or {})["http.response.status_code"] for span in way.spans if span.name == CONFIRM]
+    answers = [
+        (span.attributes or {})["http.response.status_code"] for span in traced_job.spans if span.name == CONFIRM
+    ]
     assert answers == [503, 201]
     assert event.headers["traceparent"].split("-")[1] == TRACE
-    assert_nothing_personal(way, sandbox)
+    assert_no_personal_data(traced_job, sandbox)
 
 
-def test_a_refusal_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1~http-422")
-    event = way.event()
+def test_a_refusal_is_an_error_by_its_code(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1~http-422")
+    event = traced_job.event()
 
-    processing, call = way.the("process confirm-offer.jobs"), way.the(CONFIRM)
+    processing, call = traced_job.span("process confirm-offer.jobs"), traced_job.span(CONFIRM)
     assert ((processing.attributes or {})["error.type"], processing.status.is_ok) == ("http-422", False)
     assert (call.attributes or {})["error.type"] == "422"
-    assert event.headers["traceparent"] == traceparent_of(way.the("send confirmation.failed"))
-    assert_one_trace(way)
-    assert_nothing_personal(way, sandbox)
+    assert event.headers["traceparent"] == traceparent_of(traced_job.span("send confirmation.failed"))
+    assert_one_trace(traced_job)
+    assert_no_personal_data(traced_job, sandbox)
 
 
-def test_no_answer_is_an_error_by_its_code(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1~drop-after~1")
-    way.resume()
+def test_no_answer_is_an_error_by_its_code(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1~drop-after~1")
+    traced_job.resume()
 
-    (confirm,) = [span for span in way.spans if span.name == CONFIRM]
+    (confirm,) = [span for span in traced_job.spans if span.name == CONFIRM]
     assert (confirm.attributes or {})["error.type"] == "connection-lost"
     assert "http.response.status_code" not in (confirm.attributes or {})
-    (read_back,) = [span for span in way.spans if span.name == "GET /api/partners/{partner_id}/bookings"]
+    (read_back,) = [span for span in traced_job.spans if span.name == "GET /api/partners/{partner_id}/bookings"]
     assert (read_back.attributes or {})["http.response.status_code"] == 200
-    assert_one_trace(way)
-    assert_nothing_personal(way, sandbox)
+    assert_one_trace(traced_job)
+    assert_no_personal_data(traced_job, sandbox)
 
 
-def test_a_dead_letter_bears_the_trace(way: Way, sandbox: Sandbox) -> None:
-    way.take_job("offer-1", policyholder={"first_name": MARK})
+def test_a_dead_letter_has_the_trace(traced_job: TracedJob, sandbox: Sandbox) -> None:
+    traced_job.take_job("offer-1", policyholder={"first_name": MARK})
 
-    letter = way.message(topology.DEAD_LETTERS)
-    processing, send = way.the("process confirm-offer.jobs"), way.the("send confirm-offer.dead-letters")
+    dead_letter = traced_job.message(topology.DEAD_LETTERS)
+    processing, send = traced_job.span("process confirm-offer.jobs"), traced_job.span("send confirm-offer.dead-letters")
     assert (processing.attributes or {})["error.type"] == "invalid-job"
-    assert (letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(processing))
-    assert_one_trace(way)
-    assert_nothing_personal(way, sandbox)
+    assert (dead_letter.headers["traceparent"], parent_of(send)) == (traceparent_of(send), id_of(processing))
+    assert_one_trace(traced_job)
+    assert_no_personal_data(traced_job, sandbox)
 
 
 @pytest.mark.parametrize("traceparent", [None, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "no traceparent"])
-def test_without_a_traceparent_a_trace_begins_and_goes_on(way: Way, traceparent: str | None) -> None:
-    way.take_job("offer-1~http-503~1", traceparent)
-    way.resume()
-    event = way.event()
+def test_a_job_without_a_traceparent_begins_a_trace(traced_job: TracedJob, traceparent: str | None) -> None:
+    traced_job.take_job("offer-1~http-503~1", traceparent)
+    traced_job.resume()
+    event = traced_job.event()
 
-    processing = way.the("process confirm-offer.jobs")
+    processing = traced_job.span("process confirm-offer.jobs")
     assert processing.parent is None
-    assert_one_trace(way, f"{processing.context.trace_id:032x}")
+    assert_one_trace(traced_job, f"{processing.context.trace_id:032x}")
     assert event.headers["traceparent"].split("-")[1] == f"{processing.context.trace_id:032x}"
 
 
-def test_a_checkout_that_does_not_sample_is_followed(way: Way) -> None:
-    way.take_job("offer-1", f"00-{TRACE}-{PARENT}-00")
-    event = way.event()
+def test_the_sampling_decision_of_the_checkout_is_followed(traced_job: TracedJob) -> None:
+    traced_job.take_job("offer-1", f"00-{TRACE}-{PARENT}-00")
+    event = traced_job.event()
 
-    assert way.spans == []
+    assert traced_job.spans == []
     assert event.headers["traceparent"].startswith(f"00-{TRACE}-")
     assert event.headers["traceparent"].endswith("-00")
 
 
-def test_what_the_broker_refuses_is_an_error(way: Way, broker_url: str) -> None:
+def test_a_message_that_the_broker_refuses_is_an_error(traced_job: TracedJob, broker_url: str) -> None:
     with Publisher(broker_url) as publisher:
         nowhere = Message("a", b"{}", topology.confirm_offer.name, "nowhere")
         assert publisher.publish([nowhere]) == set()
 
-    assert (way.the("send nowhere").attributes or {})["error.type"] == "refused"
+    assert (traced_job.span("send nowhere").attributes or {})["error.type"] == "refused"
 
 
-def test_xone_gets_no_traceparent(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    http, sent = way._process.xone._http, []
+def test_xone_gets_no_traceparent(traced_job: TracedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    http, sent = traced_job.runtime.xone._http, []
     send = http.send
     monkeypatch.setattr(http, "send", lambda *request: sent.append(request) or send(*request))
 
-    way.take_job("offer-1")
+    traced_job.take_job("offer-1")
 
     assert len(sent) == 2
     assert "traceparent" not in str(sent).lower()
 
 
-def test_switched_off_the_job_s_traceparent_goes_unchanged_to_its_event(way: Way) -> None:
+def test_without_tracing_the_event_has_the_traceparent_of_the_job(traced_job: TracedJob) -> None:
     tracing.switch_on(None)
-    way.take_job("offer-1~http-503~1")
-    way.resume()
-    event = way.event()
+    traced_job.take_job("offer-1~http-503~1")
+    traced_job.resume()
+    event = traced_job.event()
 
     assert event.headers["traceparent"] == TRACEPARENT
-    assert way.spans == []
-    with way._process.engine.connect() as connection:
+    assert traced_job.spans == []
+    with traced_job.runtime.engine.connect() as connection:
         assert connection.execute(select(OutboxEvent.traceparent)).scalar_one() == TRACEPARENT
 
 
-def test_a_collector_that_takes_no_spans_is_told_of_once(
-    logging_restored: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collector_that_refuses_spans_is_logged_once(logging_restored: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # ms
     output, inbox = io.StringIO(), Inbox()
     logs.configure(LogSettings(LOG_FORMAT="json"), output)
     tracing.configure(TracingSettings(OTEL_EXPORTER_OTLP_ENDPOINT=inbox.url))
 
-    def more_came() -> bool:
+    def has_new_spans() -> bool:
         with tracing.process("a-queue", None, None, None):
             pass
         return len(inbox.bodies) >= 3
 
     inbox.status = 400
-    until(more_came)
+    until(has_new_spans)
     inbox.status = 200
     inbox.bodies.clear()
-    until(more_came)
+    until(has_new_spans)
     tracing.flush()
     tracing.switch_on(None)
     inbox.close()
@@ -353,7 +353,7 @@ def test_a_collector_that_takes_no_spans_is_told_of_once(
     assert {span.name for span in inbox.spans()} == {"process a-queue"}
 
 
-def test_switched_off_nothing_of_opentelemetry_is_imported() -> None:
+def test_without_tracing_opentelemetry_is_not_imported() -> None:
     modules = "tasks.celery_tasks, worker.services.outbox_relay, worker.services.scheduler"
     script = f"import sys, {modules}; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""A private certificate authority, made on the spot."""
+"""A private certificate authority, created for a test run."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,20 +15,20 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Certificate:
-    """The files of a server: its certificate and its key."""
+    """The files of a server's certificate and key."""
 
     chain: Path
     key: Path
 
 
 class Authority:
-    """Issues certificates of servers. ``file`` holds its own, for who shall trust it."""
+    """Issues server certificates. ``file`` has its own certificate, for clients that trust it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Authority of the tests")])
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # signs only
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # only signs
         certificate = (
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -39,7 +39,7 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, host: str) -> Certificate:
-        """For one host, by its name or address."""
+        """Issues a certificate for one host, by its name or address."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             name: x509.GeneralName = x509.IPAddress(ip_address(host))

@@ -1,4 +1,4 @@
-"""All commands of the program, by their path: ``("dead-letters", "list")``."""
+"""All commands of the program by path, such as ``("dead-letters", "list")``."""
 
 from collections.abc import Iterator
 

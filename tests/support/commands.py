@@ -1,4 +1,4 @@
-"""Commands run as programs, with an environment of their own."""
+"""Runs commands as programs, with their own environment."""
 
 import os
 import subprocess
@@ -26,5 +26,5 @@ def environment_of(url: str) -> dict[str, str]:
 
 
 def on_a_terminal(url: str, *arguments: str, answer: str) -> tuple[int, str]:
-    """Runs a command on a terminal. Returns its exit code and what the terminal got."""
+    """Runs a command on a terminal. Returns its exit code and output."""
     return terminal([sys.executable, "-m", "worker", *arguments], environment_of(url), PROJECT, answer)

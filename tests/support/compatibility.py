@@ -1,7 +1,7 @@
-"""Whether a changed JSON Schema keeps what an earlier one promised. Knows the keywords that our schemas use.
+"""Whether a changed JSON Schema keeps the promises of an earlier one. Knows the keywords that our schemas use.
 
-One rule serves both directions: everything that one schema accepts, the other accepts too.
-A job's new schema must accept all that the old one did; an event's old schema all that the new one lets out.
+One rule covers both directions: everything that one schema accepts, the other accepts too. The new schema of a job
+must accept all that the old schema accepts. The old schema of an event must accept all that the new schema accepts.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ KNOWN = ANNOTATIONS | {*AT_LEAST, *AT_MOST, *SAME, *CHILDREN, *CHOICES}
 
 
 def refusals(wide: Schema, narrow: Schema) -> list[str]:
-    """What ``narrow`` accepts and ``wide`` may refuse, one ``place: reason`` each; none where it refuses nothing."""
+    """What ``narrow`` accepts and ``wide`` may refuse, each as ``place: reason``."""
     return list(_Comparison(wide, narrow).of(wide, narrow, ""))
 
 
 class _Comparison:
-    """Both documents, for their references."""
+    """Compares parts of two documents, and follows their references."""
 
     def __init__(self, wide: Schema, narrow: Schema) -> None:
         self.wide, self.narrow = wide, narrow
@@ -57,7 +57,7 @@ class _Comparison:
             yield f"{place}: is {types[1] or 'anything'}, not {types[0]}"
             return
         if narrow.get("type") == "null":
-            return  # bounds are about other types
+            return  # bounds concern other types
         for name in AT_LEAST:
             if narrow.get(name, float("-inf")) < wide.get(name, float("-inf")):
                 yield f"{place}: {name} is {wide[name]}"
@@ -77,8 +77,8 @@ class _Comparison:
         yield from self._within(wide.get("items"), narrow.get("items"), f"{place}[]")
 
     def _within(self, wide: Any, narrow: Any, place: str) -> Iterator[str]:
-        """Schemas that may be true, false or missing, which is true."""
-        wide, narrow = ({} if one in (None, True) else one for one in (wide, narrow))
+        """Compares schemas that may be true, false or missing, which means true."""
+        wide, narrow = ({} if schema in (None, True) else schema for schema in (wide, narrow))
         if narrow is False or wide == {}:
             return
         if wide is False:
@@ -101,10 +101,10 @@ def _followed(schema: Schema, document: Schema) -> Schema:
 
 
 def _choices(schema: Schema) -> list[Schema]:
-    """The alternatives of a schema. A list of types is one for each type."""
+    """The alternatives of a schema. A list of types is one alternative for each type."""
     if "anyOf" in schema:
         rest = {name: value for name, value in schema.items() if name != "anyOf"}
         return [{**rest, **choice} for choice in schema["anyOf"]]
     if isinstance(schema.get("type"), list):
-        return [{**schema, "type": one} for one in schema["type"]]
+        return [{**schema, "type": kind} for kind in schema["type"]]
     return [schema]

@@ -1,4 +1,4 @@
-"""A job accepted and confirmed in this process, and what the database then holds."""
+"""Accepts and confirms jobs in this process, and reads rows of the database."""
 
 import json
 from typing import Any
@@ -16,21 +16,21 @@ def body_of(offer_id: str, **changes: Any) -> bytes:
     return json.dumps(job(offer_id, **changes)).encode()
 
 
-def accepted(process: Runtime, offer_id: str = "offer-1", **changes: Any) -> Lease:
-    lease = confirm.accept_job(body_of(offer_id, **changes), Delivery(), process)
+def accepted(runtime: Runtime, offer_id: str = "offer-1", **changes: Any) -> Lease:
+    lease = confirm.accept_job(body_of(offer_id, **changes), Delivery(), runtime)
     assert lease is not None
     return lease
 
 
-def run(process: Runtime, offer_id: str = "offer-1", **changes: Any) -> None:
-    confirm.attempt(accepted(process, offer_id, **changes), process)
+def run(runtime: Runtime, offer_id: str = "offer-1", **changes: Any) -> None:
+    confirm.attempt(accepted(runtime, offer_id, **changes), runtime)
 
 
-def rows(process: Runtime, table: Any) -> list[Row[Any]]:
-    with process.engine.connect() as connection:
+def rows(runtime: Runtime, table: Any) -> list[Row[Any]]:
+    with runtime.engine.connect() as connection:
         return list(connection.execute(select(table.__table__).order_by(*table.__table__.primary_key)))
 
 
-def only(process: Runtime, table: Any) -> Row[Any]:
-    (row,) = rows(process, table)
+def only(runtime: Runtime, table: Any) -> Row[Any]:
+    (row,) = rows(runtime, table)
     return row

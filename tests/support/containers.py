@@ -1,7 +1,7 @@
-"""A Dockerfile built, and containers run from it, without an engine: by chroot and namespaces, as root on Linux.
+"""Builds a Dockerfile and runs containers without an engine, with chroot and namespaces, as root on Linux.
 
-In place of the base image stands this machine's own /usr, read-only, with the Python that runs the tests; all else is
-as the Dockerfile says: folders, users, environment, working folder, exec form, process 1. The network is the machine's.
+This machine's /usr, read-only and with the Python that runs the tests, replaces the base image. All else is as the
+Dockerfile says: folders, users, environment, working folder, exec form, process 1. The network is the machine's.
 """
 
 import os
@@ -19,15 +19,23 @@ from tests.support.dockerfile import Ignore, Instruction
 from tests.support.system import until
 
 BASE_PATH = "/opt/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OF_THE_HOST = [
+HOST_FILES = [
     *("passwd", "group", "shadow", "gshadow", "login.defs", "ssl", "ca-certificates", "nsswitch.conf", "hosts"),
     *("resolv.conf", "localtime", "pip.conf", "alternatives", "ld.so.cache"),
 ]
-OF_THE_NETWORK = ("PIP_", "HTTP", "http", "NO_PROXY", "no_proxy", "SSL_CERT", "REQUESTS_CA")  # how the index is reached
+NETWORK_VARIABLES = (
+    "PIP_",
+    "HTTP",
+    "http",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT",
+    "REQUESTS_CA",
+)  # settings to reach the package index
 
 
 def missing() -> str | None:
-    """Why no container can be run here, or None."""
+    """Why this machine can't run containers, or None."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
         return "Containers are rehearsed on Linux and as root only."
     if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
@@ -37,7 +45,7 @@ def missing() -> str | None:
 
 @dataclass
 class Image:
-    """What an instruction changes. A stage begins as the base image; the last one is the image."""
+    """The state that instructions change. A stage begins as the base image; the last stage is the image."""
 
     root: Path
     env: dict[str, str] = field(default_factory=lambda: {"PATH": BASE_PATH, "LANG": "C.UTF-8"})
@@ -50,7 +58,7 @@ class Image:
 
 
 def build(project: Path, folder: Path) -> Image:
-    """Runs each instruction of the project's Dockerfile. Raises AssertionError with what a failed one printed."""
+    """Runs each instruction of the project's Dockerfile. Raises AssertionError with the output of one that fails."""
     ignore = Ignore((project / ".dockerignore").read_text())
     named: dict[str, Image] = {}
     image = Image(folder)
@@ -64,7 +72,7 @@ def build(project: Path, folder: Path) -> Image:
 
 def _base(root: Path) -> Image:
     (root / "etc").mkdir(parents=True)
-    for name in OF_THE_HOST:
+    for name in HOST_FILES:
         source = Path("/etc") / name
         if source.is_dir():
             shutil.copytree(source, root / "etc" / name, symlinks=True)
@@ -97,10 +105,10 @@ def _carry_out(
 ) -> None:
     match instruction.name:
         case "RUN":
-            given = {name: value for name, value in os.environ.items() if name.startswith(OF_THE_NETWORK)}
+            network_settings = {name: value for name, value in os.environ.items() if name.startswith(NETWORK_VARIABLES)}
             command = instruction.words if instruction.is_exec else ["/bin/sh", "-c", instruction.text]
-            ran = Container(image, command, given).finish()
-            assert ran.returncode == 0, f"RUN {instruction.text}\n{ran.stdout}"
+            done = Container(image, command, network_settings).finish()
+            assert done.returncode == 0, f"RUN {instruction.text}\n{done.stdout}"
         case "COPY" if "from" in instruction.flags:
             source, target = instruction.words
             shutil.copytree(_inside(named[instruction.flags["from"]], source), _inside(image, target), symlinks=True)
@@ -137,15 +145,15 @@ def _copy(project: Path, source: str, target: Path, ignore: Ignore) -> None:
     files = list(ignore.files(project, source))
     assert files, f"COPY {source}: nothing of it gets into the build"
     for file in files:
-        to = target / (file.name if (project / source).is_file() else file.relative_to(source))
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(project / file, to)
+        destination = target / (file.name if (project / source).is_file() else file.relative_to(source))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / file, destination)
 
 
 class Container:
-    """A command in a file system and a process tree of its own, as process 1.
+    """A command as process 1, with its own file system and process tree.
 
-    is_hardened: the root is read-only with a fresh /tmp, no capability is left and none can be gained.
+    is_hardened: the root is read-only with a new /tmp, and the process has no capabilities and can gain none.
     """
 
     def __init__(
@@ -179,32 +187,32 @@ class Container:
         return ["/usr/bin/setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *self._drop, *enter]
 
     def finish(self, seconds: float = 300.0) -> subprocess.CompletedProcess[str]:
-        """Once it has ended by itself."""
+        """Waits until it ends by itself. Returns its exit code and output."""
         output, _ = self.process.communicate(timeout=seconds)
         return subprocess.CompletedProcess([], self.process.returncode, output)
 
     @property
-    def first(self) -> int:
-        """Process 1, as this machine numbers it."""
+    def process_1(self) -> int:
+        """The process id of process 1 on this machine."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        first = int(until(lambda: children.read_text().split())[0])
-        until(lambda: os.readlink(f"/proc/{first}/root") != "/")  # it has come through chroot
-        return first
+        process_1 = int(until(lambda: children.read_text().split())[0])
+        until(lambda: os.readlink(f"/proc/{process_1}/root") != "/")  # it has passed chroot
+        return process_1
 
     def execute(self, command: Iterable[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """A further command in it, as a healthcheck or ``docker compose exec``."""
-        enter = ["/usr/bin/nsenter", f"--target={self.first}", "--mount", "--pid", "--root"]
+        """Runs another command in the container, as a healthcheck or ``docker compose exec`` does."""
+        enter = ["/usr/bin/nsenter", f"--target={self.process_1}", "--mount", "--pid", "--root"]
         return subprocess.run(
             [*enter, *self._as_user(command)], env=self._environment, input=stdin, capture_output=True, text=True
         )
 
     def stop(self, seconds: float) -> subprocess.CompletedProcess[str]:
-        """The stop signal to process 1; it has to end by that."""
-        os.kill(self.first, self._image.stop_signal)
+        """Sends the stop signal to process 1, and waits for the end."""
+        os.kill(self.process_1, self._image.stop_signal)
         return self.finish(seconds)
 
     def kill(self) -> None:
-        """Does nothing where it has ended."""
+        """Ends the container, if it runs."""
         if self.process.poll() is None:
-            os.kill(self.first, signal.SIGKILL)  # with process 1 end all
+            os.kill(self.process_1, signal.SIGKILL)  # all processes end with process 1
         self.process.communicate()

@@ -1,4 +1,4 @@
-"""What the files of deployment are checked with: programs that ``make tools`` installs, the settings, the commands."""
+"""Checks of deployment files: the programs that ``make tools`` installs, the settings, the commands."""
 
 import os
 import shutil
@@ -20,12 +20,12 @@ MARGIN = 60.0  # seconds beyond XONE_TIMEOUT that a worker may take to end: reco
 SETTINGS = {name: field for section in SECTIONS for name, field in section.model_fields.items()}
 
 
-def need(is_there: object, otherwise: str) -> None:
-    """Skips the test where something is not there; fails it where CI is set. otherwise: the reason."""
-    if not is_there and os.environ.get("CI"):
-        pytest.fail(otherwise)
-    elif not is_there:
-        pytest.skip(otherwise, allow_module_level=True)
+def need(is_present: object, reason: str) -> None:
+    """Skips the test if something is missing; fails it in CI. reason: what is missing."""
+    if not is_present and os.environ.get("CI"):
+        pytest.fail(reason)
+    elif not is_present:
+        pytest.skip(reason, allow_module_level=True)
 
 
 def need_module(name: str) -> None:
@@ -33,7 +33,7 @@ def need_module(name: str) -> None:
 
 
 def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """One of the programs that ``make tools`` installs, in the project's folder, with a bare environment."""
+    """Runs a program that ``make tools`` installs, in the project's folder, with a minimal environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     found = shutil.which(program, path=path)
     need(found, f"{program} is missing: 'make tools' installs it")
@@ -44,17 +44,17 @@ def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.
 def parse(arguments: Iterable[str]) -> str:
     """The command that ``confirm-offer`` would run with these arguments. Raises click.ClickException."""
     command: click.Command = cli
-    left, context = list(arguments), click.Context(cli)
+    rest, context = list(arguments), click.Context(cli)
     while isinstance(command, click.Group):
-        name, found, left = command.resolve_command(context, left)
+        name, found, rest = command.resolve_command(context, rest)
         assert found is not None, name
         command = found
-    command.make_context(command.name, left)
+    command.make_context(command.name, rest)
     return str(command.name)
 
 
 def read_sections(environment: dict[str, str]) -> dict[str, Section]:
-    """What a program started with this environment, and no other, would have for settings, by section."""
+    """The settings, by section, of a program that has only this environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in SETTINGS:
             patch.delenv(name, raising=False)

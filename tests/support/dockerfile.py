@@ -1,4 +1,4 @@
-"""A Dockerfile's instructions, and which files .dockerignore lets into the build."""
+"""The instructions of a Dockerfile, and the files that .dockerignore allows in the build."""
 
 import json
 import re
@@ -17,7 +17,7 @@ class Instruction(NamedTuple):
 
     @property
     def is_exec(self) -> bool:
-        """A JSON array: run as it stands, without a shell between that would keep signals to itself."""
+        """Whether it is a JSON array, which runs without a shell that would not pass signals on."""
         return self.text.startswith("[")
 
     @property
@@ -41,7 +41,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def stages(instructions: list[Instruction]) -> list[list[Instruction]]:
-    """Each begins with its FROM."""
+    """The stages. Each begins with its FROM."""
     found: list[list[Instruction]] = []
     for instruction in instructions:
         if instruction.name == "FROM":
@@ -51,28 +51,28 @@ def stages(instructions: list[Instruction]) -> list[list[Instruction]]:
 
 
 class Ignore:
-    """``.dockerignore``: of the patterns that match a path or a folder above it, the last decides."""
+    """``.dockerignore``: the last pattern that matches a path, or a folder above it, decides."""
 
     def __init__(self, text: str) -> None:
         lines = [line.strip() for line in text.splitlines()]
         patterns = [line for line in lines if line and not line.startswith("#")]
         self._rules = [(_regex(pattern.lstrip("!")), not pattern.startswith("!")) for pattern in patterns]
 
-    def holds(self, path: Path) -> bool:
-        """Whether this path, relative to the project, is kept out."""
-        ways = ["/".join(path.parts[: length + 1]) for length in range(len(path.parts))]
-        is_held = False
-        for rule, holds in self._rules:
-            if any(rule.fullmatch(way) for way in ways):
-                is_held = holds
-        return is_held
+    def excludes(self, path: Path) -> bool:
+        """Whether this path, relative to the project, is excluded."""
+        prefixes = ["/".join(path.parts[: length + 1]) for length in range(len(path.parts))]
+        is_excluded = False
+        for rule, excludes in self._rules:
+            if any(rule.fullmatch(prefix) for prefix in prefixes):
+                is_excluded = excludes
+        return is_excluded
 
     def files(self, project: Path, source: str) -> Iterator[Path]:
-        """The files of a COPY's source that get into the build, relative to the project."""
+        """The files of a COPY source that are in the build, relative to the project."""
         start = project / source
         for path in [start] if start.is_file() else sorted(start.rglob("*")):
             relative = path.relative_to(project)
-            if path.is_file() and not self.holds(relative):
+            if path.is_file() and not self.excludes(relative):
                 yield relative
 
 

@@ -1,4 +1,4 @@
-"""A server that takes what a program POSTs: what a worker sends to Sentry, or to a collector of traces."""
+"""A server that stores what a worker POSTs to Sentry or to a collector of traces."""
 
 import gzip
 import threading
@@ -23,11 +23,11 @@ class Inbox(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def dsn(self, key: str = "key") -> str:
-        """As Sentry's."""
+        """A DSN of Sentry that leads to this server."""
         return f"http://{key}@127.0.0.1:{self.server_port}/1"
 
     def spans(self) -> Iterator[Any]:
-        """All that came by OTLP."""
+        """All spans received by OTLP."""
         for body in list(self.bodies):
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 for scope in resource.scope_spans:
@@ -49,4 +49,4 @@ class _Post(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Logs nothing."""

@@ -1,4 +1,4 @@
-"""Real messages against the published and the official schemas."""
+"""Checks real messages against the published and the official schemas."""
 
 import json
 from functools import cache
@@ -19,7 +19,7 @@ _DEAD_LETTER = Draft202012Validator(
 
 
 def problems_of_event(body: str | bytes) -> list[str]:
-    """Where a published event is not as promised. A key that no schema tells of is a problem too."""
+    """Where a published event violates its schema. A key that no schema describes is a problem too."""
     event = json.loads(body)
     if event.get("type") not in list(EventType):
         return [f"an event of type {event.get('type')!r}"]
@@ -28,7 +28,7 @@ def problems_of_event(body: str | bytes) -> list[str]:
 
 
 def problems_of_dead_letter(headers: dict[str, Any]) -> list[str]:
-    """Where the headers that this program gave to a dead letter are not as promised."""
+    """Where the headers of a dead letter violate their schema."""
     headers = {name: value for name, value in headers.items() if name != "x-delivery-count"}  # of quorum queues
     lacking = {name for name in _DEAD_LETTER.schema["properties"] if name.startswith("x-")} - headers.keys()
     errors = [f"{error.json_path}: {error.message}" for error in _DEAD_LETTER.iter_errors(headers)]
@@ -41,9 +41,9 @@ def _event(event_type: str) -> Validator:
 
 
 def _closed(schema: Any) -> Any:
-    """The same without unknown keys."""
+    """The schema with unknown keys forbidden."""
     if isinstance(schema, list):
-        return [_closed(one) for one in schema]
+        return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     closed = {"additionalProperties": False} if "properties" in schema and "type" in schema else {}

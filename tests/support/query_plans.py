@@ -1,11 +1,11 @@
-"""How a database means to run a query, once it holds so many rows that the plan is one of production."""
+"""Query plans of a database with as many rows as in production."""
 
 from typing import Any
 
 from sqlalchemy import Engine, Select, text
 
 FAILED = 500
-MANY = """
+INSERT = """
     INSERT INTO confirmations (id, partner_id, offer_id, echo, idempotency_key, state, attempts, attempts_used, crashes,
         read_backs, answer_unknown, error_code, error_http_status, error_detail, sequence, queued_at, created_at,
         updated_at)
@@ -19,16 +19,16 @@ MANY = """
 
 
 def fill(engine: Engine, number: int = 20_500) -> None:
-    """With so many rows that PostgreSQL chooses its plans as it would in earnest. The last FAILED of them have."""
+    """Adds so many confirmations that PostgreSQL plans as in production. The last FAILED of them have failed."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
-            connection.execute(text(MANY), {"number": number, "fine": number - FAILED})
+            connection.execute(text(INSERT), {"number": number, "fine": number - FAILED})
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE confirmations"))
 
 
 def plan_of(engine: Engine, query: Select[Any], explain: str = "EXPLAIN") -> str:
-    """On PostgreSQL a generic plan, which knows no values: what a statement that runs often may come to."""
+    """The plan of a query. On PostgreSQL the generic plan, without values, which frequent statements may get."""
     with engine.connect() as connection:
         statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
         if engine.dialect.name == "postgresql":

@@ -1,4 +1,4 @@
-"""Messages put into queues and taken out of them, beside any worker."""
+"""Publishes messages to queues and reads them, without a worker."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import DEAD_LETTERS
 
 
-def letter(key: int, content: bytes, code: str = "invalid-job", **properties: Any) -> Message:
+def dead_letter(key: int, content: bytes, code: str = "invalid-job", **properties: Any) -> Message:
     headers = {
         "x-dead-letter-code": code,
         "x-dead-letter-detail": "policyholder.email: must be an e-mail address",
@@ -19,14 +19,14 @@ def letter(key: int, content: bytes, code: str = "invalid-job", **properties: An
     return Message(key, content, "", DEAD_LETTERS, properties=properties, headers=headers)
 
 
-def put(url: str, letters: Iterable[Message]) -> None:
-    letters = list(letters)
+def put(url: str, dead_letters: Iterable[Message]) -> None:
+    dead_letters = list(dead_letters)
     with Publisher(url) as publisher:
-        assert len(publisher.publish(letters)) == len(letters)
+        assert len(publisher.publish(dead_letters)) == len(dead_letters)
 
 
 def drain(url: str, queue: str) -> list[Any]:
-    """All messages of a queue, in their order."""
+    """Removes all messages of a queue. Returns them in order."""
     with broker.connect(url) as connection:
         channel = connection.channel()
         messages = []

@@ -1,4 +1,4 @@
-"""What would be sent to Sentry, kept."""
+"""A transport that keeps what would be sent to Sentry."""
 
 import json
 from typing import Any

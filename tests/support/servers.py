@@ -34,7 +34,7 @@ from tests.support.certificates import Authority, Certificate
 START_SECONDS = 60
 STOP_SECONDS = 20
 
-_given_ports: set[int] = set()
+_used_ports: set[int] = set()
 
 
 def free_port() -> int:
@@ -45,14 +45,14 @@ def free_port() -> int:
     itself.
     """
     while True:
-        port = 20_000 + secrets.randbelow(10_000)  # `random` may be seeded by the test run
-        if port not in _given_ports and port != 25_672 and _is_free(port):
-            _given_ports.add(port)
+        port = 20_000 + secrets.randbelow(10_000)  # the test run may seed `random`
+        if port not in _used_ports and port != 25_672 and _is_free(port):
+            _used_ports.add(port)
             return port
 
 
 def _memory() -> Path | None:
-    """A file system in memory, where there is one that is large enough."""
+    """A file system in memory, if there is one that is large enough."""
     memory = Path("/dev/shm")
     fits = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 << 30
     return memory if fits else None
@@ -60,7 +60,7 @@ def _memory() -> Path | None:
 
 @contextmanager
 def folder_in_memory(prefix: str) -> Iterator[Path]:
-    """A folder for a server's data, in memory where possible: it then waits for no disk. Gone at the end."""
+    """A folder for the data of a server, in memory if possible, so that it waits for no disk. Removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_memory()))
     try:
         yield folder
@@ -69,26 +69,26 @@ def folder_in_memory(prefix: str) -> Iterator[Path]:
 
 
 def require(server: "type[RabbitMQ] | type[PostgreSQL] | type[Prometheus]") -> None:
-    """Skip the test if the server is not installed; where CI is set, fail instead."""
-    if sentence := server.missing():
-        lacking(sentence)
+    """Skip the test if the server is not installed; fail it in CI."""
+    if reason := server.missing():
+        lacking(reason)
 
 
-def lacking(sentence: str) -> NoReturn:
-    """Skip the test for what this machine lacks; where CI is set, fail instead."""
+def lacking(reason: str) -> NoReturn:
+    """Skip the test because this machine lacks something; fail it in CI."""
     if os.environ.get("CI"):
-        pytest.fail(sentence, pytrace=False)
-    pytest.skip(sentence)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def _has_stopped(pid: int) -> bool:
-    """Whether all threads of a process stand still after a SIGSTOP."""
+    """Whether all threads of a process have stopped after a SIGSTOP."""
     states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
     return set(states) == {"T"}
 
 
 class Identity(TypedDict, total=False):
-    """Arguments of `subprocess` for running as somebody else."""
+    """Arguments of `subprocess` for another user."""
 
     user: int
     group: int
@@ -145,8 +145,8 @@ class _Server:
                 if ended or time.monotonic() > deadline:
                     self.kill()
                     tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
-                    what = "ended while starting" if ended else f"did not start in {START_SECONDS} s"
-                    raise RuntimeError(f"{type(self).__name__} {what}; the end of its log:\n{tail}") from error
+                    outcome = "ended while starting" if ended else f"did not start in {START_SECONDS} s"
+                    raise RuntimeError(f"{type(self).__name__} {outcome}; the end of its log:\n{tail}") from error
             time.sleep(0.05)
 
     def _wait_for_end(self) -> None:
@@ -163,10 +163,10 @@ class _Server:
 
 
 class RabbitMQ(_Server):
-    """A node of its own, with an epmd of its own.
+    """A node with its own epmd.
 
-    No plugin is enabled but `plugins`; the ports of those that serve HTTP are in `http_ports`. Where there is a
-    certificate, clients may use TLS on `tls_port`.
+    Only `plugins` are enabled; the ports of those that serve HTTP are in `http_ports`. With a certificate, clients
+    may use TLS on `tls_port`.
     """
 
     end_at_once = signal.SIGKILL
@@ -229,7 +229,7 @@ class RabbitMQ(_Server):
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": "-",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(  # no scheduler spins for work that may come
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(  # no scheduler busy-waits
                 ["+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
             ),
             "RABBITMQ_CTL_ERL_ARGS": "+S 1:1",
@@ -241,7 +241,7 @@ class RabbitMQ(_Server):
 
     @staticmethod
     def missing() -> str | None:
-        """Why there can be no server here, or None."""
+        """Why this machine can't run the server, or None."""
         if not shutil.which(_rabbitmq_program("rabbitmq-server")):
             return "RabbitMQ is not installed: there is no rabbitmq-server."
         if not (shutil.which("erl") and shutil.which("epmd")):
@@ -265,7 +265,7 @@ class RabbitMQ(_Server):
         self._wait_for_end()
 
     def pause(self) -> None:
-        """Fall silent with all connections open, as behind a network that drops every packet."""
+        """Stop answering with all connections open, as behind a network that drops every packet."""
         process = self.processes[-1]
         process.send_signal(signal.SIGSTOP)
         while not _has_stopped(process.pid):
@@ -277,7 +277,7 @@ class RabbitMQ(_Server):
 
     @property
     def shell(self) -> dict[str, str]:
-        """What the environment of a shell needs for its `rabbitmqctl` to reach this node."""
+        """The environment with which `rabbitmqctl` in a shell reaches this node."""
         own = ("HOME", "LC_ALL", "ERL_", "RABBITMQ_")
         wrapped = os.path.dirname(_rabbitmq_program("rabbitmqctl"))
         path = os.pathsep.join(filter(None, (wrapped, self._env["PATH"])))
@@ -286,7 +286,7 @@ class RabbitMQ(_Server):
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` prints. It takes a second or two.
 
-        :raises RuntimeError: it failed; the message is what it said.
+        :raises RuntimeError: it failed; the message is its output.
         """
         command = [_rabbitmq_program("rabbitmqctl"), "--quiet", *arguments]
         done = subprocess.run(command, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -295,7 +295,7 @@ class RabbitMQ(_Server):
         return done.stdout
 
     def virtual_host(self) -> str:
-        """The name of an empty one that nobody was given before. Made in stock, for one costs as much as twenty."""
+        """The name of a new, empty virtual host. Twenty are made at once, because one costs as much as twenty."""
         if not self._unused:
             self._unused = list(itertools.islice(self._virtual_hosts, 20))
             names = ", ".join(f'<<"{name}">>' for name in reversed(self._unused))
@@ -305,10 +305,10 @@ class RabbitMQ(_Server):
         return self._unused.pop()
 
     def flush(self) -> None:
-        """Make the node write down which quorum queues it has: to be called before `kill()`.
+        """Make the node save which quorum queues it has. Call this before `kill()`.
 
         By itself it does so up to a second later (Ra's `names.dets`, auto_save of 500 ms). A node killed before
-        that restarts with a new, empty, leaderless queue of the same name: whoever uses it waits for ever.
+        that restarts with a new, empty, leaderless queue of the same name, whose users wait for ever.
         """
         self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
@@ -318,16 +318,16 @@ class RabbitMQ(_Server):
 
 
 class PostgreSQL(_Server):
-    """A cluster of its own, owned by the superuser `postgres`, whom it trusts without a password.
+    """A cluster, owned by the superuser `postgres`, which needs no password.
 
-    Its time zone is neither UTC nor that of a usual machine, so that a time without a zone shows.
+    Its time zone is neither UTC nor that of a usual machine, so that a time without a zone is noticed.
     """
 
     # An immediate shutdown. SIGKILL would leave the backends, which are in process groups of their own.
     end_at_once = signal.SIGQUIT
 
     def __init__(self, folder: Path, in_memory: bool = False) -> None:
-        """in_memory: whether the data lies in memory, where possible: a database is made in a quarter of the time."""
+        """in_memory: whether data is in memory, if possible, which creates a database in a quarter of the time."""
         super().__init__(folder)
         self._identity: Identity = {}
         self.home = folder
@@ -347,7 +347,7 @@ class PostgreSQL(_Server):
 
     @staticmethod
     def missing() -> str | None:
-        """Why there can be no server here, or None."""
+        """Why this machine can't run the server, or None."""
         if not (shutil.which(postgresql_program("initdb")) and shutil.which(postgresql_program("postgres"))):
             return "PostgreSQL is not installed: there is no initdb or no postgres."
         return None
@@ -450,7 +450,7 @@ class Prometheus(_Server):
 
     @staticmethod
     def missing() -> str | None:
-        """Why there can be no server here, or None."""
+        """Why this machine can't run the server, or None."""
         if not (shutil.which("prometheus") and shutil.which("promtool")):
             return "Prometheus is not installed: there is no prometheus or no promtool."
         return None
@@ -466,13 +466,13 @@ class Prometheus(_Server):
         self._wait_for_start(lambda: self._get("/-/ready") and None, (OSError,))
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series that an expression has now. Raises urllib's HTTPError where it is wrong."""
+        """The series that an expression has now. Raises urllib's HTTPError if the expression is wrong."""
         answer = self._get("/api/v1/query?" + urlencode({"query": expression}))
         found: list[dict[str, Any]] = json.loads(answer)["data"]["result"]
         return found
 
     def alerts(self) -> dict[str, dict[str, Any]]:
-        """The rules that are alerts, by name."""
+        """The alert rules by name."""
         groups = json.loads(self._get("/api/v1/rules?type=alert"))["data"]["groups"]
         return {rule["name"]: rule for group in groups for rule in group["rules"]}
 
@@ -483,7 +483,7 @@ class Prometheus(_Server):
 
 
 def over_tls(rabbitmq: RabbitMQ, url: str, host: str = "127.0.0.1", trust: Authority | None = None) -> str:
-    """A URL of the private broker by way of TLS."""
+    """A URL of the private broker over TLS."""
     options = f"?ssl_ca_certs={trust.file}" if trust else ""
     return f"amqps://guest:guest@{host}:{rabbitmq.tls_port}{urlsplit(url).path}{options}"
 

@@ -1,4 +1,4 @@
-"""What the settings ask for at least."""
+"""The required settings."""
 
-KEY, OTHER_KEY = "A" * 43 + "=", "B" * 42 + "A="  # the same in each process that collects the tests
+KEY, OTHER_KEY = "A" * 43 + "=", "B" * 42 + "A="  # the same in each process that collects tests
 REQUIRED = {"XONE_CLIENT_ID": "id", "XONE_CLIENT_SECRET": "secret", "DATA_KEYS": KEY}

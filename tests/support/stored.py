@@ -1,4 +1,4 @@
-"""Rows put straight into the database."""
+"""Inserts rows into the database."""
 
 import json
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age
     engine.dispose()
 
 
-def of_batch(state: BatchState, total: int) -> dict[str, Any]:
+def batch_row(state: BatchState, total: int) -> dict[str, Any]:
     then = datetime.now(UTC)
     common = {"by": "me", "include_needs_review": False, "fed_until": then, "created_at": then}
     return {"state": state, "total": total, **common}

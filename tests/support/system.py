@@ -1,4 +1,4 @@
-"""The system from outside: workers as subprocesses, jobs published as a checkout does, events consumed as others do."""
+"""The system from outside: workers as subprocesses, jobs published like a checkout, events consumed like a consumer."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.05) -> Any:
-    """Waits for a condition and returns what it gave. Fails after ``seconds``, which are far more than it needs."""
+    """Waits until a condition is true, and returns its result. Fails after ``seconds``, far more than it needs."""
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
         if result := condition():
@@ -45,20 +45,22 @@ def cores_of(pid: int) -> set[frozenset[int]]:
 
 
 def terminal(command: list[str], environment: dict[str, str], folder: Path, answer: str) -> tuple[int, str]:
-    """Runs a program on a terminal of 80 columns. Its exit code, and what it showed. answer: to what it asks."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    """Runs a program on a terminal of 80 columns. Returns its exit code and output. answer: to its question."""
+    our_end, program_end = pty.openpty()
+    fcntl.ioctl(program_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     environment = {name: value for name, value in environment.items() if name != "COLUMNS"} | {"TERM": "xterm-256color"}
-    program = subprocess.Popen(command, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    with suppress(OSError):  # the terminal is closed with its last user
-        while part := os.read(ours, 65536):
-            shown += part
-            if shown.endswith(b"[y/N]: "):
-                os.write(ours, answer.encode())
-    os.close(ours)
-    return program.wait(30), shown.decode()
+    program = subprocess.Popen(
+        command, env=environment, cwd=folder, stdin=program_end, stdout=program_end, stderr=program_end
+    )
+    os.close(program_end)
+    output = b""
+    with suppress(OSError):  # the terminal closes when the program ends
+        while part := os.read(our_end, 65536):
+            output += part
+            if output.endswith(b"[y/N]: "):
+                os.write(our_end, answer.encode())
+    os.close(our_end)
+    return program.wait(30), output.decode()
 
 
 def job(offer_id: str, **changes: Any) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def job(offer_id: str, **changes: Any) -> dict[str, Any]:
 
 
 class WorkerProcess:
-    """``python -m worker worker`` as a subprocess; its log goes to a file. sources: of the version that it runs."""
+    """``python -m worker worker`` as a subprocess that logs to a file. sources: the folder of its version."""
 
     def __init__(
         self,
@@ -91,12 +93,12 @@ class WorkerProcess:
             )
 
     def stop(self, seconds: float = 30.0) -> int:
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM. Returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self.process.kill()
         self.process.wait(10)
 
@@ -106,7 +108,7 @@ class WorkerProcess:
 
 
 class System:
-    """One broker, one database, one stand-in of XONE, and the workers of a test."""
+    """One broker, one database, one sandbox, and the workers of a test."""
 
     def __init__(
         self, broker_url: str, database_url: str, sandbox: Sandbox, environment: dict[str, str], folder: Path
@@ -143,7 +145,7 @@ class System:
         return worker
 
     def publish(self, jobs: Iterable[dict[str, Any] | bytes], **properties: Any) -> None:
-        """Plain JSON to the jobs queue, by the default exchange or by ours."""
+        """Publishes jobs as plain JSON to the jobs queue."""
         producer = Producer(self.connection.channel(), on_return=None)
         for content in jobs:
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -156,7 +158,7 @@ class System:
             producer.publish(body, exchange=topology.confirm_offer.name, routing_key=topology.JOBS, **message)
 
     def drain(self, queue: str = "test.events") -> list[Any]:
-        """The messages that a queue holds now."""
+        """Removes the messages of a queue. Returns them."""
         channel = self.connection.channel()
         messages = []
         while message := channel.basic_get(queue, no_ack=True):
@@ -165,7 +167,7 @@ class System:
         return messages
 
     def take_events(self) -> list[dict[str, Any]]:
-        """All events so far. Each is as the published schemas say."""
+        """All events so far. Asserts that each fits the published schemas."""
         messages = self.drain()
         for message in messages:
             assert problems_of_event(message.body) == []
@@ -183,20 +185,20 @@ class System:
             return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
 
     def until_events(self, number: int, seconds: float = 60.0) -> list[dict[str, Any]]:
-        def all_there() -> bool:
+        def all_received() -> bool:
             return len(self.take_events()) >= number
 
-        until(all_there, seconds)
+        until(all_received, seconds)
         return self.events
 
     def reconnect(self) -> None:
-        """After the broker was away."""
+        """Connects again after an outage of the broker."""
         self.connection.collect()
         self.connection = Connection(self.broker_url)
         self.connection.ensure_connection(max_retries=20, interval_start=0.2, interval_step=0.2)
 
     def end_leases(self) -> None:
-        """As if the time of all leases had passed."""
+        """Makes all leases expire."""
         with self.engine.begin() as connection:
             connection.execute(
                 update(Confirmation).where(Confirmation.lease_token.is_not(None)).values(due_at=now_plus(-1.0))

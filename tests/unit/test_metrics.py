@@ -1,4 +1,4 @@
-"""Metrics: as docs/metrics.md says, bounded, counted only after begin, and given up with the process that counted."""
+"""Metrics: documented, bounded, counted only after begin, and removed with their process."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from sqlalchemy import insert
 from models.event import EventType
 from models.states import BatchState, Outcome, State
 from models.tables import Batch
-from tests.support.stored import of_batch
+from tests.support.stored import batch_row
 from tests.support.system import PROJECT
 from worker.observability import metrics
 from worker.observability.metrics import Instruments
@@ -22,8 +22,8 @@ from worker.storage import database, migrator
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "unused")  # what metrics sets is undone
+def _no_metrics_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "unused")  # restores what metrics sets
     yield
     metrics.end()
 
@@ -34,17 +34,17 @@ def instruments() -> Instruments:
 
 
 def shown(instruments: Instruments) -> dict[str, float]:
-    """Values of what is not 0, by name with labels."""
+    """Values other than 0, by name with labels."""
     lines = generate_latest(instruments.collector()).decode().splitlines()  # type: ignore[arg-type]
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name.removeprefix("confirm_offer_"): float(value) for name, value in pairs if float(value)}
 
 
-def test_the_document_names_every_metric(tmp_path: Path) -> None:
+def test_the_document_lists_every_metric(tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/confirm-offer.db")
     migrator.upgrade(engine)
     with engine.begin() as connection:
-        connection.execute(insert(Batch), of_batch(BatchState.RUNNING, 3))
+        connection.execute(insert(Batch), batch_row(BatchState.RUNNING, 3))
     exposed = WorkerMetrics(metrics.begin(), engine, lambda: {"relay": 0.0})
     found = {
         (
@@ -70,7 +70,7 @@ def test_nothing_is_counted_before_begin() -> None:
     assert shown(metrics.begin()) == {}
 
 
-def test_facts_are_counted(instruments: Instruments) -> None:
+def test_each_fact_is_counted(instruments: Instruments) -> None:
     metrics.attempt_ended(Outcome.BOOKED, None, State.CONFIRMED)
     metrics.attempt_ended(Outcome.UNKNOWN, "timeout", State.RETRYING)
     metrics.attempt_ended(Outcome.UNKNOWN, "timeout", None)
@@ -104,13 +104,13 @@ def test_facts_are_counted(instruments: Instruments) -> None:
     assert "circuit_breaker_open" not in shown(instruments)
 
 
-def test_a_call_is_in_flight_until_it_ends_and_its_time_is_told(instruments: Instruments) -> None:
+def test_a_call_is_in_flight_until_it_ends_and_its_duration_is_observed(instruments: Instruments) -> None:
     def broken_call() -> None:
         with metrics.calling("confirm"):
             assert shown(instruments) == {'calls_in_flight{call="confirm"}': 1}
             raise OSError
 
-    with pytest.raises(OSError):  # noqa: PT011 - it has no text
+    with pytest.raises(OSError):  # noqa: PT011 - has no text
         broken_call()
 
     after = shown(instruments)
@@ -128,7 +128,7 @@ def test_the_time_to_the_event_is_never_negative(instruments: Instruments) -> No
     assert after['job_to_event_seconds_bucket{le="0.1",type="booking.confirmed"}'] == 1
 
 
-def test_what_xone_answers_makes_no_series_without_end(instruments: Instruments) -> None:
+def test_xone_s_answers_make_a_bounded_number_of_series(instruments: Instruments) -> None:
     for status in range(100, 1000):
         metrics.attempt_ended(Outcome.UNKNOWN, f"http-{status}", None)
         metrics.circuit_breaker_opened(f"http-{status}")
@@ -138,7 +138,7 @@ def test_what_xone_answers_makes_no_series_without_end(instruments: Instruments)
     assert shown(instruments)['attempts_total{code="other",outcome="unknown"}'] == 900 - len(HTTPStatus)
 
 
-def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path) -> None:
+def test_processes_are_summed_and_gauges_of_a_dead_process_vanish(tmp_path: Path) -> None:
     instruments = metrics.begin(shared_folder=tmp_path)
     metrics.dead_lettered("poison")
     child = os.fork()
@@ -146,7 +146,7 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
         metrics.dead_lettered("poison")
         metrics.circuit_breaker_opened("connect")
         os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # ended, and not yet gone
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # ended, but not yet reaped
     assert shown(instruments)["circuit_breaker_open"] == 1
     os.waitpid(child, 0)
 
@@ -158,17 +158,17 @@ def test_processes_are_summed_and_the_gauges_of_a_dead_one_vanish(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_just_being_started_is_no_error(tmp_path: Path) -> None:
+def test_a_process_that_is_starting_is_no_error(tmp_path: Path) -> None:
     instruments = metrics.begin(shared_folder=tmp_path)
     assert instruments.folder is not None
     metrics.dead_lettered("poison")
-    for kind in ("counter", "gauge_livesum"):  # made, and nothing is written yet
+    for kind in ("counter", "gauge_livesum"):  # created, but still empty
         (instruments.folder / f"{kind}_{os.getppid()}.db").touch()
 
     assert shown(instruments) == {'dead_letters_total{code="poison"}': 1}
 
 
-def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_worker_are_removed(tmp_path: Path) -> None:
     ended = os.fork()
     if not ended:
         os._exit(0)
