@@ -54,10 +54,9 @@ def rounds_of(rig: Rig, cases: tuple[Case, ...], contenders: tuple[Contender, ..
     for number in range(rounds):
         for case in cases:
             for contender in contenders:
-                enough = max(
-                    jobs, 6 * case.in_flight * case.processes
-                )  # so that jobs in flight at the start hardly count
-                drained = drain(rig, contender, case, enough, f"{number}-{time.time_ns()}")
+                # With enough jobs, those in flight at the start hardly count.
+                total = max(jobs, 6 * case.in_flight * case.processes)
+                drained = drain(rig, contender, case, total, f"{number}-{time.time_ns()}")
                 measured.setdefault((case, contender), []).append(drained)
                 click.echo(f"{case}: {contender.name} {drained.rate:.0f}/s {drained.cpu:.2f} ms", err=True)
     return measured
@@ -72,9 +71,9 @@ def side_by_side(measured: Rounds) -> Iterator[str]:
         rate = [ours.rate / afternoon.rate for ours, afternoon in pairs]
         cpu = [afternoon.cpu / ours.cpu for ours, afternoon in pairs]
         yield (
-            f"| {case} | {contender.name} | {spread([each.rate for each in drained])}"
-            f" | {spread([each.cpu for each in drained])} | {median([each.database for each in drained]):.2f}"
-            f" | {median([each.memory for each in drained]):.0f}"
+            f"| {case} | {contender.name} | {spread([run.rate for run in drained])}"
+            f" | {spread([run.cpu for run in drained])} | {median([run.database for run in drained]):.2f}"
+            f" | {median([run.memory for run in drained]):.0f}"
             + (" | | |" if contender is AFTERNOON else f" | {spread(rate)} | {spread(cpu)} |")
         )
     yield ""
@@ -92,8 +91,8 @@ def at_ease(rig: Rig, contenders: tuple[Contender, ...], rounds: int, seconds: f
     measured: dict[Contender, list[list[float]]] = {contender: [] for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
-            took = one_by_one(rig, contender, EASE, RATE, seconds, f"ease-{time.time_ns()}")
-            measured[contender].append([quantile(took, share) * 1000 for share in (0.5, 0.95, 0.99, 1.0)])
+            latencies = one_by_one(rig, contender, EASE, RATE, seconds, f"ease-{time.time_ns()}")
+            measured[contender].append([quantile(latencies, share) * 1000 for share in (0.5, 0.95, 0.99, 1.0)])
             click.echo(f"at ease: {contender.name} p50 {measured[contender][-1][0]:.1f} ms", err=True)
     yield "| program | p50 ms | p95 ms | p99 ms | longest ms |"
     yield "|---|---|---|---|---|"
@@ -148,13 +147,13 @@ def growth(rows: int, rounds: int, jobs: int) -> Iterator[str]:
 def measure_grown(rig: Rig, jobs: int) -> dict[str, float]:
     """Figures of one rig by their labels in docs/performance.md."""
     drained = drain(rig, OURS, EASE, jobs, f"drain-{time.time_ns()}")
-    took = one_by_one(rig, OURS, EASE, RATE, 40, f"ease-{time.time_ns()}")
+    latencies = one_by_one(rig, OURS, EASE, RATE, 40, f"ease-{time.time_ns()}")
     figures = {
         "confirmations a second": drained.rate,
         "CPU ms": drained.cpu,
         "PostgreSQL ms": drained.database,
-        "at ease p50 ms": quantile(took, 0.5) * 1000,
-        "at ease p99 ms": quantile(took, 0.99) * 1000,
+        "at ease p50 ms": quantile(latencies, 0.5) * 1000,
+        "at ease p99 ms": quantile(latencies, 0.99) * 1000,
         **times_of_services(rig),
         **{f"`{words}` s": seconds_of(lambda words=words: command(rig, words), 3) for words in COMMANDS},
     }
@@ -200,12 +199,12 @@ def command(rig: Rig, words: str) -> None:
 def seconds_of(function: Callable[[], object], times: int) -> float:
     """The median duration of so many calls."""
 
-    def took() -> float:
+    def duration() -> float:
         began = time.monotonic()
         function()
         return time.monotonic() - began
 
-    return median(took() for _ in range(times))
+    return median(duration() for _ in range(times))
 
 
 def plot(measured: Rounds) -> None:
@@ -227,14 +226,14 @@ def plot(measured: Rounds) -> None:
     for axis, (title, value_of) in zip(axes, figures, strict=True):
         for number, contender in enumerate(ALL):
             values = [[value_of(drained) for drained in measured[case, contender]] for case in cases]
-            medians = [median(several) for several in values]
+            medians = [median(of_case) for of_case in values]
             errors = [
-                [at - min(several) for at, several in zip(medians, values, strict=True)],
-                [max(several) - at for at, several in zip(medians, values, strict=True)],
+                [middle - min(of_case) for middle, of_case in zip(medians, values, strict=True)],
+                [max(of_case) - middle for middle, of_case in zip(medians, values, strict=True)],
             ]
-            places = [at + (number - 1.5) * 0.21 for at in range(len(cases))]
+            positions = [place + (number - 1.5) * 0.21 for place in range(len(cases))]
             axis.bar(
-                places,
+                positions,
                 medians,
                 0.2,
                 yerr=errors,

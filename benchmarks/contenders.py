@@ -62,7 +62,7 @@ class Contender:
 
 
 OURS = Contender("confirm-offer", topology.confirm_offer.name, topology.JOBS, ("-m", "worker", "worker"))
-GREEN = replace(OURS, name="confirm-offer, gevent", command=(*OURS.command, "--pool", "gevent"))
+GEVENT = replace(OURS, name="confirm-offer, gevent", command=(*OURS.command, "--pool", "gevent"))
 AFTERNOON = Contender(
     "afternoon, Celery", "", "afternoon-celery",
     (
@@ -74,7 +74,7 @@ DRAMATIQ = Contender(
     "afternoon, dramatiq", "", "afternoon-dramatiq",
     ("-m", "dramatiq", "benchmarks.afternoon.dramatiq_app", "--processes", "1", "--threads", "{in_flight}"),
 )  # fmt: skip
-ALL = (AFTERNOON, DRAMATIQ, OURS, GREEN)
+ALL = (AFTERNOON, DRAMATIQ, OURS, GEVENT)
 
 
 def prepare(rig: Rig) -> None:
@@ -90,5 +90,5 @@ def prepare(rig: Rig) -> None:
 
 def publish(publisher: Publisher, contender: Contender, offers: Sequence[str]) -> None:
     """Publishes a job for each offer id."""
-    for at in range(0, len(offers), CHUNK):
-        publisher.publish(contender.message(offer) for offer in offers[at : at + CHUNK])
+    for start in range(0, len(offers), CHUNK):
+        publisher.publish(contender.message(offer) for offer in offers[start : start + CHUNK])

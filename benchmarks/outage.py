@@ -88,14 +88,14 @@ def failed_row(encryption: Encryption, offer: str, number: int) -> dict[str, Any
 
 
 class Live:
-    """Publishes live jobs, and measures the time of each from publish to event."""
+    """Publishes live jobs, and measures the time from publish to event of each."""
 
     def __init__(self, rig: Rig, consumer: Consumer) -> None:
         self.checkout = Checkout(rig)
         self.consumer = consumer
 
     @contextmanager
-    def coming_in(self, name: str) -> Iterator[None]:
+    def publishing(self, name: str) -> Iterator[None]:
         ended = Event()
         thread = Thread(target=self.checkout.publish_steadily, args=(name, LIVE_RATE, lambda: not ended.is_set()))
         thread.start()
@@ -105,7 +105,7 @@ class Live:
             ended.set()
             thread.join()
 
-    def took(self, name: str, since: float = 0.0, before: float = float("inf")) -> list[float]:
+    def durations(self, name: str, since: float = 0.0, before: float = float("inf")) -> list[float]:
         """Waits until all jobs of that name have events. Returns the seconds of those published in this period."""
         offers = [offer for offer in self.checkout.published if offer.startswith(f"{name}-")]
         until(lambda: all(offer in self.consumer.arrived for offer in offers), 120)
@@ -136,7 +136,7 @@ def in_ms(values: list[float]) -> str:
 
 def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool:
     """Runs the scenario. Returns whether each offer of the batch was confirmed by exactly one more call."""
-    chosen = seed(rig, total)
+    offers_of_batch = seed(rig, total)
     click.echo(f"{total} failed confirmations in three groups; {workers} workers")
 
     def start() -> None:
@@ -150,17 +150,17 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
     start()
     with rig.consumer() as consumer:
         live = Live(rig, consumer)
-        with live.coming_in("warm"):
+        with live.publishing("warm"):
             until(lambda: sum(offer.startswith("warm-") for offer in list(consumer.arrived)) >= 40, 60)
-        with live.coming_in("alone"):
+        with live.publishing("alone"):
             time.sleep(seconds)
-        alone = live.took("alone")
+        alone = live.durations("alone")
 
         def confirmed() -> int:
             return sum(offer.startswith("http-503-") for offer in list(consumer.arrived))
 
-        shown = rig.folder / "follow.txt"
-        with shown.open("w") as output, live.coming_in("beside"):
+        screen = rig.folder / "follow.txt"
+        with screen.open("w") as output, live.publishing("beside"):
             began = time.time()
             options = f"--code http-503 --reason outage --rate {rate} --yes --follow".split()
             follower = subprocess.Popen(
@@ -168,7 +168,7 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
                 env={**rig.environment, "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
                 cwd=PROJECT, stdout=output, stderr=output,
             )  # fmt: skip
-            until(lambda: confirmed() >= len(chosen) // 3, 600)
+            until(lambda: confirmed() >= len(offers_of_batch) // 3, 600)
             first_third = time.time()
             command(rig, "batch", "pause", "1")
             until(lambda: newest_batch(rig)["running"] == 0, 60)
@@ -178,32 +178,32 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
             kill()
             start()
             command(rig, "batch", "resume", "1")
-            until(lambda: confirmed() >= len(chosen) * 2 // 3, 600)
+            until(lambda: confirmed() >= len(offers_of_batch) * 2 // 3, 600)
             kill()
             start()
             resumed = time.time()
             follower.wait(1200)
             ended = time.time()
-        beside = live.took("beside", began, first_third)
-        whole = live.took("beside")
-        reached = len(chosen) / 3 / (first_third - began)
+        beside = live.durations("beside", began, first_third)
+        with_interruptions = live.durations("beside")
+        rate_reached = len(offers_of_batch) / 3 / (first_third - began)
     calls = rig.calls()
-    again = Counter(calls.get(offer, 0) for offer in chosen)
+    calls_by_number = Counter(calls.get(offer, 0) for offer in offers_of_batch)
     newest = newest_batch(rig)
-    click.echo(shown.read_text())
+    click.echo(screen.read_text())
     click.echo(f"batch: {newest['confirmed']} of {newest['total']} confirmed, {newest['failed']} failed again; "
-               f"{reached:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip
+               f"{rate_reached:.0f} a second until it was paused, {ended - began:.0f} s in all")  # fmt: skip
     click.echo(
         f"while paused: {while_paused} confirmed in 5 s; last start of workers to the end {ended - resumed:.0f} s"
     )
-    click.echo(f"more calls of XONE for an offer: {dict(again)}")
+    click.echo(f"more calls of XONE for an offer: {dict(calls_by_number)}")
     click.echo("live jobs, publish to event      p50       p99       max")
     click.echo(f"  alone                      {in_ms(alone)}")
     click.echo(f"  beside the batch           {in_ms(beside)}")
-    click.echo(f"  with pauses and kills      {in_ms(whole)}")
+    click.echo(f"  with pauses and kills      {in_ms(with_interruptions)}")
     ratio = quantile(beside, 0.99) / quantile(alone, 0.99)
     click.echo(f"p99 beside the batch / alone: {ratio:.2f}")
-    return newest["confirmed"] == len(chosen) and set(again) == {1}
+    return newest["confirmed"] == len(offers_of_batch) and set(calls_by_number) == {1}
 
 
 @click.command(help=__doc__)
@@ -214,9 +214,9 @@ def run(rig: Rig, total: int, seconds: float, workers: int, rate: float) -> bool
 def main(total: int, seconds: float, rate: float, workers: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="confirm-offer-outage-"))
     with Rig(folder, latency=0.05) as rig:
-        went_well = run(rig, total, seconds, workers, rate)
+        is_complete = run(rig, total, seconds, workers, rate)
     shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(0 if went_well else 1)
+    sys.exit(0 if is_complete else 1)
 
 
 if __name__ == "__main__":

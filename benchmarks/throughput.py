@@ -32,8 +32,10 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Drained:
-    """Of a drained backlog. rate: confirmations per second; cpu, database: milliseconds of the workers' CPU and of
-    PostgreSQL's active time for one; memory: MiB of the largest worker.
+    """The measurements of a drained backlog.
+
+    rate: confirmations per second; cpu, database: milliseconds of the workers' CPU and of PostgreSQL's active time for
+    one confirmation; memory: MiB of the largest worker.
     """
 
     rate: float
@@ -66,21 +68,21 @@ def drain(rig: Rig, contender: Contender, case: Case, jobs: int, name: str) -> D
     fill(rig, contender, name, jobs)
     with rig.consumer() as consumer, running(rig, contender, case) as workers:
 
-        def at(share: float) -> tuple[float, float, float]:
+        def sample(share: float) -> tuple[float, float, float]:
             wait_for(consumer, int(share * jobs))
             cpu = sum(cpu_of(worker.process.pid) for worker in workers)
             return time.monotonic(), cpu, database_time(rig)
 
-        began, ended = at(FROM), at(TO)
+        began, ended = sample(FROM), sample(TO)
         memory = max(memory_of(worker.process.pid) for worker in workers)
         wait_for(consumer, jobs)
     done = int(TO * jobs) - int(FROM * jobs)
-    took, cpu, database = (after - before for before, after in zip(began, ended, strict=True))
-    return Drained(done / took, cpu / done * 1000, database / done, memory)
+    duration, cpu, database = (after - before for before, after in zip(began, ended, strict=True))
+    return Drained(done / duration, cpu / done * 1000, database / done, memory)
 
 
 def backlog(rig: Rig, contender: Contender, case: Case, jobs: int, parts: int) -> list[tuple[float, float]]:
-    """Drains a long backlog in equal parts. Returns of each part the rate, and a worker's memory in MiB at its end."""
+    """Drains a long backlog in equal parts. Returns the rate of each, and a worker's memory in MiB at its end."""
     fill(rig, contender, "backlog", jobs)
     measured = []
     with rig.consumer() as consumer, running(rig, contender, case) as (worker, *_):
@@ -94,7 +96,7 @@ def backlog(rig: Rig, contender: Contender, case: Case, jobs: int, parts: int) -
 
 
 def one_by_one(rig: Rig, contender: Contender, case: Case, rate: float, seconds: float, name: str) -> list[float]:
-    """Publishes ``rate`` jobs per second. Returns of each the seconds from publish to event, less XONE's latency."""
+    """Publishes ``rate`` jobs per second. Returns the seconds from publish to event of each, less XONE's latency."""
     published: dict[str, float] = {}
     with Publisher(rig.rabbitmq.url) as publisher, rig.consumer() as consumer, running(rig, contender, case):
         publish(publisher, contender, [f"{name}-warm-{number}" for number in range(50)])
@@ -106,7 +108,7 @@ def one_by_one(rig: Rig, contender: Contender, case: Case, rate: float, seconds:
             published[offer] = time.time()
             publish(publisher, contender, [offer])
         wait_for(consumer, 50 + len(published))
-    return [consumer.arrived[offer] - at - case.latency for offer, at in published.items()]
+    return [consumer.arrived[offer] - sent - case.latency for offer, sent in published.items()]
 
 
 def spike(rig: Rig, contender: Contender, case: Case, jobs: int) -> tuple[float, float]:

@@ -50,8 +50,8 @@ class Upstream(asyncio.Protocol):
         self.waiting.clear()  # clients do not pipeline
         if confirm := CONFIRM.match(head):
             asyncio.get_running_loop().call_later(self.latency, self.confirm, confirm[1], confirm[2].decode())
-        elif asked := BOOKINGS.match(head):
-            self.answer(b'{"data": [' + b",".join(self.bookings[asked[1]].values()) + b"]}")
+        elif listing := BOOKINGS.match(head):
+            self.answer(b'{"data": [' + b",".join(self.bookings[listing[1]].values()) + b"]}")
         else:
             self.answer(json.dumps(self.calls).encode() if head.startswith(b"GET /calls") else TOKEN)
 

@@ -1,11 +1,11 @@
-"""Chaos: jobs of mixed fates, while workers, RabbitMQ, PostgreSQL and XONE's stand-in fail at random.
+"""Chaos: jobs with mixed outcomes, while workers, RabbitMQ, PostgreSQL and the sandbox fail at random.
 
     python -m tests.chaos --jobs 2000 --workers 2 --seed 1 --every 2
 
-A checkout publishes jobs steadily and keeps each until the broker has confirmed it; a consumer acknowledges each event
-that it has taken. Both outlive the broker. The faults go on until most confirmations have ended. Then all must come to
-an honest end, and the promises are checked: one booking for an offer, one truth upstream, stored and told, nothing
-lost. The exit code is 1 where one of them is broken; the logs are kept then.
+A checkout publishes jobs steadily and keeps each until the broker has confirmed it. A consumer acknowledges each event
+that it has received. Both survive outages of the broker. Faults occur until most confirmations have ended. Then all
+confirmations must end, and the promises are checked: one booking for an offer, the same upstream, in the database and
+in events, and nothing lost. If a promise is broken, the exit code is 1 and the logs are kept.
 """
 
 import json
@@ -55,7 +55,7 @@ SETTINGS = {
     "RETRY_MAX_ATTEMPTS": "50",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
-    "PYTHONWARNINGS": "ignore",  # Celery's, of the superuser
+    "PYTHONWARNINGS": "ignore",  # Celery warns of running as root
 }
 ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
 BOOKED_EVENTS = ("booking.confirmed", "booking.pending")
@@ -66,18 +66,18 @@ EVENT_OF = {
     State.NEEDS_REVIEW: "confirmation.needs_review",
 }
 PARTNERS = 20  # XONE lists bookings by partner, and each read-back reads the whole list
-TWICE, MALFORMED = 0.1, 0.03  # shares of jobs that are published twice, and of malformed ones on top of all
-ENOUGH = 0.8  # share of confirmations that have ended when the faults stop
-FAULTS_END = 120.0  # seconds beyond twice the time that publishing takes, at the latest
-SETTLE = 300.0  # seconds that the end may take after the last fault
-SHUTDOWN = 90.0  # seconds that a worker may take to end after SIGTERM
-TELL = 10.0  # seconds between lines that say what is left
-CELERY_SAYS = "worker: Warm shutdown"  # its one line that is no JSON
-SHOWN = 8  # problems of one check
+REPEATED, MALFORMED = 0.1, 0.03  # share of jobs that are published twice, and of additional malformed jobs
+ENOUGH = 0.8  # share of confirmations that must have ended before faults stop
+FAULTS_END = 120.0  # seconds after twice the time of publishing, at the latest
+SETTLE = 300.0  # seconds after the last fault within which all must end
+SHUTDOWN = 90.0  # seconds within which a worker must end after SIGTERM
+SAY_INTERVAL = 10.0  # seconds between lines on what is left
+CELERY_LINE = "worker: Warm shutdown"  # its only line that is no JSON
+SHOWN = 8  # problems shown of each promise
 
 
 class Fate(NamedTuple):
-    """How the end of an offer id makes the stand-in behave, and the state that the confirmation must end in."""
+    """The fault of the sandbox for an offer id with this suffix, and the state in which the confirmation must end."""
 
     suffix: str
     share: int
@@ -100,11 +100,10 @@ FATES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked for.
+    """The parameters of a run.
 
-    every: seconds between faults, on average; rate: jobs a second; hurry: whether what dead workers had under way is
-    taken up again at once after the last fault, and not after the minute for which it would be left alone; longest:
-    seconds of faults at most.
+    every: average seconds between faults; rate: jobs per second; hurry: whether the work of dead workers is dispatched
+    again directly after the last fault, instead of after a minute; longest: maximum seconds of faults.
     """
 
     jobs: int = 2000
@@ -118,7 +117,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """What is published: offers with their fate, the messages in their order, and those of them that are malformed."""
+    """What is published: offers with their fates, the messages in order, and the malformed ones among them."""
 
     offers: dict[str, Fate]
     messages: list[bytes]
@@ -129,13 +128,13 @@ def plan_work(plan: Plan, dice: random.Random) -> Work:
     fates = dice.choices(FATES, [fate.share for fate in FATES], k=plan.jobs)
     offers = {f"chaos-{number}{fate.suffix}": fate for number, fate in enumerate(fates, 1)}
     due: list[tuple[float, bytes]] = []
-    for place, offer in enumerate(offers):
-        due.append((place, content_of(offer)))
-        if dice.random() < TWICE:
-            due.append((place + dice.choice((0.0, 10.0, 100.0)), content_of(offer)))
+    for position, offer in enumerate(offers):
+        due.append((position, content_of(offer)))
+        if dice.random() < REPEATED:
+            due.append((position + dice.choice((0.0, 10.0, 100.0)), content_of(offer)))
     malformed = [malformed_job(number, dice) for number in range(max(4, round(plan.jobs * MALFORMED)))]
     due += [(dice.uniform(0, plan.jobs), body) for body in malformed]
-    messages = [body for _, body in sorted(due, key=lambda one: one[0])]
+    messages = [body for _, body in sorted(due, key=lambda message: message[0])]
     return Work(offers, messages, frozenset(malformed))
 
 
@@ -163,24 +162,24 @@ def malformed_job(number: int, dice: random.Random) -> bytes:
 
 @dataclass
 class Parts:
-    """Everything that runs, and what was seen of it."""
+    """All running parts, and the received events."""
 
     rabbitmq: RabbitMQ
     postgresql: PostgreSQL
     sandbox: Sandbox
     engine: Engine
-    crew: "Crew"
-    events: list[dict[str, Any]] = field(default_factory=list)  # in the order of their coming, repeated ones too
+    worker_pool: "WorkerPool"
+    events: list[dict[str, Any]] = field(default_factory=list)  # in order of arrival, with repeats
 
 
-class Crew:
-    """The workers: a number of places, each of which one worker holds at a time."""
+class WorkerPool:
+    """The workers. Each place has one worker at a time."""
 
     def __init__(self, places: int, environment: dict[str, str], folder: Path) -> None:
         self.environment = environment
         self.folder = folder
-        self.workers: list[WorkerProcess] = []  # all that there ever were
-        self.complaints: list[str] = []
+        self.workers: list[WorkerProcess] = []  # also those that have ended
+        self.failures: list[str] = []
         self.longest_shutdown = 0.0
         self._lock = Lock()
         self._leaving: list[Thread] = []
@@ -196,12 +195,12 @@ class Crew:
         self.places[place] = self._new()
 
     def kill(self, place: int) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL to the worker of a place."""
         self._must_live(self.places[place])
         self.places[place].kill()
 
-    def dismiss(self, place: int) -> None:
-        """SIGTERM; the end must come soon, and well, but nobody waits for it here."""
+    def stop(self, place: int) -> None:
+        """Sends SIGTERM. A thread checks that the worker ends in time, with exit code 0."""
         worker = self.places[place]
         if self._must_live(worker):
             worker.process.terminate()
@@ -209,9 +208,9 @@ class Crew:
             self._leaving[-1].start()
 
     def close(self) -> None:
-        """Dismisses all, and returns when all have ended."""
+        """Dismisses all workers, and waits until they have ended."""
         for place in range(len(self.places)):
-            self.dismiss(place)
+            self.stop(place)
         for thread in self._leaving:
             thread.join()
 
@@ -222,7 +221,7 @@ class Crew:
     def _must_live(self, worker: WorkerProcess) -> bool:
         code = worker.process.poll()
         if code is not None:
-            self.complaints.append(f"{worker.log.name} ended by itself with exit code {code}")
+            self.failures.append(f"{worker.log.name} ended by itself with exit code {code}")
         return code is None
 
     def _await_end(self, worker: WorkerProcess) -> None:
@@ -231,17 +230,17 @@ class Crew:
             code = worker.process.wait(SHUTDOWN)
         except TimeoutExpired:
             worker.kill()
-            self.complaints.append(f"{worker.log.name} had not ended {SHUTDOWN:.0f} s after SIGTERM")
+            self.failures.append(f"{worker.log.name} had not ended {SHUTDOWN:.0f} s after SIGTERM")
         else:
             self.longest_shutdown = max(self.longest_shutdown, time.monotonic() - started)
-            was_starting = code == -SIGTERM and not worker.log.read_text()  # nothing had set it up to end well
+            was_starting = code == -SIGTERM and not worker.log.read_text()  # the worker had no signal handler yet
             if code != 0 and not was_starting:
-                self.complaints.append(f"{worker.log.name} ended with exit code {code} after SIGTERM")
+                self.failures.append(f"{worker.log.name} ended with exit code {code} after SIGTERM")
 
 
 @contextmanager
 def running(plan: Plan, folder: Path) -> Iterator[Parts]:
-    """Servers, stand-in and workers."""
+    """Starts servers, sandbox and workers."""
     with ExitStack() as stack:
         rabbitmq, postgresql = RabbitMQ(folder / "rabbitmq"), PostgreSQL(folder / "postgresql")
         for server in (rabbitmq, postgresql):
@@ -266,13 +265,13 @@ def running(plan: Plan, folder: Path) -> Iterator[Parts]:
             "XONE_CLIENT_ID": sandbox.client_id,
             "XONE_CLIENT_SECRET": sandbox.client_secret,
         }
-        crew = Crew(plan.workers, environment, folder)
-        stack.callback(crew.kill_all)
-        yield Parts(rabbitmq, postgresql, sandbox, engine, crew)
+        worker_pool = WorkerPool(plan.workers, environment, folder)
+        stack.callback(worker_pool.kill_all)
+        yield Parts(rabbitmq, postgresql, sandbox, engine, worker_pool)
 
 
 def publish(url: str, messages: Sequence[bytes], rate: float, over: Event) -> None:
-    """The checkout: publishes so many a second, and keeps each until the broker has confirmed it."""
+    """The checkout: publishes jobs at a rate per second, and keeps each until the broker has confirmed it."""
     started = time.monotonic()
     waiting: dict[int, Message] = {}
     taken = 0
@@ -284,15 +283,15 @@ def publish(url: str, messages: Sequence[bytes], rate: float, over: Event) -> No
                 for number in range(taken, due)
             }
             taken = due
-            with away_is_no_matter():
+            with ignore_outages():
                 for number in publisher.publish(waiting.values()):
                     del waiting[number]
 
 
 def consume(parts: Parts, over: Event) -> None:
-    """The consumer: acknowledges an event once it has it."""
+    """The consumer: acknowledges an event after it is stored."""
     while not over.is_set():
-        with away_is_no_matter(), broker.connect(parts.rabbitmq.url) as connection:
+        with ignore_outages(), broker.connect(parts.rabbitmq.url) as connection:
             channel = connection.channel()
             while not over.wait(0.05):
                 while message := channel.basic_get(EVENTS.name):
@@ -302,8 +301,8 @@ def consume(parts: Parts, over: Event) -> None:
 
 
 @contextmanager
-def away_is_no_matter() -> Iterator[None]:
-    """Broker or database may be away: the next round goes on."""
+def ignore_outages() -> Iterator[None]:
+    """Ignores that broker or database is unavailable: the caller tries again."""
     try:
         yield
     except Exception as error:
@@ -315,8 +314,10 @@ def away_is_no_matter() -> Iterator[None]:
 
 
 class Fault(NamedTuple):
-    """``strike(parts, place, seconds)``: to the worker of a place, where it is one for workers; seconds until the
-    target is back. target: no two faults strike the same one at once."""
+    """A fault. Two faults of one target never overlap.
+
+    ``strike(parts, place, seconds)`` returns when the target works again. place: of the worker; seconds: how long.
+    """
 
     share: int
     target: str
@@ -324,15 +325,15 @@ class Fault(NamedTuple):
 
 
 def kill_worker(parts: Parts, place: int, seconds: float) -> None:
-    parts.crew.kill(place)
+    parts.worker_pool.kill(place)
     time.sleep(seconds / 2)
-    parts.crew.refill(place)
+    parts.worker_pool.refill(place)
 
 
 def stop_worker(parts: Parts, place: int, seconds: float) -> None:
-    parts.crew.dismiss(place)
+    parts.worker_pool.stop(place)
     time.sleep(seconds / 2)
-    parts.crew.refill(place)
+    parts.worker_pool.refill(place)
 
 
 def restart_rabbitmq(parts: Parts, _place: int, seconds: float) -> None:
@@ -395,7 +396,7 @@ FAULTS = {
 def strike_until(
     calm: Event, parts: Parts, plan: Plan, dice: random.Random, say: Callable[[str], None]
 ) -> Counter[str]:
-    """Faults at random; how many struck, by name. Returns when all that they struck is back."""
+    """Causes random faults until ``calm``. Returns their numbers by name, when all targets work again."""
     struck: Counter[str] = Counter()
     under_way: dict[str, Future[None]] = {}
     with ThreadPoolExecutor() as pool:
@@ -421,10 +422,10 @@ def strike_until(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What stands in the end, upstream, in the database, with the broker and in the logs."""
+    """The final state, upstream, in the database, in the broker and in the logs."""
 
     work: Work
-    left: list[str]  # what had not come to an end in time
+    left: list[str]  # what had not ended in time
     sandbox: Sandbox
     confirmations: dict[str, Row[Any]]  # by offer
     attempts: dict[str, list[Row[Any]]]  # by offer
@@ -433,31 +434,31 @@ class Evidence:
     events: list[dict[str, Any]]
     dead_letters: list[Any]
     logs: dict[str, list[str]]
-    complaints: list[str]
+    failures: list[str]
 
     @property
     def offers(self) -> dict[str, Fate]:
         return self.work.offers
 
-    def told(self, *types: str) -> dict[str, set[tuple[str, str]]]:
-        """Event ids and booking ids of the events of these types, by offer."""
-        told = defaultdict(set)
+    def booking_events(self, *types: str) -> dict[str, set[tuple[str, str]]]:
+        """Event ids and booking ids of received events of these types, by offer."""
+        published: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         for event in self.events:
             if event["type"] in types:
-                told[event["data"]["offer_id"]].add((event["id"], event["data"]["booking"]["id"]))
-        return told
+                published[event["data"]["offer_id"]].add((event["id"], event["data"]["booking"]["id"]))
+        return published
 
-    def story_of(self, offer: str) -> str:
-        """A confirmation and its attempts, to be printed with a problem."""
+    def describe(self, offer: str) -> str:
+        """A confirmation and its attempts, as text for a problem."""
         row = self.confirmations.get(offer)
         if row is None:
             return "no confirmation"
-        attempts = ", ".join(f"{one.number} {one.outcome} {one.code or ''}".strip() for one in self.attempts[offer])
+        attempts = ", ".join(f"{each.number} {each.outcome} {each.code or ''}".strip() for each in self.attempts[offer])
         return f"{row.state} {row.error_code or ''} {row.error_detail or ''} attempts: {attempts}"
 
 
 def gather(parts: Parts, work: Work, left: list[str]) -> Evidence:
-    """The evidence, when the workers have ended."""
+    """Collects the evidence after the workers have ended."""
     attempts: dict[str, list[Row[Any]]] = defaultdict(list)
     with parts.engine.connect() as connection:
         confirmations = {row.offer_id: row for row in connection.execute(select(Confirmation.__table__))}
@@ -484,13 +485,13 @@ def gather(parts: Parts, work: Work, left: list[str]) -> Evidence:
         outbox,
         parts.events,
         dead_letters,
-        {worker.log.name: worker.log.read_text(errors="replace").splitlines() for worker in parts.crew.workers},
-        parts.crew.complaints,
+        {worker.log.name: worker.log.read_text(errors="replace").splitlines() for worker in parts.worker_pool.workers},
+        parts.worker_pool.failures,
     )
 
 
-def what_is_left(parts: Parts, work: Work) -> list[str]:
-    """What has not come to an end yet."""
+def find_left(parts: Parts, work: Work) -> list[str]:
+    """What has not ended yet."""
     with parts.engine.connect() as connection:
         states = states_of(connection.execute(select(Confirmation.state, func.count()).group_by(Confirmation.state)))
         dispatched = connection.execute(
@@ -507,7 +508,7 @@ def what_is_left(parts: Parts, work: Work) -> list[str]:
         "events are not published": sum(published_at is None for published_at in outbox.values()),
         "events were not received": len(outbox.keys() - received),
     }
-    left = [f"{count} {what}" for what, count in counts.items() if count]
+    left = [f"{count} {problem}" for problem, count in counts.items() if count]
     if left and dispatched:
         left.append(f"{dispatched} resume messages count as under way")
     return left or queues_left(parts.rabbitmq)
@@ -518,7 +519,7 @@ def states_of(rows: Any) -> Counter[State]:
 
 
 def queues_left(rabbitmq: RabbitMQ) -> list[str]:
-    """The queues, but the dead letters, that hold messages or have given some out that are not acknowledged."""
+    """The queues, except dead letters, with messages that wait or are not acknowledged."""
     table = rabbitmq.ctl("list_queues", "--no-table-headers", "name", "messages_ready", "messages_unacknowledged")
     rows = [line.split("\t") for line in table.splitlines()]
     return [
@@ -531,113 +532,119 @@ def queues_left(rabbitmq: RabbitMQ) -> list[str]:
 # --- The promises ---
 
 
-def honest_ends(seen: Evidence) -> Iterator[str]:
-    for offer, fate in seen.offers.items():
-        row = seen.confirmations.get(offer)
-        if row is None or (row.state != fate.ends and not is_explained(seen, offer)):
-            yield f"{offer}: {seen.story_of(offer)}"
-    yield from (f"{offer} was never published" for offer in seen.confirmations.keys() - seen.offers.keys())
+def expected_ends(evidence: Evidence) -> Iterator[str]:
+    for offer, fate in evidence.offers.items():
+        row = evidence.confirmations.get(offer)
+        if row is None or (row.state != fate.ends and not is_explained(evidence, offer)):
+            yield f"{offer}: {evidence.describe(offer)}"
+    yield from (f"{offer} was never published" for offer in evidence.confirmations.keys() - evidence.offers.keys())
 
 
-def is_explained(seen: Evidence, offer: str) -> bool:
-    """A refusal is not trusted after an attempt that nobody came back from: XONE may have booked then."""
-    earlier = seen.attempts[offer][:-1]
-    needs_review = seen.confirmations[offer].state == State.NEEDS_REVIEW
+def is_explained(evidence: Evidence, offer: str) -> bool:
+    """Whether a refusal led to needs_review because an earlier attempt is unknown: XONE may have booked."""
+    earlier = evidence.attempts[offer][:-1]
+    needs_review = evidence.confirmations[offer].state == State.NEEDS_REVIEW
     was_unknown = any(attempt.outcome == Outcome.UNKNOWN for attempt in earlier)
-    return needs_review and seen.offers[offer].ends == State.FAILED and was_unknown
+    return needs_review and evidence.offers[offer].ends == State.FAILED and was_unknown
 
 
-def one_truth(seen: Evidence) -> Iterator[str]:
-    upstream = {offer: booking["id"] for (_, offer), booking in seen.sandbox.bookings.items()}
-    told = {offer: {booking for _, booking in pairs} for offer, pairs in seen.told(*BOOKED_EVENTS).items()}
-    for offer in sorted(upstream.keys() | seen.stored.keys() | told.keys()):
-        ids = {upstream.get(offer)}, {seen.stored.get(offer)}, told.get(offer, {None})
+def same_bookings(evidence: Evidence) -> Iterator[str]:
+    upstream = {offer: booking["id"] for (_, offer), booking in evidence.sandbox.bookings.items()}
+    published = {
+        offer: {booking for _, booking in pairs} for offer, pairs in evidence.booking_events(*BOOKED_EVENTS).items()
+    }
+    for offer in sorted(upstream.keys() | evidence.stored.keys() | published.keys()):
+        ids = {upstream.get(offer)}, {evidence.stored.get(offer)}, published.get(offer, {None})
         if not ids[0] == ids[1] == ids[2]:
-            yield f"{offer}: upstream {ids[0]}, stored {ids[1]}, told {ids[2]}; {seen.story_of(offer)}"
+            yield f"{offer}: upstream {ids[0]}, stored {ids[1]}, published {ids[2]}; {evidence.describe(offer)}"
 
 
-def no_double_call(seen: Evidence) -> Iterator[str]:
-    if seen.sandbox.double_bookings:
-        yield f"{seen.sandbox.double_bookings} double bookings"
-    yield from (f"{offer} was called twice at once; {seen.story_of(offer)}" for _, offer in seen.sandbox.overlapping)
+def no_double_call(evidence: Evidence) -> Iterator[str]:
+    if evidence.sandbox.double_bookings:
+        yield f"{evidence.sandbox.double_bookings} double bookings"
+    yield from (
+        f"{offer} was called twice at once; {evidence.describe(offer)}" for _, offer in evidence.sandbox.overlapping
+    )
 
 
-def told_once(seen: Evidence) -> Iterator[str]:
-    for offer, events in seen.told(*BOOKED_EVENTS).items():
+def published_once(evidence: Evidence) -> Iterator[str]:
+    for offer, events in evidence.booking_events(*BOOKED_EVENTS).items():
         if len(events) > 1:
-            yield f"{offer}: events {sorted(events)}; {seen.story_of(offer)}"
+            yield f"{offer}: events {sorted(events)}; {evidence.describe(offer)}"
 
 
-def sequences(seen: Evidence) -> Iterator[str]:
+def sequences(evidence: Evidence) -> Iterator[str]:
     outbox: dict[str, list[tuple[int, str]]] = defaultdict(list)
     received: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in seen.outbox:
+    for row in evidence.outbox:
         outbox[row.aggregateid.split("/")[1]].append((row.sequence, row.type))
-    for event in seen.events:
+    for event in evidence.events:
         received[event["data"]["offer_id"]].setdefault(event["id"], event["data"]["sequence"])
-    for offer, row in seen.confirmations.items():
+    for offer, row in evidence.confirmations.items():
         written = outbox[offer]
         whole = list(range(1, len(written) + 1))
         if not whole or [number for number, _ in written] != whole or written[-1][1] != EVENT_OF.get(row.state):
-            yield f"{offer}: outbox {written}; {seen.story_of(offer)}"
+            yield f"{offer}: outbox {written}; {evidence.describe(offer)}"
         if list(received[offer].values()) != whole:
             yield f"{offer}: received {list(received[offer].values())}, outbox {written}"
 
 
-def dead_letters(seen: Evidence) -> Iterator[str]:
-    bodies = {bytes_of(letter.body): letter for letter in seen.dead_letters}
-    yield from (f"not there: {body!r}" for body in seen.work.malformed - bodies.keys())
-    for body, letter in bodies.items():
-        if body not in seen.work.malformed or letter.headers.get("x-dead-letter-code") == "poison":
-            yield f"{letter.headers} {body!r}"
+def dead_letters(evidence: Evidence) -> Iterator[str]:
+    bodies = {bytes_of(message.body): message for message in evidence.dead_letters}
+    yield from (f"not there: {body!r}" for body in evidence.work.malformed - bodies.keys())
+    for body, message in bodies.items():
+        if body not in evidence.work.malformed or message.headers.get("x-dead-letter-code") == "poison":
+            yield f"{message.headers} {body!r}"
 
 
 def bytes_of(body: Any) -> bytes:
     return body if isinstance(body, bytes) else str(body).encode()
 
 
-def all_received(seen: Evidence) -> Iterator[str]:
-    received = {event["id"] for event in seen.events}
-    for row in seen.outbox:
+def all_received(evidence: Evidence) -> Iterator[str]:
+    received = {event["id"] for event in evidence.events}
+    for row in evidence.outbox:
         if str(row.id) not in received:
             yield f"{row.type} of {row.aggregateid}, published at {row.published_at}"
-    yield from (f"event {unknown} is not in the outbox" for unknown in received - {str(row.id) for row in seen.outbox})
+    yield from (
+        f"event {unknown} is not in the outbox" for unknown in received - {str(row.id) for row in evidence.outbox}
+    )
 
 
-def no_defect(seen: Evidence) -> Iterator[str]:
-    for name, lines in seen.logs.items():
+def no_defect(evidence: Evidence) -> Iterator[str]:
+    for name, lines in evidence.logs.items():
         for line in lines:
             is_defect = line.startswith("{") and json.loads(line).get("event") in ("defect", "second_booking")
-            is_foreign = line and not line.startswith(("{", CELERY_SAYS))
+            is_foreign = line and not line.startswith(("{", CELERY_LINE))
             if is_defect or is_foreign:
                 yield f"{name}: {line}"
 
 
-def nothing_personal(seen: Evidence) -> Iterator[str]:
-    for name, lines in seen.logs.items():
+def no_personal_data(evidence: Evidence) -> Iterator[str]:
+    for log, lines in evidence.logs.items():
         for line in lines:
-            if any(PERSON[what] in line for what in ("first_name", "last_name", "email")):
-                yield f"{name}: {line}"
+            if any(PERSON[name] in line for name in ("first_name", "last_name", "email")):
+                yield f"{log}: {line}"
 
 
 PROMISES: dict[str, Callable[[Evidence], Iterator[str]]] = {
-    "all came to an end in time, and the queues are empty": lambda seen: iter(seen.left),
-    "every job has a confirmation that ended in an honest state": honest_ends,
-    "bookings upstream, stored and told are the same": one_truth,
+    "all ended in time, and the queues are empty": lambda evidence: iter(evidence.left),
+    "every job has a confirmation that ended in the expected state": expected_ends,
+    "bookings upstream, stored and published are the same": same_bookings,
     "no offer was booked twice or called twice at once": no_double_call,
-    "no booking was told by two events": told_once,
-    "events are numbered without a gap and come in order": sequences,
-    "every malformed job is with the dead letters, and nothing else": dead_letters,
+    "no booking was published in two events": published_once,
+    "events are numbered without a gap and arrive in order": sequences,
+    "every malformed job is a dead letter, and nothing else is": dead_letters,
     "every event of the outbox was received": all_received,
-    "the workers' logs hold no defect": no_defect,
-    "the workers' logs hold no personal data": nothing_personal,
-    "no worker ended by itself, or did not end when asked": lambda seen: iter(seen.complaints),
+    "the logs of workers have no defect": no_defect,
+    "the logs of workers have no personal data": no_personal_data,
+    "no worker ended by itself, or did not end when asked": lambda evidence: iter(evidence.failures),
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a run: problems by promise, and what there is to know besides."""
+    """The result of a run: problems by promise, and further facts."""
 
     problems: dict[str, list[str]]
     facts: dict[str, Any]
@@ -648,73 +655,75 @@ class Report:
 
 
 def run(plan: Plan, folder: Path, say: Callable[[str], None] = lambda _: None) -> Report:
-    """The whole run. folder: for servers' data and workers' logs; say: takes a line for each fault."""
+    """Makes a whole run. folder: for data of servers and logs of workers; say: called with a line for each fault."""
     dice = random.Random(plan.seed)
     work = plan_work(plan, dice)
     with running(plan, folder) as parts, ThreadPoolExecutor() as pool:
         calm, over = Event(), Event()
         started = time.monotonic()
 
-        def clocked(line: str) -> None:
+        def say_with_time(line: str) -> None:
             say(f"{time.monotonic() - started:7.1f} s  {line}")
 
         try:
             consuming = pool.submit(consume, parts, over)
             publishing = pool.submit(publish, parts.rabbitmq.url, work.messages, plan.rate, over)
-            striking = pool.submit(strike_until, calm, parts, plan, dice, clocked)
+            striking = pool.submit(strike_until, calm, parts, plan, dice, say_with_time)
             until_enough(parts, plan, [consuming, publishing, striking])
             calm.set()
             struck = striking.result()
             calm_since = time.monotonic()
-            clocked("no more faults")
+            say_with_time("no more faults")
             parts.engine.dispose()  # connections from before the last fault
             if plan.hurry:
                 forget_dispatches(parts)
-            left = until_settled(parts, work, publishing, clocked)
+            left = until_settled(parts, work, publishing, say_with_time)
             ended = time.monotonic()
-            clocked("settled" if not left else f"not settled: {'; '.join(left)}")
-            parts.crew.close()
+            say_with_time("settled" if not left else f"not settled: {'; '.join(left)}")
+            parts.worker_pool.close()
         finally:
             calm.set()
             over.set()
         for thread in (publishing, consuming):
             thread.result()
-        seen = gather(parts, work, left)
-        problems = {promise: list(check(seen)) for promise, check in PROMISES.items()}
-    states = Counter(row.state for row in seen.confirmations.values())
-    slowest = max(seen.confirmations.values(), key=took, default=None)
+        evidence = gather(parts, work, left)
+        problems = {promise: list(check(evidence)) for promise, check in PROMISES.items()}
+    states = Counter(row.state for row in evidence.confirmations.values())
+    slowest = max(evidence.confirmations.values(), key=duration_of, default=None)
     facts = {
         "seed": plan.seed,
         "jobs": f"{plan.jobs}, {len(work.messages)} messages, {len(work.malformed)} malformed",
         "confirmations": ", ".join(f"{count} {state}" for state, count in states.most_common()),
-        "needs review": ", ".join(offer for offer, row in seen.confirmations.items() if row.state == "needs_review"),
+        "needs review": ", ".join(
+            offer for offer, row in evidence.confirmations.items() if row.state == "needs_review"
+        ),
         "calls of XONE": f"{len(parts.sandbox.calls)} for {len(parts.sandbox.bookings)} bookings",
-        "events": f"{len(seen.outbox)} written, {len(seen.events)} received",
-        "dead letters": len(seen.dead_letters),
-        "workers started": len(parts.crew.workers),
-        "longest shutdown": f"{parts.crew.longest_shutdown:.1f} s",
+        "events": f"{len(evidence.outbox)} written, {len(evidence.events)} received",
+        "dead letters": len(evidence.dead_letters),
+        "workers started": len(parts.worker_pool.workers),
+        "longest shutdown": f"{parts.worker_pool.longest_shutdown:.1f} s",
         "faults": ", ".join(f"{count} {name}" for name, count in sorted(struck.items())) + f"; {struck.total()} in all",
         "took": f"{ended - started:.1f} s, of which {ended - calm_since:.1f} s after the last fault",
-        "slowest confirmation": f"{took(slowest):.1f} s, {slowest.offer_id}, {slowest.attempts} attempts"
+        "slowest confirmation": f"{duration_of(slowest):.1f} s, {slowest.offer_id}, {slowest.attempts} attempts"
         if slowest
         else "none",
     }
     return Report(problems, facts)
 
 
-def took(row: Row[Any]) -> float:
+def duration_of(row: Row[Any]) -> float:
     """Seconds from the acceptance of a job to its end."""
     return float((row.updated_at - row.created_at).total_seconds())
 
 
 def until_enough(parts: Parts, plan: Plan, threads: Sequence[Future[Any]]) -> None:
-    """Returns when most confirmations have ended, or when faults have been striking for too long."""
+    """Waits until most confirmations have ended, or the maximum time of faults is over."""
     ends_at = time.monotonic() + min(2 * plan.jobs / plan.rate + FAULTS_END, plan.longest)
     while time.monotonic() < ends_at:
         for thread in threads:
             if thread.done():
                 thread.result()
-        with away_is_no_matter(), parts.engine.connect() as connection:
+        with ignore_outages(), parts.engine.connect() as connection:
             states = states_of(
                 connection.execute(select(Confirmation.state, func.count()).group_by(Confirmation.state))
             )
@@ -724,26 +733,26 @@ def until_enough(parts: Parts, plan: Plan, threads: Sequence[Future[Any]]) -> No
 
 
 def forget_dispatches(parts: Parts) -> None:
-    """As if the minute had passed for which resume messages and events count as under way. They may go out twice."""
+    """Ends the minute for which resume messages and events count as under way. They may be sent twice."""
     with parts.engine.begin() as connection:
         connection.execute(update(Confirmation).values(dispatched_until=None))
         connection.execute(update(OutboxEvent).where(OutboxEvent.published_at.is_(None)).values(claimed_until=None))
 
 
 def until_settled(parts: Parts, work: Work, publishing: Future[None], say: Callable[[str], None]) -> list[str]:
-    """Waits for the end of everything, with bounded patience. What is left then."""
+    """Waits until all has ended, for SETTLE seconds at most. Returns what is left."""
     ends_at = time.monotonic() + SETTLE
-    told_at = time.monotonic()
+    said_at = time.monotonic()
     left = ["nothing is known"]
     while time.monotonic() < ends_at:
-        with away_is_no_matter():
-            left = what_is_left(parts, work)
+        with ignore_outages():
+            left = find_left(parts, work)
             if not publishing.done():
                 left.append("not all jobs are published")
             if not left:
                 break
-        if time.monotonic() > told_at + TELL:
-            told_at = time.monotonic()
+        if time.monotonic() > said_at + SAY_INTERVAL:
+            said_at = time.monotonic()
             say(f"left: {'; '.join(left)}")
         time.sleep(0.3)
     return left
@@ -755,7 +764,7 @@ def until_settled(parts: Parts, work: Work, publishing: Future[None], say: Calla
 @click.option("--seed", type=int, help="Repeats the jobs and the faults of an earlier run; else one at random.")
 @click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between faults.")
 @click.option("--rate", default=20.0, show_default=True, type=click.FloatRange(0.1), help="Jobs a second.")
-@click.option("--hurry", is_flag=True, help="Take up what dead workers left at once.")
+@click.option("--hurry", is_flag=True, help="Dispatch the work of dead workers at once.")
 @click.option("--keep", is_flag=True, help="Keep the logs in any case.")
 def main(jobs: int, workers: int, seed: int | None, every: float, rate: float, hurry: bool, keep: bool) -> None:
     plan = Plan(jobs, workers, random.randrange(1_000_000) if seed is None else seed, every, rate, hurry)
