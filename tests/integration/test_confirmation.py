@@ -2,13 +2,16 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
+from sqlalchemy.event import listen, remove
 
 from models import booking as xone_booking
 from models.job import JobRejected, read_job
@@ -18,7 +21,7 @@ from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
-from tasks.record import RecordedAttempt, record
+from tasks.record import EVENT_OF, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.system import job, until
 from worker.errors import Unknown
@@ -366,6 +369,30 @@ def test_booking_and_event_are_committed_together(runtime: Runtime) -> None:
     assert only(runtime, Confirmation).state == State.CONFIRMING
     assert only(runtime, Attempt).outcome is None
     assert rows(runtime, Booking) == rows(runtime, OutboxEvent) == []
+
+
+@pytest.mark.parametrize("death", [1, 2, 3])
+@pytest.mark.parametrize(("offer_id", "state"), [("offer-1", State.CONFIRMED), ("offer-1~http-422", State.FAILED)])
+def test_a_worker_that_dies_at_a_commit_leaves_no_end_without_its_event(
+    runtime: Runtime, offer_id: str, state: State, death: int
+) -> None:
+    """death: the number of the commit at which the worker dies. An attempt has one, so it survives the others."""
+    lease = accepted(runtime, offer_id)
+    commits = count(1)
+
+    def die(_connection: Connection) -> None:
+        if next(commits) == death:
+            raise SystemExit
+
+    listen(runtime.engine, "commit", die)
+    with suppress(SystemExit):
+        confirm.attempt(lease, runtime)
+    remove(runtime.engine, "commit", die)
+
+    expected = State.CONFIRMING if death == 1 else state
+    assert only(runtime, Confirmation).state == expected
+    assert len(rows(runtime, Booking)) == (expected == State.CONFIRMED)
+    assert [row.type for row in rows(runtime, OutboxEvent)] == ([EVENT_OF[state]] if expected == state else [])
 
 
 def test_no_database_connection_is_open_during_a_call(runtime: Runtime, sandbox: Sandbox) -> None:
