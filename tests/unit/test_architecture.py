@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("models", "tasks", "worker")
 # All others ask worker.settings. The demo sets what settings then reads, metrics sets where prometheus-client keeps its
 # files, and gevent's part comes before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.demo", "worker.observability.metrics", "worker.gevent_support"}
+READ_THE_ENVIRONMENT = {"worker.demo", "worker.settings", "worker.observability.metrics", "worker.gevent_support"}
 
 
 def module_of(path: Path) -> str:
