@@ -21,9 +21,13 @@ from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
 from worker.runtime import Runtime, current
 from worker.services.bootstep import BackgroundServices
-from worker.settings import LogSettings, TracingSettings, read
+from worker.settings import LogSettings, TracingSettings, drop_variables, read
 
 log = structlog.get_logger(__name__)
+
+# Celery reads these before its settings: CELERY_BROKER_URL, CELERY_RESULT_BACKEND, CELERY_CONFIG_MODULE and others. Its
+# command line fills them from BROKER_URL, RESULT_BACKEND and others, and reads options, such as CELERY_WORKER_PURGE.
+CELERY_VARIABLES = "CELERY_"
 
 # Seconds for one answer of RabbitMQ. Without them, a worker that is to stop waits for ever for a broker that hangs.
 BROKER_TIMEOUTS = {"read_timeout": 15, "write_timeout": 15}
@@ -37,9 +41,20 @@ def make_app(runtime: Runtime) -> Celery:
         gevent_support.require()
     is_memory = runtime.broker_settings.url.startswith("memory")
     broker_url, tls = broker.with_tls(runtime.broker_settings.url)
-    app = Celery("confirm-offer", set_as_current=True)
+    ignored = _drop_celery_variables(runtime.broker_settings.url)
+    app = Celery(
+        "confirm-offer",
+        set_as_current=True,
+        loader="celery.loaders.app:AppLoader",  # without the file celeryconfig.py
+        backend="disabled",
+        fixups=set(),  # those of Django
+    )
+    app.ignored_variables = ignored
     app.conf.update(
         broker_url=broker_url,
+        broker_read_url=broker_url,
+        broker_write_url=broker_url,
+        result_backend="disabled",
         broker_use_ssl=tls,
         broker_transport_options={"polling_interval": 0.01} if is_memory else BROKER_TIMEOUTS,
         broker_connection_retry_on_startup=True,
@@ -72,6 +87,15 @@ def make_app(runtime: Runtime) -> Celery:
         app.amqp.queues.deselect([topology.JOBS, topology.RESUME])
     app.steps["worker"].add(BackgroundServices)
     return app
+
+
+def _drop_celery_variables(broker_url: str) -> list[str]:
+    """Removes Celery's variables from the environment of this process, where they would win over our settings.
+
+    Returns their names, without those that Celery's command line has made of our own setting.
+    """
+    found = drop_variables(CELERY_VARIABLES)
+    return sorted(name for name, value in found.items() if (name, value) != ("CELERY_BROKER_URL", broker_url))
 
 
 @contextmanager
@@ -115,6 +139,8 @@ def _interrupt_waits(**_: Any) -> None:
 def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
     tracing.configure(read(TracingSettings))
+    if app.ignored_variables:
+        log.warning("celery_variables_ignored", names=app.ignored_variables)
 
 
 @signals.celeryd_after_setup.connect  # after all imports, before the pool forks

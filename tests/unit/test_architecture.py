@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("models", "tasks", "worker")
 # All others use worker.settings. The demo sets what settings then reads, metrics sets the folder of prometheus-client,
 # and gevent_support runs before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.demo", "worker.observability.metrics", "worker.gevent_support"}
+READ_THE_ENVIRONMENT = {"worker.demo", "worker.settings", "worker.observability.metrics", "worker.gevent_support"}
 
 
 def module_of(path: Path) -> str:

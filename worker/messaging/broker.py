@@ -8,6 +8,7 @@ from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound
 from amqp.serialization import PROPERTY_CLASSES, decode_properties_basic
 from amqp.spec import Basic
 from kombu import Connection
+from kombu import connection as kombu_connection
 from kombu.exceptions import OperationalError
 
 from worker import gevent_support
@@ -59,6 +60,9 @@ def _decode_properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
 
 
 PROPERTY_CLASSES[Basic.CLASS_ID] = _decode_properties
+
+# KOMBU_LOG_DEBUG and KOMBU_LOG_CHANNEL would write whole messages, personal data included, to standard error.
+kombu_connection._log_channel = kombu_connection._log_connection = False
 
 CONNECTION_ERRORS = (OSError, OperationalError, AMQPError)
 

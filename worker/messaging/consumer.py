@@ -23,6 +23,7 @@ from vine import promise
 
 from worker.errors import BrokerError
 from worker.messaging import broker, topology
+from worker.messaging.guarded_trace import trace
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +116,9 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         """Returns the handler of messages: it makes a request of the queue's task and hands it to the pool."""
         tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF_QUEUE.items()}
         requests = {
-            queue: create_request_cls(symbol_by_name(task.Request), task, self.pool, self.hostname, None, app=self.app)
+            queue: create_request_cls(
+                symbol_by_name(task.Request), task, self.pool, self.hostname, None, trace=trace, app=self.app
+            )
             for queue, task in tasks.items()
         }
 

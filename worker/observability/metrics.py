@@ -24,6 +24,7 @@ from models.states import ENDED, Outcome, State
 CALLS = ("confirm", "bookings", "token")
 NO_ERROR = "none"
 CODES = frozenset({*ERROR_CODES, *(f"http-{status.value}" for status in HTTPStatus)})
+PUT_BACK_REASONS = ("defect", "dead-letter-refused")
 OTHER = "other"  # an HTTP status that is not registered
 
 CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 300)  # seconds
@@ -60,6 +61,9 @@ class Instruments:
         self.slowdowns = counter("slowdowns", "Answers of XONE that throttled the calls for a while (429)")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
         self.events_refused = counter("events_refused", "Events that the broker refused, counted at each try")
+        self.messages_put_back = counter(
+            "messages_put_back", "Messages that went back to their queue because they could not be handled", "reason"
+        )
         self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
         self.circuit_breaker_open = gauge(
             "circuit_breaker_open", "Processes whose calls to XONE are stopped by their circuit breaker"
@@ -86,6 +90,8 @@ class Instruments:
         self.attempts.labels(Outcome.BOOKED, NO_ERROR)
         for code in DEAD_LETTER_CODES:
             self.dead_letters.labels(code)
+        for reason in PUT_BACK_REASONS:
+            self.messages_put_back.labels(reason)
         for result in ("ok", "failed"):
             self.token_refreshes.labels(result)
         self.circuit_breaker_openings.labels("credentials")
@@ -245,6 +251,12 @@ def events_refused(count: int) -> None:
     """The broker refused events; they are published again later."""
     if _instruments is not None:
         _instruments.events_refused.inc(count)
+
+
+def message_put_back(reason: str) -> None:
+    """A message went back to its queue. reason: one of PUT_BACK_REASONS."""
+    if _instruments is not None:
+        _instruments.messages_put_back.labels(reason).inc()
 
 
 def _known(code: str) -> str:
