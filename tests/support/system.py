@@ -41,7 +41,11 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.
 
 def cores_of(pid: int) -> set[frozenset[int]]:
     """The cores that each thread of a process may use."""
-    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{pid}/task")}
+    cores = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):  # it has just ended
+            cores.add(frozenset(os.sched_getaffinity(int(thread))))
+    return cores
 
 
 def terminal(command: list[str], environment: dict[str, str], folder: Path, answer: str) -> tuple[int, str]:
