@@ -143,7 +143,12 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
             return BookingNotFound(lookup, earlier_error(lease.history))
     try:
         return runtime.xone.confirm(
-            lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, runtime)
+            lease.partner_id,
+            lease.offer_id,
+            lease.body,
+            lease.idempotency_key,
+            before_call=lambda: before_call(lease, runtime),
+            before_send=lambda: continue_or_suspend(lease, runtime),
         )
     except XoneError as error:
         if not must_look_up_after(error, lease.history, retry_policy):
@@ -165,6 +170,7 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
             lease.offer_id,
             lease.quote_ids,
             before_call=lambda: before_call(lease, runtime),
+            before_send=lambda: continue_or_suspend(lease, runtime),
             while_waiting=lambda: continue_or_suspend(lease, runtime),
         )
     except Refused:

@@ -1,9 +1,11 @@
 """Accept, claim, confirm and record against both databases and XONE's stand-in, without a broker."""
 
 import json
+import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,6 +28,7 @@ from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
+from worker.xone.client import Xone
 
 
 def make_due(runtime: Runtime, **changes: Any) -> None:
@@ -336,6 +339,89 @@ def test_no_call_is_made_where_the_lease_has_gone_to_another(runtime: Runtime, s
     confirm.attempt(slow, runtime)
 
     assert sandbox.calls == []
+
+
+class SlowResolver:
+    """Looks XONE's name up when it is let to; until then, ``meanwhile`` happens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, runtime: Runtime) -> None:
+        self.may_answer = Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self._look_up = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+        by_name = sandbox.url.replace("127.0.0.1", "xone.example")
+        settings = runtime.xone_settings.model_copy(update={"XONE_BASE_URL": by_name})
+        runtime.xone = Xone(settings)
+        runtime.xone.tokens = Xone(runtime.xone_settings).tokens  # which needs no look-up
+
+    def __call__(self, host: str, port: int, *rest: Any, **options: Any) -> Any:
+        if host != "xone.example" or options.get("flags") == socket.AI_NUMERICHOST:
+            return self._look_up(host, port, *rest, **options)
+        self.meanwhile()
+        assert self.may_answer.wait(30)
+        return self._look_up("127.0.0.1", port, *rest, **options)
+
+
+def test_while_a_name_is_looked_up_no_call_outlasts_its_lease(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XONE_CONNECT_TIMEOUT", "0.2")
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+
+    run(runtime)
+
+    confirmation, attempt = only(runtime, Confirmation), only(runtime, Attempt)
+    assert (confirmation.state, attempt.outcome, attempt.code) == (State.RETRYING, Outcome.NOT_BOOKED, "connect")
+    resolver.may_answer.set()
+    assert sandbox.calls == []
+    resume(runtime)
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+    assert len(sandbox.calls) == 1
+
+
+def test_nothing_is_sent_where_the_lease_has_gone_while_the_connection_was_made(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+    resolver.may_answer.set()
+    slow = accepted(runtime)
+    quick: list[Lease | None] = []
+
+    def lose_the_lease() -> None:
+        make_due(runtime)
+        quick.append(confirm.lease_due(slow.id, runtime))
+        slow.leased_at -= runtime.xone_settings.lease_seconds
+
+    resolver.meanwhile = lose_the_lease
+    confirm.attempt(slow, runtime)
+
+    assert len(quick) == 1
+    assert quick[0] is not None
+    assert sandbox.calls == []
+    assert only(runtime, Confirmation).lease_token == quick[0].token
+
+
+def test_a_lease_that_ran_short_while_the_connection_was_made_is_renewed_before_anything_is_sent(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+    resolver.may_answer.set()
+    lease = accepted(runtime)
+    due_at = only(runtime, Confirmation).due_at
+
+    def take_long() -> None:
+        lease.leased_at -= runtime.xone_settings.lease_seconds
+
+    sandbox.latency = 1.0
+    resolver.meanwhile = take_long
+    with ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(confirm.attempt, lease, runtime)
+        until(lambda: ("P-100", "offer-1") in sandbox.bookings)
+        renewed_until = only(runtime, Confirmation).due_at
+        attempt.result(30)
+
+    assert renewed_until > due_at
+    assert only(runtime, Confirmation).state == State.CONFIRMED
 
 
 def test_a_second_booking_id_is_kept_but_not_told(runtime: Runtime) -> None:
