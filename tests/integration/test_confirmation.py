@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from models import booking as xone_booking
 from models.job import JobRejected, read_job
@@ -22,12 +22,14 @@ from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
 from tasks.record import RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
+from tests.support.sentry import Capturing
 from tests.support.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD
 from worker.xone.client import Xone
 
 
@@ -339,6 +341,71 @@ def test_no_call_is_made_where_the_lease_has_gone_to_another(runtime: Runtime, s
     confirm.attempt(slow, runtime)
 
     assert sandbox.calls == []
+
+
+def test_a_list_that_answers_401_stops_no_calls(runtime: Runtime, sandbox: Sandbox, sentry: Capturing) -> None:
+    """As with 403: it needs a scope of its own. Nobody can tell then what became of a lost answer."""
+    sandbox.bookings_mode = "unauthorized"
+    lost = [accepted(runtime, f"offer-{at}~drop-after~1") for at in range(3)]
+    for lease in lost:
+        confirm.attempt(lease, runtime)
+    for lease in lost:
+        make_due(runtime)
+        again = confirm.lease_due(lease.id, runtime)
+        assert again is not None
+        confirm.attempt(again, runtime)
+        assert runtime.xone.calls.wait() == 0
+    run(runtime, "offer-9")
+
+    states = {row.offer_id: row.state for row in rows(runtime, Confirmation)}
+    assert states.pop("offer-9") == State.CONFIRMED
+    assert set(states.values()) == {State.NEEDS_REVIEW}
+    assert sandbox.token_requests == 2
+    assert sentry.events() == []
+
+
+@pytest.mark.parametrize("mode", ["busy", "failing"])
+def test_what_the_list_says_of_itself_stops_no_confirm_call(runtime: Runtime, sandbox: Sandbox, mode: str) -> None:
+    run(runtime, "offer-1~drop-after~1")
+    sandbox.bookings_mode = mode
+    for at in range(2 * FAILURE_THRESHOLD):
+        make_due(runtime)
+        run(runtime, f"other-{at}")
+        resume_one(runtime, "offer-1~drop-after~1")
+
+    assert runtime.xone.calls.wait() == 0
+    assert [row.state for row in rows(runtime, Confirmation)].count(State.CONFIRMED) == 2 * FAILURE_THRESHOLD
+
+
+def resume_one(runtime: Runtime, offer_id: str) -> None:
+    """Resumes a confirmation, unless it has ended."""
+    with runtime.engine.begin() as connection:
+        row = connection.execute(select(Confirmation.id).where(Confirmation.offer_id == offer_id)).one()
+        connection.execute(
+            update(Confirmation)
+            .where(Confirmation.id == row.id, Confirmation.due_at.is_not(None))
+            .values(due_at=now_plus(-1.0))
+        )
+    lease = confirm.lease_due(row.id, runtime)
+    if lease is not None:
+        confirm.attempt(lease, runtime)
+
+
+def test_a_look_up_that_is_put_off_again_and_again_ends_with_the_age(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "offer-1~drop-after~1")
+    sandbox.bookings_mode = "busy"
+    for _ in range(3):
+        resume(runtime)
+        confirmation = only(runtime, Confirmation)
+        assert (confirmation.state, confirmation.attempts_used) == (State.RETRYING, 1)
+    old = datetime.now(UTC) - timedelta(seconds=runtime.retry_settings.RETRY_MAX_AGE)
+    make_due(runtime, queued_at=old)
+
+    resume(runtime)
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "connection-lost")
+    assert len(sandbox.calls) == 1, "a look-up says nothing about whether it may be sent again"
 
 
 class SlowResolver:

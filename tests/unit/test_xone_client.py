@@ -612,6 +612,38 @@ def test_a_forbidden_list_is_a_refusal(sandbox: Sandbox, client: Xone) -> None:
     assert (type(error), error.code) == (Refused, "http-403")
 
 
+def test_a_list_that_answers_401_with_a_token_that_confirms_is_a_refusal() -> None:
+    booking = Reply(200, as_json({"data": {"id": "INS-1", "offer_id": "o-1"}}))
+    with scripted({CONFIRM_PATH: [booking], BOOKINGS_PATH: [Reply(401)]}) as script:
+        client = client_of(script.url)
+        confirm(client)
+        errors = [failure(lambda: find(client)) for _ in range(3)]
+
+        assert [(type(error), error.code) for error in errors] == [(Refused, "http-401")] * 3
+        assert confirm(client).booking.id == "INS-1"
+        assert script.paths().count("/api/oauth/token") == 2, "a new token is tried once"
+
+
+def test_a_list_is_read_with_a_new_token_if_the_old_one_ended(sandbox: Sandbox, client: Xone) -> None:
+    booked = confirm(client).booking
+    sandbox.revoke_tokens()
+
+    assert find(client) == booked.id
+
+
+def test_a_list_that_answers_401_stops_no_calls_and_is_settled_by_the_next_confirm_call() -> None:
+    with scripted({CONFIRM_PATH: [Reply(401)], BOOKINGS_PATH: [Reply(401)]}) as script:
+        client = client_of(script.url)
+        unknown = failure(lambda: find(client))
+        assert client.calls.wait() == 0
+
+        wrong = failure(lambda: confirm(client))
+        assert client.calls.wait() > 0
+
+    assert (type(unknown), unknown.code) == (Unknown, "http-401")
+    assert type(wrong) is BadCredentials
+
+
 def test_an_empty_path_switches_the_list_off(sandbox: Sandbox, client: Xone) -> None:
     assert client.can_list_bookings
     assert not client_of(sandbox.url, XONE_BOOKINGS_PATH="").can_list_bookings
@@ -659,7 +691,7 @@ def test_a_booking_is_matched_by_offer_or_else_by_quote(listed: Any, found: str 
         (404, None, Refused, "http-404"),
         (500, None, Unknown, "http-500"),
         (503, None, Busy, "http-503"),
-        (401, None, BadCredentials, "credentials"),
+        (401, None, Unknown, "http-401"),
     ],
 )
 def test_a_list_that_can_not_be_read_is_an_error(status: int, content: Any, kind: type[XoneError], code: str) -> None:

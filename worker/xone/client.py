@@ -22,6 +22,7 @@ from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
     LATER,
+    REFUSALS,
     BookingReceived,
     HttpAnswer,
     failure_of,
@@ -50,6 +51,8 @@ class Xone:
         self.tokens = TokenCache(self._request_token)
         self.calls = CallControl()
         self._read_back = ReadBack()
+        self._credentials_confirm = False  # as the last confirm call showed that was answered
+        self._token_without_list: str | None = None  # new when the list of bookings answered it with 401
         base = urlsplit(settings.XONE_BASE_URL)
         self._server: dict[str, str | int] = {
             "server.address": base.hostname or "",
@@ -148,16 +151,30 @@ class Xone:
         before_call: Callable[[], None],
         before_send: Callable[[], None],
     ) -> HttpAnswer:
-        """The answer to a call with the bearer token. After a 401, calls once more with a new token."""
-        answer = None
-        for _ in range(2):
+        """The answer to a call with the bearer token. After a 401, calls once more with a new token.
+
+        Only a confirm call shows whether the credentials are accepted. The list of bookings needs a scope of its own,
+        so its 401 means as little as a 403 where confirm calls pass.
+        """
+        confirms = call == "confirm"
+        for is_last in (False, True):
             token = self.tokens.get()
             before_call()
             authorized = {**headers, "Authorization": f"Bearer {token}"}
             answer = self._send(call, method, template, url, authorized, body, before_send)
             if answer.status != 401:
+                if confirms and (answer.status < 300 or answer.status in REFUSALS):
+                    self._credentials_confirm = True
                 return answer
+            if not confirms and (is_last or token == self._token_without_list):
+                self._token_without_list = token  # is good for confirm calls all the same
+                break
             self.tokens.drop(token)
+        if not confirms and self._credentials_confirm:
+            raise Refused("http-401", "XONE gives no access to the list of bookings (401)", 401)
+        if not confirms:
+            raise Unknown("http-401", "XONE does not accept the token for the list of bookings (401)", 401)
+        self._credentials_confirm = False
         raise BadCredentials("credentials", "XONE does not accept the token it gave (401)", 401)
 
     def _request_token(self) -> Token:
