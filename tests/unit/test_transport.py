@@ -805,6 +805,36 @@ def test_a_request_for_a_connection_that_was_closed_before_is_not_delivered(
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("is_before", [True, False], ids=["closed before", "closed after"])
+def test_with_tls_too_it_is_told_whether_a_request_came_before_the_end(
+    is_before: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", str(authority.file))
+    monkeypatch.setattr(transport._Connection, "is_connected", property(lambda self: self.sock is not None))
+    hangs_up, closed = threading.Event(), threading.Event()
+
+    def answers_once(connection: socket.socket, _: threading.Event) -> None:
+        if len(server.requests) == 1:
+            says_ok(connection, _)
+            if not is_before:
+                return
+            hangs_up.wait(5)
+        close(connection, abruptly=False)
+        closed.set()
+
+    def hang_up() -> None:
+        hangs_up.set()
+        assert not is_before or closed.wait(5)
+
+    http = Transport(4, 5, 5)
+    with serving(answers_once, authority.issue("127.0.0.1")) as server:
+        get(server, http)
+        with pytest.raises(requests.ConnectionError) as raised:
+            http.send("POST", server.url, {}, b"x" * 500, hang_up)
+
+    assert isinstance(getattr(raised.value.args[0], "reason", None), NotDelivered) is is_before
+
+
 @pytest.mark.parametrize("answered", [0, 1], ids=["new connection", "used again"])
 @pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
 def test_a_request_that_was_received_and_not_answered_may_have_been_delivered(answered: int, abruptly: bool) -> None:
