@@ -1,4 +1,7 @@
-"""What must hold before a call to XONE: a slot under the rate limit, and a lease that outlasts the call."""
+"""What must hold before a call to XONE: a slot under the rate limit, and a lease that outlasts the call.
+
+The lease is ensured twice: before a connection is looked for, and when it stands, before anything is sent.
+"""
 
 import time
 
@@ -6,6 +9,8 @@ from tasks.lease import Lease, renew
 from worker.runtime import Runtime
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 from worker.xone.circuit_breaker import CallsSuspended
+
+SLOW_RENEWAL_DELAY = 1.0  # seconds until a call is tried again whose lease could not be renewed in time
 
 
 def before_call(lease: Lease, runtime: Runtime) -> None:
@@ -39,7 +44,10 @@ def wait_for_slot(runtime: Runtime, rate: float) -> None:
 
 
 def ensure_lease(lease: Lease, runtime: Runtime) -> None:
-    """Renews the lease if too little of it is left for a call. Raises LeaseLost."""
+    """Renews the lease if too little of it is left for a call.
+
+    Raises LeaseLost, and CallsSuspended if the database took so long that too little of the new lease is left.
+    """
     settings = runtime.xone_settings
     spare = (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
     if time.monotonic() - lease.leased_at < spare:
@@ -47,6 +55,8 @@ def ensure_lease(lease: Lease, runtime: Runtime) -> None:
     asked_at = time.monotonic()
     runtime.in_transaction("renew lease", lambda connection: renew(connection, lease, settings.lease_seconds))
     lease.leased_at = asked_at
+    if time.monotonic() - asked_at >= settings.lease_seconds - settings.XONE_TIMEOUT:
+        raise CallsSuspended(SLOW_RENEWAL_DELAY)
 
 
 def seconds_until_calls(runtime: Runtime) -> float:

@@ -40,6 +40,13 @@ DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
+class LookupSuspended(CallsSuspended):
+    """The list of bookings can't be read now. What waits for it does so until RETRY_MAX_AGE.
+
+    That XONE is down is another matter: it ends by itself, and each confirmation then still has a call.
+    """
+
+
 def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | None:
     """Stores the job's confirmation and returns the lease on it; None if there is nothing to do now.
 
@@ -136,27 +143,43 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
     if must_look_up_first(lease.history):
-        lookup = look_up_booking(lease, runtime)
+        try:
+            lookup = look_up_booking(lease, runtime)
+        except LookupSuspended:
+            if lease.history.age < retry_policy.max_age:
+                raise
+            lookup = LookupResult.UNAVAILABLE  # not put back once more
         if isinstance(lookup, BookingReceived):
             return lookup
         if not may_send(lease.history, retry_policy):
             return BookingNotFound(lookup, earlier_error(lease.history))
     try:
         return runtime.xone.confirm(
-            lease.partner_id, lease.offer_id, lease.body, lease.idempotency_key, lambda: before_call(lease, runtime)
+            lease.partner_id,
+            lease.offer_id,
+            lease.body,
+            lease.idempotency_key,
+            before_call=lambda: before_call(lease, runtime),
+            before_send=lambda: continue_or_suspend(lease, runtime),
         )
     except XoneError as error:
         if not must_look_up_after(error, lease.history, retry_policy):
             return error
         try:
             lookup = look_up_booking(lease, runtime)
+        except LookupSuspended:
+            lookup = LookupResult.UNAVAILABLE
         except CallsSuspended:
             lookup = LookupResult.SUSPENDED
         return lookup if isinstance(lookup, BookingReceived) else BookingNotFound(lookup, error)
 
 
 def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupResult:
-    """The booking in the partner's list of bookings, or why it was not seen. Raises CallsSuspended and LeaseLost."""
+    """The booking in the partner's list of bookings, or why it was not seen.
+
+    Raises LeaseLost, and CallsSuspended: as LookupSuspended if that is for what XONE has said to a look-up.
+    """
+    calls = runtime.xone.calls
     if not runtime.xone.can_list_bookings:
         return LookupResult.IMPOSSIBLE
     try:
@@ -165,6 +188,7 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
             lease.offer_id,
             lease.quote_ids,
             before_call=lambda: before_call(lease, runtime),
+            before_send=lambda: continue_or_suspend(lease, runtime),
             while_waiting=lambda: continue_or_suspend(lease, runtime),
         )
     except Refused:
@@ -172,7 +196,11 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise CallsSuspended(runtime.xone.calls.wait() or error.retry_after or 1.0) from None
+        raise LookupSuspended(calls.wait_for_lookup() or error.retry_after or 1.0) from None
+    except CallsSuspended as suspended:
+        if calls.wait() == 0 and calls.wait_for_lookup() > 0:
+            raise LookupSuspended(suspended.wait) from None
+        raise
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
 
 

@@ -153,9 +153,14 @@ class XoneSettings(StatusSettings):
     XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1)]
     """Secret of the OAuth client."""
     XONE_CONNECT_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 5
-    """Seconds to wait for a connection."""
+    """Seconds until a connection stands: look-up of the name, all its addresses, and TLS. It never takes more than half
+    of `XONE_TIMEOUT`, so that time is left for the answer."""
     XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
-    """Seconds for a whole call, the body included. A lease is half as long again, and at least 5 s longer."""
+    """Seconds for a whole call, from the look-up of the name to the last byte of the answer. A lease is half as long
+    again, and at least 5 s longer."""
+    XONE_IDLE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
+    """Seconds. A connection that was not used for so long is not used again. Keep it below the time after which load
+    balancers, proxies and firewalls on the way to XONE forget an idle connection: often 60 s."""
     XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
     """What follows an unknown answer. `resend`: look at the list of bookings first, then send the same request with the
     same key. `review`: look at the list, else `needs_review`; never a second call."""

@@ -1,16 +1,18 @@
 """A job is accepted, leased, confirmed and recorded, on both databases and against the sandbox, without a broker."""
 
 import json
+import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.event import listen, remove
 
 from models import booking as xone_booking
@@ -23,12 +25,15 @@ from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
 from tasks.record import EVENT_OF, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
+from tests.support.sentry import Capturing
 from tests.support.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD
+from worker.xone.client import Xone
 
 
 def make_due(runtime: Runtime, **changes: Any) -> None:
@@ -341,6 +346,154 @@ def test_a_worker_that_lost_its_lease_makes_no_call(runtime: Runtime, sandbox: S
     confirm.attempt(slow, runtime)
 
     assert sandbox.calls == []
+
+
+def test_a_list_that_answers_401_stops_no_calls(runtime: Runtime, sandbox: Sandbox, sentry: Capturing) -> None:
+    """As with 403: it needs a scope of its own. Nobody can tell then what became of a lost answer."""
+    sandbox.bookings_mode = "unauthorized"
+    lost = [accepted(runtime, f"offer-{at}~drop-after~1") for at in range(3)]
+    for lease in lost:
+        confirm.attempt(lease, runtime)
+    for lease in lost:
+        make_due(runtime)
+        again = confirm.lease_due(lease.id, runtime)
+        assert again is not None
+        confirm.attempt(again, runtime)
+        assert runtime.xone.calls.wait() == 0
+    run(runtime, "offer-9")
+
+    states = {row.offer_id: row.state for row in rows(runtime, Confirmation)}
+    assert states.pop("offer-9") == State.CONFIRMED
+    assert set(states.values()) == {State.NEEDS_REVIEW}
+    assert sandbox.token_requests == 2
+    assert sentry.events() == []
+
+
+@pytest.mark.parametrize("mode", ["busy", "failing"])
+def test_what_the_list_says_of_itself_stops_no_confirm_call(runtime: Runtime, sandbox: Sandbox, mode: str) -> None:
+    run(runtime, "offer-1~drop-after~1")
+    sandbox.bookings_mode = mode
+    for at in range(2 * FAILURE_THRESHOLD):
+        make_due(runtime)
+        run(runtime, f"other-{at}")
+        resume_one(runtime, "offer-1~drop-after~1")
+
+    assert runtime.xone.calls.wait() == 0
+    assert [row.state for row in rows(runtime, Confirmation)].count(State.CONFIRMED) == 2 * FAILURE_THRESHOLD
+
+
+def resume_one(runtime: Runtime, offer_id: str) -> None:
+    """Resumes a confirmation, unless it has ended."""
+    with runtime.engine.begin() as connection:
+        row = connection.execute(select(Confirmation.id).where(Confirmation.offer_id == offer_id)).one()
+        connection.execute(
+            update(Confirmation)
+            .where(Confirmation.id == row.id, Confirmation.due_at.is_not(None))
+            .values(due_at=now_plus(-1.0))
+        )
+    lease = confirm.lease_due(row.id, runtime)
+    if lease is not None:
+        confirm.attempt(lease, runtime)
+
+
+def test_a_look_up_that_is_put_off_again_and_again_ends_with_the_age(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "offer-1~drop-after~1")
+    sandbox.bookings_mode = "busy"
+    for _ in range(3):
+        resume(runtime)
+        confirmation = only(runtime, Confirmation)
+        assert (confirmation.state, confirmation.attempts_used) == (State.RETRYING, 1)
+    old = datetime.now(UTC) - timedelta(seconds=runtime.retry_settings.RETRY_MAX_AGE)
+    make_due(runtime, queued_at=old)
+
+    resume(runtime)
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "connection-lost")
+    assert len(sandbox.calls) == 1, "a look-up says nothing about whether it may be sent again"
+
+
+class SlowResolver:
+    """Looks XONE's name up when it is let to; until then, ``meanwhile`` happens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, runtime: Runtime) -> None:
+        self.may_answer = Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self._look_up = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+        by_name = sandbox.url.replace("127.0.0.1", "xone.example")
+        settings = runtime.xone_settings.model_copy(update={"XONE_BASE_URL": by_name})
+        runtime.xone = Xone(settings)
+        runtime.xone.tokens = Xone(runtime.xone_settings).tokens  # which needs no look-up
+
+    def __call__(self, host: str, port: int, *rest: Any, **options: Any) -> Any:
+        if host != "xone.example" or options.get("flags") == socket.AI_NUMERICHOST:
+            return self._look_up(host, port, *rest, **options)
+        self.meanwhile()
+        assert self.may_answer.wait(30)
+        return self._look_up("127.0.0.1", port, *rest, **options)
+
+
+def test_while_a_name_is_looked_up_no_call_outlasts_its_lease(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XONE_CONNECT_TIMEOUT", "0.2")
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+
+    run(runtime)
+
+    confirmation, attempt = only(runtime, Confirmation), only(runtime, Attempt)
+    assert (confirmation.state, attempt.outcome, attempt.code) == (State.RETRYING, Outcome.NOT_BOOKED, "connect")
+    resolver.may_answer.set()
+    assert sandbox.calls == []
+    resume(runtime)
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+    assert len(sandbox.calls) == 1
+
+
+def test_nothing_is_sent_where_the_lease_has_gone_while_the_connection_was_made(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+    resolver.may_answer.set()
+    slow = accepted(runtime)
+    quick: list[Lease | None] = []
+
+    def lose_the_lease() -> None:
+        make_due(runtime)
+        quick.append(confirm.lease_due(slow.id, runtime))
+        slow.leased_at -= runtime.xone_settings.lease_seconds
+
+    resolver.meanwhile = lose_the_lease
+    confirm.attempt(slow, runtime)
+
+    assert len(quick) == 1
+    assert quick[0] is not None
+    assert sandbox.calls == []
+    assert only(runtime, Confirmation).lease_token == quick[0].token
+
+
+def test_a_lease_that_ran_short_while_the_connection_was_made_is_renewed_before_anything_is_sent(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = SlowResolver(monkeypatch, sandbox, runtime)
+    resolver.may_answer.set()
+    lease = accepted(runtime)
+    due_at = only(runtime, Confirmation).due_at
+
+    def take_long() -> None:
+        lease.leased_at -= runtime.xone_settings.lease_seconds
+
+    sandbox.latency = 1.0
+    resolver.meanwhile = take_long
+    with ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(confirm.attempt, lease, runtime)
+        until(lambda: ("P-100", "offer-1") in sandbox.bookings)
+        renewed_until = only(runtime, Confirmation).due_at
+        attempt.result(30)
+
+    assert renewed_until > due_at
+    assert only(runtime, Confirmation).state == State.CONFIRMED
 
 
 def test_a_second_booking_id_is_stored_but_not_published(runtime: Runtime) -> None:

@@ -119,11 +119,18 @@ class Upstream:
         self._ids = count(1)
 
     def confirm(
-        self, partner_id: str, offer_id: str, body: bytes, idempotency_key: UUID, before_call: Callable[[], None]
+        self,
+        partner_id: str,
+        offer_id: str,
+        body: bytes,
+        idempotency_key: UUID,
+        before_call: Callable[[], None],
+        before_send: Callable[[], None],
     ) -> BookingReceived:
         self.before_each()
         with self.calls.guard():
             before_call()
+            before_send()
             with self._call(offer_id, (idempotency_key, body)):
                 return self._confirm(offer_id)
 
@@ -133,12 +140,14 @@ class Upstream:
         offer_id: str,
         quote_ids: frozenset[str],
         before_call: Callable[[], None],
+        before_send: Callable[[], None],
         while_waiting: Callable[[], None],
     ) -> xone.Booking | None:
         self.before_each()
         try:
             with self.calls.guard(proves=False):
                 before_call()
+                before_send()
                 with self._call(offer_id, None):
                     return self._find(offer_id)
         except CallsSuspended:

@@ -157,6 +157,29 @@ def test_a_failing_list_of_bookings_does_not_keep_the_breaker_open(
     assert circuit_breaker.open_reason is None
 
 
+@pytest.mark.parametrize("error", [error for error in DOWN if not isinstance(error, NotSent)], ids=lambda e: e.code)
+def test_a_broken_list_of_bookings_does_not_open_it(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
+    for _ in range(3 * FAILURE_THRESHOLD):
+        with contextlib.suppress(XoneError), circuit_breaker.guard(proves=False):
+            raise error
+
+    assert circuit_breaker.open_reason is None
+    for _ in range(FAILURE_THRESHOLD - 1):
+        call(circuit_breaker, DOWN[0])
+    assert circuit_breaker.open_reason is None, "nor does it count"
+
+
+@pytest.mark.parametrize(
+    "error", [NotSent("connect", ""), BadCredentials("credentials", "", 401)], ids=lambda e: e.code
+)
+def test_what_a_look_up_shows_of_xone_as_a_whole_opens_it(circuit_breaker: CircuitBreaker, error: XoneError) -> None:
+    for _ in range(FAILURE_THRESHOLD):
+        with contextlib.suppress(XoneError, CallsSuspended), circuit_breaker.guard(proves=False):
+            raise error
+
+    assert circuit_breaker.open_reason == error.code
+
+
 def test_probes_of_the_list_alone_have_growing_waits(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     trip(circuit_breaker)
     waits = []

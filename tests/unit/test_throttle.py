@@ -88,3 +88,20 @@ def test_the_longer_wait_of_breaker_and_throttle_applies(calls: CallControl, clo
     assert call(calls, throttled(30.0)), "the probe"
     assert calls.wait() == 30.0
     assert calls.circuit_breaker.open_reason == "connect"
+
+
+def test_a_429_of_the_list_of_bookings_stops_look_ups_only(calls: CallControl, clock: Clock) -> None:
+    assert call(calls, throttled(30.0), proves=False)
+
+    assert (calls.wait(), calls.wait_for_lookup()) == (0, 30.0)
+    assert call(calls)
+    assert not call(calls, proves=False)
+    clock.now += 30
+    assert call(calls, proves=False)
+
+
+def test_a_429_of_confirm_calls_stops_look_ups_too(calls: CallControl) -> None:
+    assert call(calls, throttled(30.0))
+
+    assert calls.wait_for_lookup() == 30.0
+    assert not call(calls, proves=False)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, SSLError
 
+from tests.support.system import until
 from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.sandbox.faults import FAULTS
 from worker.sandbox.server import Sandbox
@@ -26,7 +27,9 @@ from worker.xone import answers
 from worker.xone import client as xone_client
 from worker.xone.answers import retry_after
 from worker.xone.call_control import CallControl
+from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.client import Xone
+from worker.xone.transport import Transport
 
 KEY = UUID("01890000-0000-4000-8000-000000000001")
 MARK = "Geheimnis"  # stands for personal data: no error may repeat it
@@ -98,6 +101,7 @@ class Scripted:
     def __init__(self, replies: dict[str, list[Reply]]) -> None:
         self.replies = {"/api/oauth/token": [TOKEN], **replies}
         self.requests: list[Request] = []
+        self.connections: list[socket.socket] = []
         self.url = ""
 
     def reply(self, request: Request) -> Reply:
@@ -116,6 +120,10 @@ def scripted(replies: dict[str, list[Reply]]) -> Iterator[Scripted]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            script.connections.append(self.connection)
 
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -411,6 +419,53 @@ def test_a_failure_of_tls_after_the_handshake_has_an_unknown_outcome() -> None:
     assert (type(error), error.code) == (Unknown, "connection-lost")
 
 
+def test_a_request_for_a_connection_that_xone_has_closed_was_not_sent() -> None:
+    booking = Reply(200, as_json({"data": {"id": "INS-1", "offer_id": "o-1"}}))
+    with scripted({CONFIRM_PATH: [booking]}) as script:
+        client = client_of(script.url)
+        confirm(client)
+        (connection,) = script.connections
+
+        error = failure(lambda: confirm(client, before_send=lambda: connection.shutdown(socket.SHUT_RDWR)))
+
+        assert (type(error), error.code) == (NotSent, "connect")
+        assert script.paths().count(CONFIRM_PATH) == 1
+        assert confirm(client).booking.id == "INS-1"
+
+
+def test_a_call_that_could_not_begin_in_time_is_put_off(sandbox: Sandbox) -> None:
+    client = client_of(sandbox.url, XONE_TIMEOUT=0.4)
+    client.tokens.get()
+    begun = time.monotonic()
+
+    with pytest.raises(CallsSuspended):
+        confirm(client, before_send=lambda: until(lambda: time.monotonic() > begun + 0.3))
+
+    assert (sandbox.calls, sandbox.bookings) == ([], {})
+    assert client.calls.wait() == 0, "it says nothing about XONE"
+
+
+def test_before_send_comes_when_the_connection_stands_before_anything_is_sent() -> None:
+    seen: list[tuple[str, int, int]] = []
+    with scripted({CONFIRM_PATH: [Reply(422)], BOOKINGS_PATH: [Reply(403)]}) as script:
+        client = client_of(script.url)
+
+        def note(name: str) -> Callable[[], None]:
+            return lambda: seen.append((name, len(script.connections), len(script.requests)))
+
+        def note_connected() -> None:
+            until(lambda: script.connections)
+            note("send")()
+
+        client.tokens.get()
+        client._http = Transport(1, 5, 5)  # with no connection yet
+        script.connections.clear()
+        failure(lambda: confirm(client, before_call=note("call"), before_send=note_connected))
+        failure(lambda: client.find_booking("P-1", "o-1", QUOTES, note("call"), note_connected))
+
+    assert seen == [("call", 0, 1), ("send", 1, 1), ("call", 1, 2), ("send", 1, 2)]
+
+
 @pytest.mark.parametrize("fault", ["drop-after", "slow", "drip"])
 def test_the_client_works_after_a_lost_answer(sandbox: Sandbox, fault: str) -> None:
     client = client_of(sandbox.url, XONE_TIMEOUT=0.3)
@@ -557,6 +612,38 @@ def test_a_forbidden_list_is_a_refusal(sandbox: Sandbox, client: Xone) -> None:
     assert (type(error), error.code) == (Refused, "http-403")
 
 
+def test_a_list_that_answers_401_with_a_token_that_confirms_is_a_refusal() -> None:
+    booking = Reply(200, as_json({"data": {"id": "INS-1", "offer_id": "o-1"}}))
+    with scripted({CONFIRM_PATH: [booking], BOOKINGS_PATH: [Reply(401)]}) as script:
+        client = client_of(script.url)
+        confirm(client)
+        errors = [failure(lambda: find(client)) for _ in range(3)]
+
+        assert [(type(error), error.code) for error in errors] == [(Refused, "http-401")] * 3
+        assert confirm(client).booking.id == "INS-1"
+        assert script.paths().count("/api/oauth/token") == 2, "a new token is tried once"
+
+
+def test_a_list_is_read_with_a_new_token_if_the_old_one_ended(sandbox: Sandbox, client: Xone) -> None:
+    booked = confirm(client).booking
+    sandbox.revoke_tokens()
+
+    assert find(client) == booked.id
+
+
+def test_a_list_that_answers_401_stops_no_calls_and_is_settled_by_the_next_confirm_call() -> None:
+    with scripted({CONFIRM_PATH: [Reply(401)], BOOKINGS_PATH: [Reply(401)]}) as script:
+        client = client_of(script.url)
+        unknown = failure(lambda: find(client))
+        assert client.calls.wait() == 0
+
+        wrong = failure(lambda: confirm(client))
+        assert client.calls.wait() > 0
+
+    assert (type(unknown), unknown.code) == (Unknown, "http-401")
+    assert type(wrong) is BadCredentials
+
+
 def test_an_empty_path_turns_the_list_off(sandbox: Sandbox, client: Xone) -> None:
     assert client.can_list_bookings
     assert not client_of(sandbox.url, XONE_BOOKINGS_PATH="").can_list_bookings
@@ -604,7 +691,7 @@ def test_a_booking_is_matched_by_offer_or_else_by_quote(listed: Any, found: str 
         (404, None, Refused, "http-404"),
         (500, None, Unknown, "http-500"),
         (503, None, Busy, "http-503"),
-        (401, None, BadCredentials, "credentials"),
+        (401, None, Unknown, "http-401"),
     ],
 )
 def test_an_unreadable_list_is_an_error(status: int, content: Any, kind: type[XoneError], code: str) -> None:

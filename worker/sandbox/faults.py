@@ -121,7 +121,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_mode(value: Any) -> bool:
-    return value in ("on", "forbidden", "failing", "lagging")
+    return value in ("on", "forbidden", "unauthorized", "busy", "failing", "lagging")
 
 
 def is_page_size(value: Any) -> bool:
@@ -142,7 +142,10 @@ SWITCHES = {
     "latency": Switch("Seconds before a confirm answers; it books at once.", is_number),
     "latency_jitter": Switch("Up to so many seconds more, at random.", is_number),
     "slow_seconds": Switch("Seconds that the faults slow, slow-headers and drip take.", is_number),
-    "bookings_mode": Switch("The list of bookings: “on”, “forbidden” (403), “failing” (503) or “lagging”.", is_mode),
+    "bookings_mode": Switch(
+        "List of bookings: “on”, “forbidden” (403), “unauthorized” (401), “busy” (429), “failing” (503) or “lagging”.",
+        is_mode,
+    ),
     "bookings_lag": Switch("Seconds until a lagging list shows a booking.", is_number),
     "page_size": Switch("Bookings on one page of the list.", is_page_size),
     "token_down": Switch("The token endpoint answers 503.", is_flag),

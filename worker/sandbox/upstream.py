@@ -168,6 +168,10 @@ class Upstream:
     def listed(self, partner_id: str, page: int, base_url: str) -> Answer:
         if self.bookings_mode == "forbidden":
             return refusal(403, "The scope bookings:view is missing.")
+        if self.bookings_mode == "unauthorized":
+            return refusal(401, "The token is not accepted here.")
+        if self.bookings_mode == "busy":
+            return refusal(429, "Too many requests for lists.")
         if self.bookings_mode == "failing":
             return refusal(503, "The list of bookings is switched off.")
         booked_before = time.monotonic() - (self.bookings_lag if self.bookings_mode == "lagging" else 0)

@@ -18,7 +18,7 @@ from models.booking import Booking
 from models.exact_json import read_exact
 from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
 from worker.xone.refusal_text import refusal_text
-from worker.xone.transport import TlsError
+from worker.xone.transport import NotDelivered, TlsError
 
 MAX_RETRY_AFTER = 3600.0  # seconds
 # Statuses; any other one may mean that XONE has booked.
@@ -116,6 +116,8 @@ def transport_failure(error: requests.RequestException) -> XoneError:
     cause = getattr(cause, "reason", None) or cause
     if isinstance(cause, TlsError):
         return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
+    if isinstance(cause, NotDelivered):
+        return NotSent("connect", "XONE had closed the connection before the request reached it")
     if isinstance(cause, ConnectTimeoutError):  # also the base of: refused, no such name
         return NotSent("connect", "XONE can't be reached")
     if isinstance(error, requests.Timeout) or "Timeout" in str(error):

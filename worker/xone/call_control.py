@@ -16,6 +16,7 @@ class CallControl:
         """clock: monotonic seconds."""
         self.circuit_breaker = CircuitBreaker(clock)
         self.throttle = Throttle(clock)
+        self.lookup_throttle = Throttle(clock)  # of the list of bookings: its 429 does not stop confirm calls
 
     @property
     def is_half_open(self) -> bool:
@@ -26,13 +27,18 @@ class CallControl:
         """Seconds until a call may pass; 0 if one may now."""
         return max(self.circuit_breaker.wait(), self.throttle.wait())
 
+    def wait_for_lookup(self) -> float:
+        """Seconds until the list of bookings may be read; 0 if it may now."""
+        return max(self.wait(), self.lookup_throttle.wait())
+
     @contextmanager
     def guard(self, proves: bool = True) -> Iterator[None]:
         """Lets one call pass, and learns from what it raises. Raises CallsSuspended if none may pass.
 
-        proves: as in CircuitBreaker.guard.
+        proves: as in CircuitBreaker.guard. A call that does not prove anything has a throttle of its own.
         """
-        wait = self.throttle.wait()
+        throttle = self.throttle if proves else self.lookup_throttle
+        wait = max(self.throttle.wait(), throttle.wait())
         if wait > 0:
             raise CallsSuspended(max(wait, self.circuit_breaker.wait()))
         try:
@@ -40,10 +46,9 @@ class CallControl:
                 yield
         except XoneError as error:
             if is_throttling(error):
-                self.throttle.throttle(error.retry_after)
-            elif proves and not is_outage(error):
-                self.throttle.reset()
+                throttle.throttle(error.retry_after)
+            elif not is_outage(error):
+                throttle.reset()
             raise
         else:
-            if proves:
-                self.throttle.reset()
+            throttle.reset()

@@ -71,7 +71,8 @@ class CircuitBreaker:
     def guard(self, proves: bool = True) -> Iterator[None]:
         """Lets one call pass, and learns from what it raises. Raises CallsSuspended if none may pass.
 
-        proves: whether the call shows that XONE confirms again, or does not. The list of bookings shows neither.
+        proves: whether the call shows that XONE confirms, or does not. The list of bookings shows neither. Its failures
+        open nothing, unless XONE can't be reached at all or gives no token.
         """
         is_probe = self._enter()
         try:
@@ -114,6 +115,8 @@ class CircuitBreaker:
                 self._close()
 
     def _record_failure(self, error: XoneError, is_probe: bool, proves: bool) -> None:
+        if self._open_reason is None and not proves:
+            return
         self._failures += 1
         if self._open_reason is not None:
             if is_probe and not proves and not self._list_failed:

@@ -22,6 +22,7 @@ from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
     LATER,
+    REFUSALS,
     BookingReceived,
     HttpAnswer,
     failure_of,
@@ -30,11 +31,13 @@ from worker.xone.answers import (
     transport_failure,
 )
 from worker.xone.call_control import CallControl
+from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
 from worker.xone.read_back import ReadBack
-from worker.xone.transport import AnswerTooLarge, Transport
+from worker.xone.transport import AnswerTooLarge, TooLate, Transport
 
 MAX_PAGES = 50  # of the list of bookings
+TOO_LATE_DELAY = 1.0  # seconds until a call is tried again for which too little time was left
 
 
 class Xone:
@@ -42,10 +45,14 @@ class Xone:
 
     def __init__(self, settings: XoneSettings, connections: int = 64) -> None:
         self._settings = settings
-        self._http = Transport(connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT)
+        self._http = Transport(
+            connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT, settings.XONE_IDLE_TIMEOUT
+        )
         self.tokens = TokenCache(self._request_token)
         self.calls = CallControl()
         self._read_back = ReadBack()
+        self._credentials_confirm = False  # as the last confirm call showed that was answered
+        self._token_without_list: str | None = None  # new when the list of bookings answered it with 401
         base = urlsplit(settings.XONE_BASE_URL)
         self._server: dict[str, str | int] = {
             "server.address": base.hostname or "",
@@ -63,17 +70,21 @@ class Xone:
         body: bytes,
         idempotency_key: UUID,
         before_call: Callable[[], None] = lambda: None,
+        before_send: Callable[[], None] = lambda: None,
     ) -> BookingReceived:
         """Confirms an offer and returns its booking. Raises XoneError, and CallsSuspended if no call may be made now.
 
         body: JSON. idempotency_key: the same for the same body, so that XONE books once. before_call: called before
-        anything is sent; what it raises ends the call.
+        a connection is looked for. before_send: called when the connection stands, before the first byte of the request
+        goes out. What they raise ends the call, and nothing was sent.
         """
         template = self._settings.XONE_CONFIRM_PATH
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
         with self.calls.guard():
-            answer = self._authorized("confirm", "POST", template, self._url(path), headers, body, before_call)
+            answer = self._authorized(
+                "confirm", "POST", template, self._url(path), headers, body, before_call, before_send
+            )
             return read_confirm_answer(answer, offer_id)
 
     def find_booking(
@@ -82,17 +93,18 @@ class Xone:
         offer_id: str,
         quote_ids: frozenset[str],
         before_call: Callable[[], None] = lambda: None,
+        before_send: Callable[[], None] = lambda: None,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> Booking | None:
         """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
-        quote_ids: of the offer, for a list that does not name offers. before_call: as in confirm, before each page.
-        while_waiting: called every second while another thread reads the list.
+        quote_ids: of the offer, for a list that does not name offers. before_call, before_send: as in confirm, for each
+        page. while_waiting: called every second while another thread reads the list.
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
             with self.calls.guard(proves=False):
-                yield from self._bookings(partner_id, before_call)
+                yield from self._bookings(partner_id, before_call, before_send)
 
         listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
         if listed is None:
@@ -102,11 +114,13 @@ class Xone:
         except ValidationError:
             raise Unknown("bad-answer", "the list of bookings holds this offer without a booking id") from None
 
-    def _bookings(self, partner_id: str, before_call: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    def _bookings(
+        self, partner_id: str, before_call: Callable[[], None], before_send: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
         template = self._settings.XONE_BOOKINGS_PATH
         url = self._url(template.format(partner_id=quote(partner_id, safe="")))
         for _ in range(MAX_PAGES):
-            answer = self._authorized("bookings", "GET", template, url, {}, None, before_call)
+            answer = self._authorized("bookings", "GET", template, url, {}, None, before_call, before_send)
             if answer.status != 200:
                 raise failure_of(answer)
             content = answer.json()
@@ -135,16 +149,32 @@ class Xone:
         headers: dict[str, str],
         body: bytes | None,
         before_call: Callable[[], None],
+        before_send: Callable[[], None],
     ) -> HttpAnswer:
-        """The answer to a call with the bearer token. After a 401, calls once more with a new token."""
-        answer = None
-        for _ in range(2):
+        """The answer to a call with the bearer token. After a 401, calls once more with a new token.
+
+        Only a confirm call shows whether the credentials are accepted. The list of bookings needs a scope of its own,
+        so its 401 means as little as a 403 where confirm calls pass.
+        """
+        confirms = call == "confirm"
+        for is_last in (False, True):
             token = self.tokens.get()
             before_call()
-            answer = self._send(call, method, template, url, {**headers, "Authorization": f"Bearer {token}"}, body)
+            authorized = {**headers, "Authorization": f"Bearer {token}"}
+            answer = self._send(call, method, template, url, authorized, body, before_send)
             if answer.status != 401:
+                if confirms and (answer.status < 300 or answer.status in REFUSALS):
+                    self._credentials_confirm = True
                 return answer
+            if not confirms and (is_last or token == self._token_without_list):
+                self._token_without_list = token  # is good for confirm calls all the same
+                break
             self.tokens.drop(token)
+        if not confirms and self._credentials_confirm:
+            raise Refused("http-401", "XONE gives no access to the list of bookings (401)", 401)
+        if not confirms:
+            raise Unknown("http-401", "XONE does not accept the token for the list of bookings (401)", 401)
+        self._credentials_confirm = False
         raise BadCredentials("credentials", "XONE does not accept the token it gave (401)", 401)
 
     def _request_token(self) -> Token:
@@ -180,14 +210,23 @@ class Xone:
         return issued(token, _lifetime(content.get("expires_in")), asked_at)
 
     def _send(
-        self, call: str, method: str, template: str, url: str, headers: dict[str, str], body: bytes | None
+        self,
+        call: str,
+        method: str,
+        template: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        before_send: Callable[[], None] = lambda: None,
     ) -> HttpAnswer:
         headers = {"Accept": "application/json", "User-Agent": "confirm-offer", **headers}
         with metrics.calling(call), tracing.call(method, template, self._server):
             try:
-                answer = HttpAnswer(*self._http.send(method, url, headers, body))
+                answer = HttpAnswer(*self._http.send(method, url, headers, body, before_send))
             except AnswerTooLarge:
                 raise Unknown("too-large", "the answer is larger than 5 MiB") from None
+            except TooLate:
+                raise CallsSuspended(TOO_LATE_DELAY) from None
             except requests.RequestException as error:
                 raise transport_failure(error) from None
             tracing.answered(answer.status)
