@@ -26,6 +26,12 @@ def check(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> 
     if is_sqlite and (problem := _file_problem(address.database)) is not None:
         yield problem
         return
+    if is_sqlite and Path(address.database or "").stat().st_mode & 0o077:
+        yield Finding.warning(
+            "file",
+            f"others of this machine can use {address.database}",
+            f"chmod 600 {address.database}, unless they must",
+        )
     engine = database.read_only(settings.url)
     try:
         with engine.connect() as connection:

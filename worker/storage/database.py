@@ -1,7 +1,9 @@
 """The database: engines, its clock, and what PostgreSQL and SQLite do differently."""
 
+import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -191,11 +193,17 @@ def _connect_sqlite(url: str) -> Engine:
         connect_args={"timeout": 30, "check_same_thread": False},
     )
 
+    @event.listens_for(engine, "do_connect")
+    def _make_private(*_: Any) -> None:
+        """Makes the file, if there is none, for its owner only. Those that SQLite puts beside it get the same mode."""
+        with suppress(OSError):  # there is one, or SQLite says what is wrong
+            os.close(os.open(make_url(url).database or "", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the "begin" event below begins a transaction, not the driver
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit outlasts a power failure
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
