@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, select, update
 from uuid_utils.compat import uuid4, uuid7
 
 from models.job import Job, JobRejected
@@ -121,6 +121,17 @@ def accept(
     return lease_from_row(row, new.body, 0.0, leased_at)
 
 
+def is_any_stored_after(connection: Connection, confirmation_id: UUID) -> bool:
+    """Whether a confirmation is stored that was made after this id. Ids are UUIDs of version 7: they grow with time."""
+    return bool(connection.execute(select(exists().where(_columns.id > confirmation_id))).scalar())
+
+
+def try_sample(connection: Connection, encryption: Encryption) -> None:
+    """Stores a valid job that nobody has published, to see whether the database takes any. The caller rolls back."""
+    job = Job.model_validate({**_SAMPLE, "offer_id": str(uuid4())})
+    accept_new_batch(connection, [NewJob.of(job, Delivery(), encryption)], uuid4(), 1.0)
+
+
 def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
     return Lease(
         id=new.id,
@@ -180,6 +191,12 @@ def _has_same_content(row: Row[Any], encryption: Encryption, job: Job, body: byt
     same_body = stored == body or json.loads(stored) == json.loads(body)
     return same_body and (row.order_reference, row.echo) == (job.order_reference, job.metadata)
 
+
+_SAMPLE = {
+    "partner_id": "confirm-offer.sample",
+    "quotes": [{"id": "quote"}],
+    "policyholder": {"first_name": "A", "last_name": "B", "country": "GB", "email": "a@example.com"},
+}
 
 # Built once: to build a statement costs more than to execute it.
 _row, _columns = Confirmation.__table__, Confirmation.__table__.c

@@ -4,8 +4,11 @@ The lease is ensured twice: before a connection is looked for, and when it stand
 """
 
 import time
+from contextlib import suppress
 
-from tasks.lease import Lease, renew
+from sqlalchemy.exc import SQLAlchemyError
+
+from tasks.lease import Lease, LeaseLost, renew
 from worker.runtime import Runtime
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 from worker.xone.circuit_breaker import CallsSuspended
@@ -48,15 +51,29 @@ def ensure_lease(lease: Lease, runtime: Runtime) -> None:
 
     Raises LeaseLost, and CallsSuspended if the database took so long that too little of the new lease is left.
     """
-    settings = runtime.xone_settings
-    spare = (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
-    if time.monotonic() - lease.leased_at < spare:
+    if _outlasts_a_call(lease, runtime):
         return
     asked_at = time.monotonic()
-    runtime.in_transaction("renew lease", lambda connection: renew(connection, lease, settings.lease_seconds))
+    lease_seconds = runtime.xone_settings.lease_seconds
+    runtime.in_transaction("renew lease", lambda connection: renew(connection, lease, lease_seconds))
     lease.leased_at = asked_at
-    if time.monotonic() - asked_at >= settings.lease_seconds - settings.XONE_TIMEOUT:
+    if time.monotonic() - asked_at >= lease_seconds - runtime.xone_settings.XONE_TIMEOUT:
         raise CallsSuspended(SLOW_RENEWAL_DELAY)
+
+
+def keep_lease(lease: Lease, runtime: Runtime) -> None:
+    """As ``ensure_lease``, once, if the database takes it and the lease is still there."""
+    if _outlasts_a_call(lease, runtime):
+        return
+    asked_at = time.monotonic()
+    with suppress(LeaseLost, SQLAlchemyError):
+        runtime.commit_once(lambda connection: renew(connection, lease, runtime.xone_settings.lease_seconds))
+        lease.leased_at = asked_at
+
+
+def _outlasts_a_call(lease: Lease, runtime: Runtime) -> bool:
+    settings = runtime.xone_settings
+    return time.monotonic() - lease.leased_at < (settings.lease_seconds - settings.XONE_TIMEOUT) / 2
 
 
 def seconds_until_calls(runtime: Runtime) -> float:

@@ -4,7 +4,6 @@ A task never raises for a fault of its job. ``confirm_offer`` takes the messages
 Scheduler; both end in ``confirm.attempt``.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -21,12 +20,13 @@ from tasks.accept import Delivery
 from tasks.lease import Lease
 from worker.errors import ShuttingDown
 from worker.messaging import topology
-from worker.messaging.properties import ids_of_message, valid_text
+from worker.messaging.properties import ids_of_message, valid_text, valid_traceparent
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import log_context, metrics, tracing
 from worker.observability.sentry import report, transaction
 from worker.outages import retry_while_unavailable
 from worker.runtime import Runtime, current
+from worker.storage import database
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ def observed(queue: str) -> Callable[[Callable[[Task, bytes], None]], Callable[[
     def decorate(do: Callable[[Task, bytes], None]) -> Callable[[Task, bytes], None]:
         @wraps(do)
         def with_context(self: Task, body: bytes) -> None:
-            traceparent = _traceparent(self.request.get("traceparent"))
+            traceparent = valid_traceparent(self.request.get("traceparent"))
             properties = self.request.get("properties") or {}
             ids = ids_of_message(properties)
             with (
@@ -69,7 +69,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
     request = self.request
     delivery = Delivery(
         valid_text(request.correlation_id),
-        tracing.traceparent(_traceparent(request.traceparent)),
+        tracing.traceparent(valid_traceparent(request.traceparent)),
         _published_at(request.properties.get("timestamp")),
     )
     if runtime.shutting_down.is_set():
@@ -84,7 +84,12 @@ def confirm_offer(self: Task, body: bytes) -> None:
         dead_letter(body, request.properties, delivery, rejected, runtime)
     except Exception as error:
         report(error)
-        defect = JobRejected("poison", f"this program could not handle it ({type(error).__name__})")
+        by = (
+            "the database refuses it and takes others"
+            if database.is_error(error)
+            else "this program could not handle it"
+        )
+        defect = JobRejected("poison", f"{by} ({database.name_of(error)})")
         dead_letter(body, request.properties, delivery, defect, runtime)
     else:
         _attempt(lease, runtime)
@@ -106,8 +111,9 @@ def resume(_self: Task, body: bytes) -> None:
     except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
-        report(error)
-        confirm.put_off(confirmation_id, runtime)
+        if not database.is_error(error):  # else its row stays due: the Scheduler sends it again
+            report(error)
+            confirm.put_off(confirmation_id, runtime)
     else:
         _attempt(lease, runtime)
 
@@ -156,10 +162,6 @@ def dead_letter(
     metrics.dead_lettered(rejection.code)
     log_context.bind(code=rejection.code)
     log.warning("job_rejected", detail=rejection.detail)
-
-
-def _traceparent(value: Any) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{2}(-[0-9a-f]+){3}", value[:256]) else None
 
 
 def _published_at(timestamp: Any) -> datetime:

@@ -3,16 +3,20 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
-from uuid_utils.compat import uuid4
+from sqlalchemy.exc import SQLAlchemyError
+from uuid_utils.compat import uuid4, uuid7
 
 from models.job import read_job
 from models.states import State
-from tasks.accept import Delivery, NewJob, accept, accept_new_batch
-from tasks.call_guard import before_call, continue_or_suspend, seconds_until_calls
+from tasks.accept import Delivery, NewJob, accept, accept_new_batch, is_any_stored_after, try_sample
+from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
 from tasks.decide import (
     AttemptResult,
     BookingNotFound,
@@ -27,16 +31,21 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
-from tasks.record import RecordedAttempt, record
-from worker.errors import Poison, Refused, XoneError
+from tasks.record import RecordedAttempt, keep_answer, record
+from worker.errors import Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
+from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
 from worker.runtime import Runtime
+from worker.storage import database
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import CallsSuspended
 
 log = structlog.get_logger(__name__)
 
 DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again
+MAX_TRIES = 6  # to lease a confirmation that the database refuses: 3 s
+SAMPLE_AFTER = 5.0  # seconds for which a job is refused and no other comes, until a sample is tried
+RECORD_GRACE = 5.0  # seconds for which a process that stops still tries to record an answer
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
@@ -63,8 +72,38 @@ def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | Non
         return accept(connection, runtime.encryption, new, token, lease_seconds, queue_for=wait if suspended else None)
 
     with tracing.transaction("accept job", runtime.engine):
-        lease = runtime.commit_in_group(accept_job_batch, new) if not wait else None
-        return lease or runtime.commit(store)
+        try:
+            lease = runtime.commit_in_group(accept_job_batch, new) if not wait else None
+            return lease or runtime.commit_group(store)
+        except SQLAlchemyError as error:
+            if not database.is_error(error):
+                raise
+        alone = partial(runtime.commit_once, store)
+        return retry_while_unavailable(alone, runtime.shutting_down, Suspicion(_OtherJobs(runtime).succeed).waits_for)
+
+
+class _OtherJobs:
+    """Shows whether the database takes jobs, while it refuses one."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._looked_at = uuid7()  # ids grow with time
+
+    def succeed(self, seconds: float) -> bool:
+        """Whether any worker has stored another job since the last call. seconds: for how long this one is refused.
+
+        If there is no other job, or all of them are refused, a sample is tried in the end.
+        """
+        looked_at, self._looked_at = self._looked_at, uuid7()
+        with self._runtime.engine.connect() as connection:
+            if is_any_stored_after(connection, looked_at):
+                return True
+        if seconds < SAMPLE_AFTER:
+            return False
+        with self._runtime.engine.connect() as connection:
+            try_sample(connection, self._runtime.encryption)
+            connection.rollback()
+        return True
 
 
 def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | None]:
@@ -77,18 +116,35 @@ def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | N
             return {}
         return accept_new_batch(connection, callable_jobs, token, runtime.xone_settings.lease_seconds)
 
-    leases = runtime.commit(store)
+    leases = runtime.commit_group(store)
     return [leases.get(new.id) for new in jobs]
 
 
 def lease_due(confirmation_id: UUID, runtime: Runtime) -> Lease | None:
-    """The lease on a confirmation that is due; None if it is not due, is leased already, or calls are suspended."""
+    """The lease on a confirmation that is due; None if it is not due, is leased already, or calls are suspended.
+
+    Waits while the database is away. If it refuses this confirmation, raises its error after MAX_TRIES: the row stays
+    due, and is dispatched again.
+    """
     wait = seconds_until_calls(runtime)
     if wait > 0:
         runtime.commit(lambda connection: postpone(connection, confirmation_id, wait))
         return None
+    tries = count(1)
+
+    def waits_for(error: Exception) -> str | None:
+        return unreachable_dependency(error) or (unavailable_dependency(error) if next(tries) < MAX_TRIES else None)
+
     with tracing.transaction("lease confirmation", runtime.engine):
-        return runtime.commit_in_group(lease_due_batch, confirmation_id)
+        try:
+            return runtime.commit_in_group(lease_due_batch, confirmation_id)
+        except SQLAlchemyError as error:
+            if not database.is_error(error):
+                raise
+        (lease,) = retry_while_unavailable(
+            partial(lease_due_batch, runtime, [confirmation_id]), runtime.shutting_down, waits_for
+        )
+        return lease
 
 
 def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[Lease | None]:
@@ -104,7 +160,7 @@ def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[
                 del leases[lease.id]
         return leases
 
-    leases = runtime.commit(lease_all)
+    leases = runtime.commit_group(lease_all)
     return [leases.pop(confirmation_id, None) for confirmation_id in confirmation_ids]
 
 
@@ -123,15 +179,43 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
     decision = decide(result, lease.history, retry_policy, runtime.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", runtime.engine):
-        state = runtime.commit_in_group(record_batch, RecordedAttempt(lease, decision, duration))
+        state = record_answer(RecordedAttempt(lease, decision, duration), runtime)
     runtime.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _log_outcome(decision, state, duration)
 
 
+def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
+    """Records an attempt, and tries until it stands: an answer that XONE has given is not dropped.
+
+    Keeps the lease meanwhile, so that no other worker asks XONE again. If the process stops, tries for RECORD_GRACE and
+    raises ShuttingDown. Then, and at a defect, at least the attempt keeps the answer, if the database takes that.
+    """
+
+    def alone() -> State | None:
+        keep_lease(attempt.lease, runtime)
+        return runtime.commit_once(
+            lambda connection: record(connection, runtime.encryption, [attempt], runtime.event_links)
+        )[0]
+
+    try:
+        try:
+            return runtime.commit_in_group(record_batch, attempt)
+        except (ShuttingDown, SQLAlchemyError) as error:
+            if isinstance(error, SQLAlchemyError) and not database.is_error(error):
+                raise
+        return retry_while_unavailable(alone, runtime.shutting_down, grace=RECORD_GRACE)
+    except Exception:
+        with suppress(SQLAlchemyError):
+            runtime.commit_once(lambda connection: keep_answer(connection, runtime.encryption, attempt))
+        raise
+
+
 def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[State | None]:
     """Records attempts in one transaction. Returns what ``record`` returns."""
-    return runtime.commit(lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links))
+    return runtime.commit_group(
+        lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links)
+    )
 
 
 def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:

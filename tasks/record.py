@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from models import booking as xone
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.exact_json import write_exact
-from models.states import State
+from models.states import Outcome, State
 from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import email_index
 from tasks.decide import Decision
@@ -28,6 +28,7 @@ from worker.storage.encryption import Encryption
 log = structlog.get_logger(__name__)
 
 MAX_STORED_ANSWER = 64 * 1024  # bytes of an answer that held no booking
+NOT_RECORDED = "connection-lost", "XONE answered, but the answer could not be recorded"
 
 EVENT_OF = {
     State.CONFIRMED: EventType.BOOKING_CONFIRMED,
@@ -132,11 +133,7 @@ def _close_attempt(
 ) -> None:
     lease, decision = attempt.lease, attempt.decision
     error = decision.error
-    answer = error.answer[:MAX_STORED_ANSWER] if error is not None and error.answer else None
-    if decision.booking is not None and not owns_lease:
-        answer = write_exact(decision.booking.model_dump()).encode()
-    if is_purged:
-        answer = None
+    answer = _answer_of(decision, keeps_booking=not owns_lease) if not is_purged else None
     batch.add(
         _CLOSE_ATTEMPT,
         {
@@ -150,6 +147,34 @@ def _close_attempt(
             "sealed_answer": encryption.encrypt(lease.id, f"answer {lease.number}", answer) if answer else None,
         },
     )
+
+
+def keep_answer(connection: Connection, encryption: Encryption, attempt: RecordedAttempt) -> None:
+    """Stores XONE's answer with its attempt, as unknown: the rest could not be recorded, and is left to a read-back."""
+    lease, decision = attempt.lease, attempt.decision
+    is_purged = connection.execute(select(_confirmations.purged_at).where(_confirmations.id == lease.id)).scalar()
+    answer = _answer_of(decision, keeps_booking=True) if is_purged is None else None
+    connection.execute(
+        _CLOSE_ATTEMPT.where(_attempts.outcome.is_(None), _attempts.lease_token == lease.token),
+        {
+            "row_id": lease.id,
+            "at": lease.number,
+            "outcome": Outcome.UNKNOWN,
+            "duration_ms": round(attempt.duration * 1000),
+            "http_status": decision.http_status,
+            "code": NOT_RECORDED[0],
+            "detail": NOT_RECORDED[1],
+            "sealed_answer": encryption.encrypt(lease.id, f"answer {lease.number}", answer) if answer else None,
+        },
+    )
+
+
+def _answer_of(decision: Decision, keeps_booking: bool) -> bytes | None:
+    """The answer that is stored with the attempt: one without a booking, or a booking that is not stored as such."""
+    if decision.booking is not None:
+        return write_exact(decision.booking.model_dump()).encode() if keeps_booking else None
+    error = decision.error
+    return error.answer[:MAX_STORED_ANSWER] if error is not None and error.answer else None
 
 
 def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> None:

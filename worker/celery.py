@@ -4,6 +4,7 @@ Beside the tasks, a worker runs background services (worker.services.bootstep); 
 """
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,44 @@ def _end_worker(sender: Any, **_: Any) -> None:
     _flush_telemetry()
 
 
+class _EndOfParent:
+    """Tells the processes of the prefork pool that the worker stops, by a pipe: its end is the end of the parent."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+
+    def tell(self) -> None:
+        """In the parent: the worker stops. The kernel does the same if the parent dies."""
+        if self._writing >= 0:
+            os.close(self._writing)
+            self._writing = -1
+
+    def follow(self) -> None:
+        """In a child: its waits end with the worker."""
+        self.tell()  # closes this process's copy
+        Thread(target=self._wait, name="end-of-parent", daemon=True).start()
+
+    def _wait(self) -> None:
+        os.read(self._reading, 1)
+        current().shutting_down.set()
+
+
+_end_of_parent: _EndOfParent | None = None
+
+
+@signals.worker_before_create_process.connect  # in the parent, before each process of the prefork pool
+def _open_pipe(**_: Any) -> None:
+    global _end_of_parent
+    if _end_of_parent is None:
+        _end_of_parent = _EndOfParent()
+
+
+@signals.worker_process_init.connect  # in each process of the prefork pool
+def _follow_parent(**_: Any) -> None:
+    if _end_of_parent is not None:
+        _end_of_parent.follow()
+
+
 @signals.worker_process_shutdown.connect  # in each process of the prefork pool
 def _flush_telemetry(**_: Any) -> None:
     tracing.flush()
@@ -133,6 +172,8 @@ def _flush_telemetry(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _interrupt_waits(**_: Any) -> None:
     current().shutting_down.set()
+    if _end_of_parent is not None:
+        _end_of_parent.tell()
 
 
 @signals.celeryd_init.connect  # before Celery's first warning

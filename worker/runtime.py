@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from worker.errors import SettingsError
 from worker.observability import tracing
-from worker.outages import retry_while_unavailable
+from worker.outages import retry_while_unavailable, unreachable_dependency
 from worker.settings import (
     BrokerSettings,
     DatabaseSettings,
@@ -94,15 +94,22 @@ class Runtime:
     def commit(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction and returns its result once it is committed.
 
-        Waits while the database is unavailable and then runs ``work`` again, so ``work`` must be repeatable: it may
-        have been committed before the connection broke. Raises ShuttingDown if the process stops while it waits.
+        Waits while the database is unavailable, or refuses it, and then runs ``work`` again, so ``work`` must be
+        repeatable: it may have been committed before the connection broke. Raises ShuttingDown if the process stops
+        while it waits.
         """
+        return retry_while_unavailable(partial(self.commit_once, work), self.shutting_down)
 
-        def transaction() -> Result:
-            with self.engine.begin() as connection:
-                return work(connection)
+    def commit_group(self, work: Callable[[Connection], Result]) -> Result:
+        """As ``commit``, for the items of a group: raises errors that one of them may cause for all."""
+        return retry_while_unavailable(
+            partial(self.commit_once, work), self.shutting_down, waits_for=unreachable_dependency
+        )
 
-        return retry_while_unavailable(transaction, self.shutting_down)
+    def commit_once(self, work: Callable[[Connection], Result]) -> Result:
+        """Runs ``work`` in a transaction, once, and returns its result once it is committed."""
+        with self.engine.begin() as connection:
+            return work(connection)
 
     def in_transaction(self, name: str, work: Callable[[Connection], Result]) -> Result:
         """As ``commit``, within a span ``name`` that covers all waiting. docs/tracing.md lists the names."""

@@ -2,6 +2,7 @@
 
 import re
 import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from string import Formatter
 from typing import Annotated, Any
@@ -82,7 +83,33 @@ def database_url(value: SecretStr) -> SecretStr:
         raise ValueError("should be a PostgreSQL or SQLite URL, with no other driver than psycopg")
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("should name a file, such as sqlite:///confirm-offer.db")
+    if url.drivername == "sqlite":
+        if url.query.keys() - {"timeout"} or not _is_number(url.query.get("timeout", "30")):
+            raise ValueError("should have no option but timeout (seconds), as it is for SQLite")
+    elif url.query:
+        _check_libpq_options(url.query)
     return value
+
+
+def _is_number(text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"\d{1,5}(\.\d+)?", text) is not None
+
+
+def _check_libpq_options(options: Mapping[str, Any]) -> None:
+    import psycopg  # takes long to import, and few URLs have options
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    if unknown := sorted(options.keys() - known):
+        names = ", ".join(name for name in unknown if re.fullmatch(r"\w{1,40}", name)) or "one"
+        raise ValueError(f"has an option that libpq does not know: {names}")
+    for name in ("connect_timeout", "tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count"):
+        if name in options and not re.fullmatch(r"\d{1,9}", str(options[name])):
+            raise ValueError(f"should have a whole number as its option {name}")
+    try:
+        conninfo_to_dict(make_conninfo(**{name: value for name, value in options.items() if isinstance(value, str)}))
+    except psycopg.Error:
+        raise ValueError("has options that libpq can't read") from None
 
 
 def data_keys(value: SecretStr) -> SecretStr:

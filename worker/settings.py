@@ -99,7 +99,10 @@ class DatabaseSettings(Section):
     DATABASE_URL: Annotated[SecretStr, AfterValidator(database_url)] = SecretStr(
         "postgresql+psycopg://localhost/confirm_offer"
     )
-    """PostgreSQL, or `sqlite:///file.db` for one machine."""
+    """PostgreSQL, or `sqlite:///file.db` for one machine. Options of libpq (`?sslmode=verify-full`,
+    `?options=-csearch_path%3Dapp`, `connect_timeout`, …) and its environment variables hold; where they
+    say nothing, connecting may take 5 s, and a machine that is silent for 30 s is gone. SQLite knows the option
+    `timeout`, in seconds."""
 
     @property
     def url(self) -> str:

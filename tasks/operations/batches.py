@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation
+from tasks.due_times import is_dispatched
 from tasks.operations.audit import audit
 from tasks.operations.failures import Selection
 from worker.storage.database import locked, now, now_plus, seconds_since
@@ -136,7 +137,7 @@ def under_way(connection: Connection) -> UnderWay:
 
 
 _RUNNING = select(Batch.id).where(Batch.state == BatchState.RUNNING).order_by(Batch.id)
-_is_at_work = or_(Confirmation.state == State.CONFIRMING, Confirmation.dispatched_until > now())
+_is_at_work = or_(Confirmation.state == State.CONFIRMING, is_dispatched())
 _UNDER_WAY = (
     select(func.count(), func.coalesce(func.sum(case((_is_at_work, 1), else_=0)), 0))
     .select_from(BatchItem)
@@ -161,6 +162,8 @@ def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str
     ).one_or_none()
     if batch is None:
         return []
+    if batch.unused < 0:  # the clock was set back: the rate counts from now on
+        connection.execute(update(Batch).where(Batch.id == batch_id).values(fed_until=now()))
     credit = float(limit) if batch.rate is None else _credit(batch.rate, batch.unused)
     allowed = min(limit, int(credit))
     items = _waiting(connection, batch_id, allowed, paused) if allowed > 0 else []

@@ -155,12 +155,20 @@ def test_sigterm_lets_calls_end_and_starts_none(system: System) -> None:
     assert len(system.sandbox.calls) == 40
 
 
+@pytest.mark.parametrize(
+    "pool", ["threads", pytest.param("prefork", marks=pytest.mark.slow), pytest.param("gevent", marks=pytest.mark.slow)]
+)
 def test_sigterm_ends_a_worker_soon_while_the_database_is_unavailable(
-    own_postgresql: PostgreSQL, broker_url: str, sandbox: Sandbox, environment: dict[str, str], tmp_path: Path
+    pool: str,
+    own_postgresql: PostgreSQL,
+    broker_url: str,
+    sandbox: Sandbox,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     with System(broker_url, own_postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
         own_postgresql.stop()
-        worker = system.start_worker()
+        worker = system.start_worker(WORKER_POOL=pool, WORKER_CONCURRENCY="4")
         system.publish([job("offer-1")])
         until(lambda: "waiting" in worker.log.read_text())
 

@@ -15,6 +15,7 @@ from sqlalchemy import insert, select, update
 from models.states import BatchState, State
 from models.tables import AuditEntry, Batch, BatchItem, Confirmation
 from tasks import confirm
+from tasks.due_times import DISPATCH_LEASE
 from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection, match
 from tests.support.system import job
@@ -67,7 +68,7 @@ def make_batch(runtime: Runtime, selection: Selection | None = None, rate: float
 
 def feed(runtime: Runtime, batch_id: int, limit: int = 100, paused: tuple[str, ...] = ()) -> list[UUID]:
     with runtime.engine.begin() as connection:
-        return batches.feed(connection, batch_id, limit, paused, 60.0)
+        return batches.feed(connection, batch_id, limit, paused, DISPATCH_LEASE)
 
 
 def progress(runtime: Runtime, batch_id: int) -> dict[str, Any]:

@@ -392,7 +392,8 @@ def test_an_address_whose_tls_stalls_is_left_for_another(
 ) -> None:
     monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", str(authority.file))
     http = Transport(4, TIMEOUT, 10)
-    with serving(answer_ok, authority.issue("xone.example")) as server, socket.create_server(("127.0.0.1", 0)) as silent:
+    certificate = authority.issue("xone.example")
+    with serving(answer_ok, certificate) as server, socket.create_server(("127.0.0.1", 0)) as silent:
         resolver.addresses = [silent.getsockname(), address_of(server)]
         with pytest.raises(requests.ConnectionError) as raised:
             get_by_name(http, server)

@@ -26,6 +26,12 @@ def check(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> 
     if is_sqlite and (problem := _file_problem(address.database)) is not None:
         yield problem
         return
+    if is_sqlite and Path(address.database or "").stat().st_mode & 0o077:
+        yield Finding.warning(
+            "file",
+            f"others of this machine can use {address.database}",
+            f"chmod 600 {address.database}, unless they must",
+        )
     engine = database.read_only(settings.url)
     try:
         with engine.connect() as connection:
@@ -73,6 +79,9 @@ def _reached(connection: Connection, address: URL) -> Finding:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")  # fails where the file is no database
         return Finding.ok(CHECK, _place(address))
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        return Finding.error(CHECK, f"its encoding is {encoding}, which can't hold all texts", "create it with UTF8")
     version = ".".join(str(number) for number in connection.dialect.server_version_info or ())
     return Finding.ok(CHECK, f"PostgreSQL {version} at {_place(address)}")
 
@@ -158,6 +167,8 @@ def _connection_error(error: Exception, address: URL) -> Finding:
         return Finding.error(
             CHECK, f"a statement took longer than {STATEMENT_TIMEOUT // 1000} s", "see what the database is busy with"
         )
+    if (unusable := database.unusable_reason(error)) is not None:
+        return Finding.error(CHECK, f"{place}: {unusable}", "docs/configuration.md, at DATABASE_URL")
     for part, message, remedy in _CONNECTION_ERRORS:
         if part in reason and (part not in ("role ", "database ") or "does not exist" in reason):
             return Finding.error(CHECK, f"{place}: {message}", remedy)

@@ -26,6 +26,12 @@ KEYS = "data keys"
 
 def check(connection: Connection, encryption: EncryptionSettings | None) -> Iterator[Finding]:
     yield _clock(connection)
+    if (ahead := _ahead(connection)) > MAX_SKEW:
+        yield Finding.warning(
+            "stored times",
+            f"the newest confirmation was stored {duration(ahead)} after now: the database's clock was set back",
+            "let it keep time by NTP (timedatectl); workers bring due times back by themselves",
+        )
     if encryption is not None:
         yield _keys(connection, Encryption(encryption.keys))
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
@@ -57,6 +63,14 @@ def _clock(connection: Connection) -> Finding:
             "let both keep time by NTP (timedatectl)",
         )
     return Finding.ok("clock", f"within {MAX_SKEW:g} s of the database's")
+
+
+def _ahead(connection: Connection) -> float:
+    """Seconds by which the times of the newest confirmations are ahead of the database's clock; 0 if they are not."""
+    newest = select(Confirmation.created_at, Confirmation.updated_at).order_by(Confirmation.id.desc()).limit(10)
+    times = [moment for row in connection.execute(newest) for moment in row]
+    at = connection.execute(select(now())).scalar_one()
+    return max((moment - at).total_seconds() for moment in times) if times else 0.0
 
 
 def _keys(connection: Connection, encryption: Encryption) -> Finding:

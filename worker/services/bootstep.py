@@ -1,5 +1,6 @@
 """The step of Celery's worker that starts and stops the background services."""
 
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -37,6 +38,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._runtime = current()
+        self._check_database()
         work = self._work_services()
         self.health = Health(self._runtime, work, consumes="tasks" in self._runtime.worker_settings.parts)
         self._is_pinned = self._stays_on_one_core(parent)
@@ -44,6 +46,16 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
         # They start and stop in this order.
         self._services: list[Service] = [*affinity, *work, self.health, *self._start_metrics(parent)]
         parent.background_services = self  # for the consumer, and for the end of the worker
+
+    def _check_database(self) -> None:
+        """Ends the program with one line if the database can't do what is needed. One that is away is waited for."""
+        engine = database.connect(read(DatabaseSettings).url, connections=1)
+        try:
+            if (reason := database.unusable(engine)) is not None:
+                sys.stderr.write(f"confirm-offer: DATABASE_URL: {reason}\n")  # Celery would add a traceback to an error
+                raise SystemExit(2)
+        finally:
+            engine.dispose()
 
     def _work_services(self) -> list[Service]:
         """Those that move confirmations and events on, as WORKER_PARTS says."""

@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 BATCH = 200  # events
 LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch can take
 FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
+MAX_CLAIM = 60.0  # seconds; longer than LEASE and REFUSED_BACKOFF
 REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again
 
 
@@ -138,7 +139,11 @@ _ready = locked(
     select(OutboxEvent.id)
     .where(
         OutboxEvent.published_at.is_(None),
-        or_(OutboxEvent.claimed_until.is_(None), OutboxEvent.claimed_until <= now()),
+        or_(
+            OutboxEvent.claimed_until.is_(None),
+            OutboxEvent.claimed_until <= now(),
+            OutboxEvent.claimed_until > now_plus(MAX_CLAIM),  # further ahead than it can be: the clock was set back
+        ),
         ~_waits_for_earlier,
     )
     .order_by(OutboxEvent.created_at)

@@ -1,13 +1,15 @@
 """The Scheduler: dispatches due confirmations to the workers. Several schedulers may run side by side."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, not_, or_, select, update
 
 from models.tables import Confirmation
+from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
@@ -17,13 +19,14 @@ from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus
 from worker.storage.pause_cache import ALL
+from worker.xone.answers import MAX_RETRY_AFTER
 
 log = structlog.get_logger(__name__)
 
 MAX_RANKED = 10_000  # confirmations, those due for longest, among which partners take turns
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
-DISPATCH_LEASE = 30.0  # seconds after which a resume message without effect is sent again
+CLAMP_EVERY = 15.0  # seconds
 
 
 class Scheduler(Service):
@@ -43,6 +46,7 @@ class Scheduler(Service):
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
+        self._clamped_at = float("-inf")
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
@@ -51,6 +55,7 @@ class Scheduler(Service):
         calls = self._runtime.xone.calls
         if calls.wait() > 0:
             return False
+        self._clamp_times()
         self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
             paused = sorted(self._runtime.pauses.partners(connection))
@@ -67,6 +72,18 @@ class Scheduler(Service):
             sent = self._send([*due, *retries, *fed])
             log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
+
+    def _clamp_times(self) -> None:
+        """Corrects due times that are further ahead than they can be: see clamp_times."""
+        if time.monotonic() - self._clamped_at < CLAMP_EVERY:
+            return
+        max_delay = self._runtime.retry_settings.RETRY_MAX_DELAY + MAX_RETRY_AFTER
+        with self._runtime.engine.begin() as connection:
+            count = clamp_times(connection, max_delay)
+        if count:
+            log.warning("times_ahead", count=count)
+        if count < MAX_CLAMPED:
+            self._clamped_at = time.monotonic()
 
     def _room(self) -> int:
         """How many confirmations of batches may be in flight. Fewer while runs lag, so that live jobs stay fast.
@@ -137,7 +154,7 @@ def _take(which: ColumnElement[bool]) -> Any:
     is_due = (
         which,
         Confirmation.due_at <= now(),
-        or_(Confirmation.dispatched_until.is_(None), Confirmation.dispatched_until <= now()),
+        or_(Confirmation.dispatched_until.is_(None), not_(is_dispatched())),
         Confirmation.partner_id.not_in(bindparam("paused")),
     )
     chosen = Confirmation.id.in_(_round_robin(is_due).limit(bindparam("limit")))
@@ -165,5 +182,5 @@ def _round_robin(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]
 
 
 # Built once: building a statement costs more than executing it.
-_DISPATCHED = select(func.count()).select_from(Confirmation).where(Confirmation.dispatched_until > now())
+_DISPATCHED = select(func.count()).select_from(Confirmation).where(is_dispatched())
 _TAKE_LIVE, _TAKE_OF_BATCHES = _take(Confirmation.batch_id.is_(None)), _take(Confirmation.batch_id.is_not(None))

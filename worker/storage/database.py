@@ -1,11 +1,14 @@
 """The database: engines, its clock, and what PostgreSQL and SQLite do differently."""
 
+import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import (
+    URL,
     ColumnElement,
     Connection,
     Engine,
@@ -20,7 +23,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
@@ -153,49 +156,98 @@ def connect(url: str, connections: int = 16) -> Engine:
 
     connections: how many at most. Further threads wait until one is free.
     """
-    if make_url(url).get_backend_name() == "sqlite":
-        return _connect_sqlite(url)
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        return _connect_sqlite(address)
     engine = create_engine(
-        url,
+        address,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=30,
         pool_pre_ping=False,
+        isolation_level="READ COMMITTED",  # with each BEGIN, whatever the database has as its default
         json_serializer=write_exact,
         hide_parameters=True,
-        connect_args={
-            "connect_timeout": 5,
-            "tcp_user_timeout": 30_000,  # ms: until a machine that does not answer is known to be gone
-            "keepalives_idle": 10,
-            "keepalives_interval": 10,
-            "keepalives_count": 2,
-            "application_name": "confirm-offer",
-            "options": "-c timezone=utc",
-        },
+        connect_args={name: value for name, value in DEFAULTS.items() if name not in _given(address)},
     )
-    event.listen(engine, "handle_error", _leave_a_standby)
+    event.listen(engine, "connect", _set_what_is_relied_on)
+    event.listen(engine, "handle_error", _leave_unusable_connections)
     return engine
 
 
-def _leave_a_standby(context: ExceptionContext) -> None:
-    """Drops all connections if a server accepts no writes: it was the primary until now, or is not yet."""
-    if getattr(context.original_exception, "sqlstate", None) == "25006":  # read-only transaction
+# Parameters of libpq, for those that neither the URL nor libpq's environment gives.
+DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 30_000,  # ms: until a machine that does not answer is known to be gone
+    "keepalives_idle": 10,
+    "keepalives_interval": 10,
+    "keepalives_count": 2,
+    "application_name": "confirm-offer",
+}
+
+# Of the session, and not by the parameter ``options``, which poolers refuse. PgBouncer keeps these for each client.
+_RELIED_ON = (
+    "SELECT pg_backend_pid(), set_config('timezone', 'UTC', false), set_config('datestyle', 'ISO, YMD', false),"
+    " set_config('standard_conforming_strings', 'on', false), set_config('extra_float_digits', '1', false),"
+    " set_config('client_encoding', 'UTF8', false)"
+)
+
+
+def _given(address: URL) -> set[str]:
+    """Names of the parameters that the URL, libpq's environment or a service file gives. A service may give any."""
+    from psycopg.pq import Conninfo
+
+    defaults = {option.keyword.decode(): option.val for option in Conninfo.get_defaults()}
+    given = set(address.query) | {name for name in DEFAULTS if defaults.get(name) is not None}
+    return set(DEFAULTS) if "service" in address.query else given
+
+
+def _set_what_is_relied_on(connection: Any, _: Any) -> None:
+    """Sets how values are written and read, whatever defaults the database or the role has.
+
+    A pooler in transaction mode hands out another session for each transaction, where a prepared statement is missing,
+    or is another's. libpq was then told a process id that is not that of the session: nothing is prepared.
+    """
+    try:
+        backend_pid = connection.execute(_RELIED_ON).fetchone()[0]
+        connection.commit()
+    except BaseException:
+        connection.close()
+        raise
+    if backend_pid != connection.info.backend_pid:
+        connection.prepare_threshold = None
+
+
+# A server that accepts no writes: it was the primary until now, or is not yet. A prepared statement whose result has
+# changed with its table ("cached plan must not change result type"), or that a pooler has lost or put elsewhere.
+_UNUSABLE = frozenset({"25006", "0A000", "26000", "42P05"})
+
+
+def _leave_unusable_connections(context: ExceptionContext) -> None:
+    """Drops all connections after an error that stays with a connection: on new ones, the same succeeds."""
+    if getattr(context.original_exception, "sqlstate", None) in _UNUSABLE:
         context.is_disconnect = True
 
 
-def _connect_sqlite(url: str) -> Engine:
+def _connect_sqlite(address: URL) -> Engine:
     engine = create_engine(
-        url,
+        address,
         json_serializer=write_exact,
         hide_parameters=True,
-        connect_args={"timeout": 30, "check_same_thread": False},
+        connect_args={"check_same_thread": False, **({} if "timeout" in address.query else {"timeout": 30})},
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _make_private(*_: Any) -> None:
+        """Makes the file, if there is none, for its owner only. Those that SQLite puts beside it get the same mode."""
+        with suppress(OSError):  # there is one, or SQLite says what is wrong
+            os.close(os.open(address.database or "", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the "begin" event below begins a transaction, not the driver
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit outlasts a power failure
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
@@ -214,7 +266,12 @@ def read_only(url: str) -> Engine:
     return create_engine("sqlite://", creator=lambda: sqlite3.connect(file, uri=True), poolclass=NullPool)
 
 
-def is_away(error: Exception) -> bool:
+def is_error(error: BaseException) -> bool:
+    """Whether the database, or the way to it, raised this."""
+    return isinstance(error, DBAPIError | PoolTimeout)
+
+
+def is_away(error: BaseException) -> bool:
     """Whether the database can't be reached or the connection broke. The same may succeed later."""
     if lacks_tables(error):
         return False
@@ -223,7 +280,26 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-def lacks_tables(error: Exception) -> bool:
+def may_blame_values(error: BaseException) -> bool:
+    """Whether an error may come from the values of a statement. A database that is at fault itself raises these too.
+
+    SQLSTATE classes 22 (data), 23 (integrity) and P0 (raised by a trigger), and what drivers refuse by themselves.
+    """
+    if not isinstance(error, DBAPIError) or is_away(error):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is None:
+        return isinstance(error, DataError | IntegrityError)
+    return str(sqlstate)[:2] in ("22", "23", "P0")
+
+
+def name_of(error: BaseException) -> str:
+    """The type of an error, with PostgreSQL's SQLSTATE. Its text may hold values."""
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__
+
+
+def lacks_tables(error: BaseException) -> bool:
     """Whether a table or column is missing: migrations have not run."""
     if not isinstance(error, DBAPIError):
         return False
@@ -231,9 +307,48 @@ def lacks_tables(error: Exception) -> bool:
     return missing or str(error.orig).startswith(("no such table", "no such column"))
 
 
-def lacks_rights(error: Exception) -> bool:
+def lacks_rights(error: BaseException) -> bool:
     """Whether the role of DATABASE_URL lacks a right for this."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "42501"
+
+
+def unusable(engine: Engine) -> str | None:
+    """Why no work can ever be done with this database as it is set up, in one line; None if it can, or is away."""
+    try:
+        with engine.begin() as connection:  # two statements in one transaction, as all work
+            connection.execute(select(now()))
+            if connection.dialect.name == "postgresql":
+                encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+                if encoding not in ("UTF8", "SQL_ASCII"):
+                    return f"the database's encoding is {encoding}, which can't hold all texts; create it with UTF8"
+    except Exception as error:
+        if not is_error(error):
+            raise
+        return unusable_reason(error)
+    return None
+
+
+# Part of the message of libpq or PgBouncer, and what it means. There is no other sign of the cause.
+_UNUSABLE_REASONS = (
+    (
+        "unsupported startup parameter",
+        "a pooler before it refuses the parameter 'options'; set it with ALTER ROLE or ALTER DATABASE in its place",
+    ),
+    ("statement pooling mode", "a pooler before it gives no transactions; let it pool by transaction or session"),
+    ("invalid integer value", "an option of it should be a number"),
+    ("bad value for", "an option of it has a value that libpq does not know"),
+    (" value: ", "an option of it has a value that libpq does not know"),
+    ("definition of service", "there is no such service: see libpq's connection service file"),
+    ("service file", "there is no such service: see libpq's connection service file"),
+    ("invalid command-line argument", "its 'options' are wrong"),
+    ("unrecognized configuration parameter", "its 'options' name a parameter that the server does not know"),
+)
+
+
+def unusable_reason(error: Exception) -> str | None:
+    """What an error shows to be wrong for good with DATABASE_URL, or what it leads to."""
+    message = str(getattr(error, "orig", None) or error)
+    return next((reason for part, reason in _UNUSABLE_REASONS if part in message), None)
 
 
 def distrusts(error: Exception) -> bool:

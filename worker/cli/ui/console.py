@@ -102,8 +102,12 @@ def _database_remedy(error: Exception) -> str | None:
         return "the role of DATABASE_URL lacks a right; see docs/database-roles.md"
     if database.distrusts(error):
         return "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
+    if (reason := database.unusable_reason(error)) is not None and database.is_error(error):
+        return f"DATABASE_URL: {reason}"
     if database.is_away(error):
         return f"the database can't be reached ({type(error).__name__}); check DATABASE_URL"
+    if database.is_error(error):
+        return f"the database refuses this ({database.name_of(error)}); its log says why"
     return None
 
 

@@ -1,0 +1,239 @@
+"""What DATABASE_URL and libpq's environment give holds; a pooler before the database; what can't work is refused."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+
+from models.states import State
+from models.tables import Confirmation
+from tests.support.confirming import rows, run
+from tests.support.servers import PostgreSQL, free_port
+from tests.support.system import WorkerProcess, until
+from worker.doctor import database as doctor
+from worker.errors import SettingsError
+from worker.runtime import Runtime
+from worker.settings import DatabaseSettings, read
+from worker.storage import database, migrator
+
+
+def shown(url: str, *names: str) -> dict[str, str]:
+    engine = database.connect(url)
+    with engine.connect() as connection:
+        values = {name: str(connection.execute(text(f"show {name}")).scalar()) for name in names}
+    engine.dispose()
+    return values
+
+
+def test_options_of_the_url_hold(postgresql: PostgreSQL) -> None:
+    postgresql.create_database("with_schema")
+    with postgresql.connect("with_schema") as connection:
+        connection.execute("create schema app")
+    options = "options=-csearch_path%3Dapp&application_name=checkout-worker&connect_timeout=9"
+    url = f"{postgresql.url('with_schema')}?{options}"
+
+    engine = database.connect(url)
+    migrator.upgrade(engine)
+    with engine.connect() as connection:
+        schemas = connection.execute(
+            text("select distinct schemaname from pg_tables where tablename in ('confirmations', 'outbox')")
+        ).scalars()
+        assert list(schemas) == ["app"]
+        parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+    engine.dispose()
+
+    assert shown(url, "search_path", "application_name", "timezone") == {
+        "search_path": "app",
+        "application_name": "checkout-worker",
+        "timezone": "UTC",
+    }
+    assert parameters["connect_timeout"] == "9"
+    assert parameters["keepalives_idle"] == "10", "what is not given has a default"
+    postgresql.drop_database("with_schema")
+
+
+def test_libpqs_environment_holds(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=elsewhere -c timezone=Asia/Tokyo")
+    monkeypatch.setenv("PGAPPNAME", "by-environment")
+
+    values = shown(postgresql_url, "search_path", "application_name", "timezone")
+
+    assert values == {"search_path": "elsewhere", "application_name": "by-environment", "timezone": "UTC"}
+
+
+@pytest.mark.parametrize("place", ["url", "environment"])
+def test_a_service_holds_whole(
+    place: str, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_url(postgresql_url)
+    file = tmp_path / "services"
+    file.write_text(f"[mine]\nhost={url.host}\nport={url.port}\nuser=postgres\napplication_name=by-service\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    if place == "environment":
+        monkeypatch.setenv("PGSERVICE", "mine")
+
+    given = f"postgresql+psycopg:///{url.database}" + ("?service=mine" if place == "url" else "")
+
+    assert shown(given, "application_name") == {"application_name": "by-service"}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("sslmod=require", "libpq does not know: sslmod"),
+        ("prepare_threshold=0", "libpq does not know: prepare_threshold"),
+        ("connect_timeout=soon", "whole number as its option connect_timeout"),
+    ],
+)
+def test_options_that_are_none_are_refused_in_one_line(options: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        read(DatabaseSettings, DATABASE_URL=f"postgresql+psycopg://localhost/db?{options}")
+
+
+def test_sqlite_knows_one_option(tmp_path: Path) -> None:
+    assert read(DatabaseSettings, DATABASE_URL=f"sqlite:///{tmp_path}/file.db?timeout=60").url.endswith("60")
+    with pytest.raises(SettingsError, match="no option but timeout"):
+        read(DatabaseSettings, DATABASE_URL=f"sqlite:///{tmp_path}/file.db?isolation_level=none")
+
+
+class PgBouncer:
+    """Before one PostgreSQL, with a pool of two sessions for each database."""
+
+    def __init__(self, folder: Path, server: PostgreSQL, mode: str) -> None:
+        self.port = free_port()
+        users = {user.pw_name for user in pwd.getpwall()}
+        user = next(name for name in ("postgres", "nobody") if name in users)
+        (folder / "users.txt").write_text('"postgres" ""\n')
+        file = folder / "pgbouncer.ini"
+        file.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={server.port} user=postgres\n[pgbouncer]\n"
+            f"listen_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\npool_mode={mode}\nauth_type=trust\n"
+            f"auth_file={folder}/users.txt\ndefault_pool_size=2\nmax_client_conn=200\n"
+            + (f"user={user}\n" if os.geteuid() == 0 else "")
+        )
+        for path in (folder, *folder.parents):
+            with suppress(PermissionError):
+                path.chmod(path.stat().st_mode | 0o055) if path.is_relative_to("/tmp/") else None
+        self.process = subprocess.Popen(
+            [shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", str(file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres").close()
+            return True
+        return False
+
+    def url(self, name: str) -> str:
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
+
+
+def pooler(mode: str, folder: Path, server: PostgreSQL) -> Iterator[PgBouncer]:
+    if not (shutil.which("pgbouncer") or Path("/usr/sbin/pgbouncer").exists()):
+        pytest.skip("PgBouncer is not installed")
+    running = PgBouncer(folder, server, mode)
+    yield running
+    running.process.terminate()
+    running.process.wait(10)
+
+
+@pytest.fixture
+def by_transaction(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[PgBouncer]:
+    yield from pooler("transaction", tmp_path, postgresql)
+
+
+@pytest.fixture
+def by_statement(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[PgBouncer]:
+    yield from pooler("statement", tmp_path, postgresql)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_pooler_by_transaction(
+    by_transaction: PgBouncer, runtime: Runtime, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction is in another session: nothing is prepared, and values are read as they were written."""
+    name = str(make_url(database_url).database)
+    with runtime.engine.begin() as connection:
+        connection.execute(text(f"alter database \"{name}\" set datestyle = 'German, DMY'"))
+    monkeypatch.setenv("DATABASE_URL", by_transaction.url(name))
+    runtimes = [Runtime(dice=lambda: 0.0) for _ in range(2)]
+    logged: list[object] = []
+    monkeypatch.setattr("worker.outages.log.warning", lambda *said, **_: logged.append(said), raising=False)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: run(runtimes[number % 2], f"offer-{number}"), range(60)))
+
+    confirmations = rows(runtimes[0], Confirmation)
+    for each in runtimes:
+        each.close()
+    assert [row.state for row in confirmations] == [State.CONFIRMED] * 60
+    assert max(abs(row.created_at.timestamp() - time.time()) for row in confirmations) < 60
+    assert logged == []
+    engine = database.connect(by_transaction.url(name))
+    assert database.unusable(engine) is None
+    engine.dispose()
+
+
+@pytest.mark.parametrize("command", ["worker worker", "celery -A worker worker"])
+@pytest.mark.parametrize(
+    ("mode", "options", "reason"),
+    [
+        ("by_transaction", "?options=-csearch_path%3Dapp", "refuses the parameter 'options'"),
+        ("by_statement", "", "gives no transactions"),
+    ],
+)
+def test_what_a_pooler_can_not_do_is_refused_at_start_and_by_doctor(
+    mode: str,
+    options: str,
+    reason: str,
+    command: str,
+    request: pytest.FixtureRequest,
+    postgresql_url: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    url = request.getfixturevalue(mode).url(make_url(postgresql_url).database) + options
+    settings = {**environment, "DATABASE_URL": url, "BROKER_URL": f"amqp://127.0.0.1:{free_port()}//"}
+
+    findings = list(doctor.check(DatabaseSettings(DATABASE_URL=url), None))
+    worker = WorkerProcess(settings, tmp_path / "worker.log", ["-m", *command.split()])
+
+    assert any(reason in finding.message for finding in findings)
+    assert worker.process.wait(30) == 2
+    told = [line for line in worker.log.read_text().splitlines() if not line.startswith("{")]  # the others are the log
+    assert [reason in line for line in told] == [True]
+
+
+def test_a_database_that_can_not_hold_all_texts_is_refused(postgresql: PostgreSQL) -> None:
+    with postgresql.connect() as connection:
+        connection.execute("create database latin encoding 'LATIN1' template template0")
+    url = postgresql.url("latin")
+    engine = database.connect(url)
+
+    reason = database.unusable(engine)
+
+    engine.dispose()
+    assert reason is not None
+    assert "LATIN1" in reason
+    findings = list(doctor.check(DatabaseSettings(DATABASE_URL=url), None))
+    assert any("LATIN1" in finding.message for finding in findings)
+    postgresql.drop_database("latin")
+
+
+def test_a_database_that_is_away_is_no_reason_to_refuse() -> None:
+    engine = database.connect(f"postgresql+psycopg://127.0.0.1:{free_port()}/none")
+
+    assert database.unusable(engine) is None
