@@ -7,6 +7,8 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from models.same import canonical_id
+
 MAX_BYTES = 256 * 1024
 MAX_QUOTES = 100
 MAX_INSURED = 100
@@ -121,10 +123,19 @@ class Job(BaseModel):
         """The ids, and nothing personal."""
         return [("partner_id", self.partner_id), ("offer_id", self.offer_id)]
 
+    def canonical_quote_ids(self) -> list[str]:
+        """The ids of the quotes in the form to compare them by, without repeats."""
+        return list(dict.fromkeys(canonical_id(quote.id) for quote in self.quotes))
+
     def request_body(self) -> bytes:
         """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}."""
         passed_on = self.model_dump(include={"quotes", "policyholder"}, exclude_unset=True)
         return json.dumps(passed_on, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def quote_ids(body: bytes) -> list[str]:
+    """The ids of the quotes in a request body, in the form to compare them by."""
+    return list(dict.fromkeys(canonical_id(quote["id"]) for quote in json.loads(body)["quotes"]))
 
 
 def read_job(body: bytes) -> Job:

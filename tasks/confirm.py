@@ -7,11 +7,13 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid4
 
 from models.job import read_job
 from models.states import State
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch
+from tasks.booking_owner import may_be_anothers, without_anothers_booking
 from tasks.call_guard import before_call, continue_or_suspend, seconds_until_calls
 from tasks.decide import (
     AttemptResult,
@@ -27,7 +29,7 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
-from tasks.record import RecordedAttempt, record
+from tasks.record import OwnerUnknown, RecordedAttempt, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.runtime import Runtime
@@ -124,7 +126,25 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
 
 def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[State | None]:
     """Records attempts in one transaction. Returns what ``record`` returns."""
-    return runtime.commit(lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links))
+    try:
+        return runtime.commit(lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links))
+    except (IntegrityError, OwnerUnknown):
+        return [_record_unless_anothers(runtime, attempt) for attempt in attempts]
+
+
+def _record_unless_anothers(runtime: Runtime, attempt: RecordedAttempt) -> State | None:
+    """Records an attempt. If its booking is stored for another confirmation, a person decides whose it is."""
+
+    def store(connection: Connection) -> list[State | None]:
+        checked = without_anothers_booking(connection, attempt)
+        return record(connection, runtime.encryption, [checked], runtime.event_links, owners_are_known=True)
+
+    for _ in range(2):  # the other confirmation may be recorded at this moment
+        try:
+            return runtime.commit(store)[0]
+        except IntegrityError:
+            continue
+    return runtime.commit(store)[0]
 
 
 def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:
@@ -166,6 +186,9 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
             lease.quote_ids,
             before_call=lambda: before_call(lease, runtime),
             while_waiting=lambda: continue_or_suspend(lease, runtime),
+            may_be_anothers=lambda booking_id: runtime.commit(
+                lambda connection: may_be_anothers(connection, runtime.encryption, lease, booking_id)
+            ),
         )
     except Refused:
         return LookupResult.IMPOSSIBLE

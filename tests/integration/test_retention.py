@@ -113,7 +113,8 @@ def open_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID) ->
 
 def booked_with(runtime: Runtime, lease: Lease, email: str | None) -> None:
     """XONE's answer comes with this e-mail."""
-    answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
+    ids = {"id": f"INS-{lease.offer_id}", "offer_id": lease.offer_id}
+    answer = {**ids, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
         record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)

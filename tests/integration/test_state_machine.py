@@ -134,6 +134,7 @@ class Upstream:
         quote_ids: frozenset[str],
         before_call: Callable[[], None],
         while_waiting: Callable[[], None],
+        may_be_anothers: Callable[[str], bool],
     ) -> xone.Booking | None:
         self.before_each()
         try:

@@ -281,6 +281,7 @@ ANSWERED = {  # status, booked
     "booked-nowhere": (422, False),
     "odd-types": (201, True),
     "minimal": (201, True),
+    "capitals": (201, True),
     "unicode": (201, True),
 }
 UNANSWERED = {"truncated": True, "drop-before": False, "drop-after": True, "reset-mid": True}  # booked
@@ -339,6 +340,7 @@ def test_what_the_faults_answer(xone: Sandbox, client: requests.Session) -> None
     odd = answered("odd-types").json()["data"]
     assert (odd["price"], odd["created_at"], odd["policies"][0]["tax"]) == ("about twenty", "yesterday", [1, "two"])
     assert set(answered("minimal").json()["data"]) == {"id", "offer_id", "status"}
+    assert answered("capitals").json()["data"]["offer_id"] == "O-1~CAPITALS"
     content = answered("unicode").json()["data"]["policies"][0]["policy_content"]
     assert "日本語" in content["description"]
     assert len(content["description"]) > 5000
@@ -517,6 +519,18 @@ def test_the_list_forbidden_failing_and_lagging(xone: Sandbox, client: requests.
     assert bookings(client, xone).json()["data"] == []
     xone.bookings_lag = 0
     assert len(bookings(client, xone).json()["data"]) == 1
+    xone.bookings_mode = "nameless"
+    (nameless,) = bookings(client, xone).json()["data"]
+    assert "offer_id" not in nameless
+    assert nameless["quote"]["uuid"]
+
+
+def test_an_offer_is_known_by_its_uuid_in_any_form(xone: Sandbox, client: requests.Session) -> None:
+    offer = "5c7e1f00-0000-4000-8000-00000000abcd"
+
+    assert confirm(client, xone, offer.upper()).json()["data"]["offer_id"] == offer
+    assert confirm(client, xone, offer.replace("-", "")).status_code == 422
+    assert list(xone.bookings) == [("P-1", offer)]
 
 
 def test_the_list_comes_in_pages_newest_last(xone: Sandbox, client: requests.Session) -> None:

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from worker.sandbox.answers import Answer, Json, already_booked, answer, any_status, refusal
-from worker.sandbox.bookings import many_scripts, minimal, odd_types, pending
+from worker.sandbox.bookings import in_capitals, many_scripts, minimal, odd_types, pending
 from worker.sandbox.sending import (
     Connection,
     dripping_body,
@@ -90,6 +90,7 @@ FAULTS = {
     "booked-nowhere": Fault("422 that names a booking which no list shows.", NOT_BOOKED, already_booked),
     "odd-types": Fault("A price and a time are words, a tax is a list.", BOOKED, shape=odd_types),
     "minimal": Fault("The booking has an id, an offer_id and a status, no more.", BOOKED, shape=minimal),
+    "capitals": Fault("The booking names the offer in capitals.", BOOKED, shape=in_capitals),
     "unicode": Fault("A long policy_content in many scripts.", BOOKED, shape=many_scripts),
 }
 
@@ -121,7 +122,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_mode(value: Any) -> bool:
-    return value in ("on", "forbidden", "failing", "lagging")
+    return value in ("on", "forbidden", "failing", "lagging", "nameless")
 
 
 def is_page_size(value: Any) -> bool:
@@ -142,7 +143,10 @@ SWITCHES = {
     "latency": Switch("Seconds before a confirm answers; it books at once.", is_number),
     "latency_jitter": Switch("Up to so many seconds more, at random.", is_number),
     "slow_seconds": Switch("Seconds that the faults slow, slow-headers and drip take.", is_number),
-    "bookings_mode": Switch("The list of bookings: “on”, “forbidden” (403), “failing” (503) or “lagging”.", is_mode),
+    "bookings_mode": Switch(
+        "The list of bookings: “on”, “forbidden” (403), “failing” (503), “lagging” or “nameless” (no offers).",
+        is_mode,
+    ),
     "bookings_lag": Switch("Seconds until a lagging list shows a booking.", is_number),
     "page_size": Switch("Bookings on one page of the list.", is_page_size),
     "token_down": Switch("The token endpoint answers 503.", is_flag),

@@ -16,6 +16,8 @@ from urllib3.exceptions import ConnectTimeoutError
 
 from models.booking import Booking
 from models.exact_json import read_exact
+from models.job import quote_ids
+from models.same import differs_in_case_only, holds_id, is_same_id
 from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
 from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import TlsError
@@ -50,10 +52,10 @@ class HttpAnswer:
             return None
 
 
-def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
-    """The booking in an answer to confirm. Raises XoneError for any other answer."""
+def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"") -> BookingReceived:
+    """The booking in an answer to confirm. Raises XoneError for any other answer. request: its body."""
     if not 200 <= answer.status < 300:
-        raise failure_of(answer, offer_id)
+        raise failure_of(answer, offer_id, request)
     content = answer.json()
     if content is None:
         raise _unreadable(answer, "no JSON")
@@ -64,9 +66,17 @@ def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
     booking = _booking(content.get("data"))
     if booking is None:
         raise _unreadable(answer, "no booking id and offer id")
-    if booking.offer_id != offer_id:
+    if not _is_of(booking, offer_id, request):
         raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
     return BookingReceived(booking, answer.status)
+
+
+def _is_of(booking: Booking, offer_id: str, request: bytes) -> bool:
+    """Whether a booking is of the offer. If the offer ids differ in case only, the quote decides."""
+    if is_same_id(booking.offer_id, offer_id):
+        return True
+    quote = booking.quote.uuid if booking.quote else None
+    return differs_in_case_only(booking.offer_id, offer_id) and bool(request) and holds_id(quote_ids(request), quote)
 
 
 def _booking(data: Any) -> Booking | None:
@@ -80,12 +90,12 @@ def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
     return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
 
 
-def failure_of(answer: HttpAnswer, offer_id: str | None = None) -> XoneError:
+def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes = b"") -> XoneError:
     """The error that an answer with another status than 2xx means."""
     status, code, text = answer.status, f"http-{answer.status}", refusal_text(answer.body)
     detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {text}" if text else "")
     if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
-        return _already_booked(answer, offer_id)
+        return _already_booked(answer, offer_id, request)
     if 300 <= status < 400:
         return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
     if status in LATER:
@@ -99,13 +109,13 @@ _BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
 _REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
 
 
-def _already_booked(answer: HttpAnswer, offer_id: str | None) -> AlreadyBooked:
+def _already_booked(answer: HttpAnswer, offer_id: str | None, request: bytes) -> AlreadyBooked:
     reference = _REFERENCE.search(answer.body)
     known_as = f" as {reference[1].decode()}" if reference else ""
     error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
     content = answer.json()
     booking = _booking(content.get("data")) if isinstance(content, dict) else None
-    if booking is not None and booking.offer_id == offer_id:
+    if booking is not None and offer_id is not None and _is_of(booking, offer_id, request):
         error.booking = booking
     return error
 

@@ -74,7 +74,7 @@ class Xone:
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
         with self.calls.guard():
             answer = self._authorized("confirm", "POST", template, self._url(path), headers, body, before_call)
-            return read_confirm_answer(answer, offer_id)
+            return read_confirm_answer(answer, offer_id, body)
 
     def find_booking(
         self,
@@ -83,18 +83,20 @@ class Xone:
         quote_ids: frozenset[str],
         before_call: Callable[[], None] = lambda: None,
         while_waiting: Callable[[], None] = lambda: None,
+        may_be_anothers: Callable[[str], bool] = lambda _: False,
     ) -> Booking | None:
         """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
         quote_ids: of the offer, for a list that does not name offers. before_call: as in confirm, before each page.
-        while_waiting: called every second while another thread reads the list.
+        while_waiting: called every second while another thread reads the list. may_be_anothers: tells by its id whether
+        a booking that names no offer may belong to another offer.
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
             with self.calls.guard(proves=False):
                 yield from self._bookings(partner_id, before_call)
 
-        listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
+        listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting, may_be_anothers)
         if listed is None:
             return None
         try:
