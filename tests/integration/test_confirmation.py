@@ -171,6 +171,8 @@ FATES = [
     ("booked-with-body", State.CONFIRMED, "booked", None, 1),
     ("booked", State.CONFIRMED, "booked", None, 1),
     ("booked-text", State.CONFIRMED, "booked", None, 1),
+    ("booked-words", State.CONFIRMED, "booked", None, 1),
+    ("booked-code", State.CONFIRMED, "booked", None, 1),
     ("booked-nowhere", State.RETRYING, "unknown", "already-booked", 1),
     ("odd-types", State.CONFIRMED, "booked", None, 1),
     ("minimal", State.CONFIRMED, "booked", None, 1),

@@ -278,6 +278,8 @@ ANSWERED = {  # status, booked
     "booked": (409, True),
     "booked-with-body": (409, True),
     "booked-text": (422, True),
+    "booked-words": (400, True),
+    "booked-code": (422, True),
     "booked-nowhere": (422, False),
     "odd-types": (201, True),
     "minimal": (201, True),
@@ -334,6 +336,8 @@ def test_what_the_faults_answer(xone: Sandbox, client: requests.Session) -> None
     assert beside["errors"]
     assert "data" not in answered("booked").json()
     assert answered("booked-with-body").json()["data"]["id"] == booking("booked-with-body")["id"]
+    assert "already been confirmed" in answered("booked-words").text
+    assert "OFFER_ALREADY_CONFIRMED" in answered("booked-code").text
     text = answered("booked-text").text
     assert booking("booked-text")["id"] in text
     assert re.search(r"already exists.*INS-\w{8}", answered("booked-nowhere").text)

@@ -218,6 +218,8 @@ EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "booked": (AlreadyBooked, "already-booked", 409),
     "booked-with-body": (AlreadyBooked, "already-booked", 409),
     "booked-text": (AlreadyBooked, "already-booked", 422),
+    "booked-words": (AlreadyBooked, "already-booked", 400),
+    "booked-code": (AlreadyBooked, "already-booked", 422),
     "booked-nowhere": (AlreadyBooked, "already-booked", 422),
     "odd-types": None,
     "minimal": None,
@@ -276,11 +278,12 @@ def test_a_second_confirmation_is_told_by_its_text(client: Xone) -> None:
     ],
 )
 def test_a_409_is_a_success_only_with_this_offers_booking(body: Any, is_shown: bool) -> None:
-    with scripted({CONFIRM_PATH: [Reply(409, as_json(body))]}) as script:
-        error = failure(lambda: confirm(client_of(script.url)))
+    for status in (409, 400, 422):
+        with scripted({CONFIRM_PATH: [Reply(status, as_json(body))]}) as script:
+            error = failure(lambda: confirm(client_of(script.url)))
 
-    assert isinstance(error, AlreadyBooked)
-    assert (error.booking is not None) is is_shown
+        assert isinstance(error, AlreadyBooked) is (is_shown or status == 409)
+        assert (getattr(error, "booking", None) is not None) is is_shown
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,15 @@ def gateway_page(_booking: Json) -> Answer:
     return Answer(200, b"<html><body><h1>Welcome</h1></body></html>", {"Content-Type": "text/html"})
 
 
+def booked_code(_booking: Json) -> Answer:
+    return answer(422, {"errors": [{"code": "OFFER_ALREADY_CONFIRMED"}]})
+
+
 def maintenance(_booking: Json) -> Answer:
     return refusal(503, "Maintenance.", Retry_After=formatdate(time.time() + 2, usegmt=True))
 
 
+ALREADY_CONFIRMED = "Offer has already been confirmed."
 BUSY = always(429, "Too many requests.", Retry_After="1")
 UNAVAILABLE = always(503, "Unavailable.", Retry_After="1")
 MOVED = always(307, "Moved.", Location="/api/partners/moved/offers/moved")
@@ -87,6 +92,8 @@ FAULTS = {
     "booked": Fault("409 that does not show the booking.", BOOKED, always(409, "Conflict.")),
     "booked-with-body": Fault("409 that shows the booking.", BOOKED, booking_with(409)),
     "booked-text": Fault("422 that names the booking.", BOOKED, already_booked),
+    "booked-words": Fault("400 that says in other words that it is booked.", BOOKED, always(400, ALREADY_CONFIRMED)),
+    "booked-code": Fault("422 that says by a code that it is booked.", BOOKED, booked_code),
     "booked-nowhere": Fault("422 that names a booking which no list shows.", NOT_BOOKED, already_booked),
     "odd-types": Fault("A price and a time are words, a tax is a list.", BOOKED, shape=odd_types),
     "minimal": Fault("The booking has an id, an offer_id and a status, no more.", BOOKED, shape=minimal),

@@ -1,10 +1,9 @@
 """What an answer of XONE means: a booking, or an error. The only place that decides this.
 
 XONE's Confirm Offer page documents the successful answer. The meaning of refusals follows RFC 9110 (HTTP), and that of
-409 and 422 "booking already exists" the observation of XONE's older API.
+409 and "booking already exists" the observation of XONE's older API.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -19,6 +18,7 @@ from models.exact_json import read_exact
 from models.job import quote_ids
 from models.same import differs_in_case_only, holds_id, is_same_id
 from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
+from worker.xone.booked_before import may_mean_booked, reference_in
 from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import TlsError
 
@@ -94,7 +94,7 @@ def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes =
     """The error that an answer with another status than 2xx means."""
     status, code, text = answer.status, f"http-{answer.status}", refusal_text(answer.body)
     detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {text}" if text else "")
-    if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
+    if status == 409 or (status in REFUSALS and offer_id is not None and _may_be_booked(answer, offer_id, request)):
         return _already_booked(answer, offer_id, request)
     if 300 <= status < 400:
         return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
@@ -105,18 +105,24 @@ def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes =
     return Unknown(code, detail, status, answer.body)
 
 
-_BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
-_REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
+def _may_be_booked(answer: HttpAnswer, offer_id: str, request: bytes) -> bool:
+    """Whether a refusal may mean that the offer is booked: it says so, or shows the booking."""
+    return may_mean_booked(answer.body, request) or _booking_shown(answer, offer_id, request) is not None
+
+
+def _booking_shown(answer: HttpAnswer, offer_id: str, request: bytes) -> Booking | None:
+    """The booking of the offer in the body of a refusal."""
+    content = answer.json()
+    booking = _booking(content.get("data")) if isinstance(content, dict) else None
+    return booking if booking is not None and _is_of(booking, offer_id, request) else None
 
 
 def _already_booked(answer: HttpAnswer, offer_id: str | None, request: bytes) -> AlreadyBooked:
-    reference = _REFERENCE.search(answer.body)
-    known_as = f" as {reference[1].decode()}" if reference else ""
+    reference = reference_in(answer.body, request)
+    known_as = f" as {reference}" if reference else ""
     error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
-    content = answer.json()
-    booking = _booking(content.get("data")) if isinstance(content, dict) else None
-    if booking is not None and offer_id is not None and _is_of(booking, offer_id, request):
-        error.booking = booking
+    if offer_id is not None:
+        error.booking = _booking_shown(answer, offer_id, request)
     return error
 
 
