@@ -160,6 +160,7 @@ FATES = [
     ("http-404", State.FAILED, "refused", "http-404", 1),
     ("redirect", State.FAILED, "refused", "redirect", 1),
     ("http-500", State.RETRYING, "unknown", "http-500", 1),
+    ("blocked", State.RETRYING, "not_booked", "http-403", 1),
     ("unavailable", State.RETRYING, "not_booked", "http-503", 1),
     ("busy", State.RETRYING, "not_booked", "http-429", 0),
     ("drop-before", State.RETRYING, "unknown", "connection-lost", 1),

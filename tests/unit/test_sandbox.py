@@ -275,6 +275,7 @@ ANSWERED = {  # status, booked
     "slow-headers": (201, True),
     "drip": (201, True),
     "huge": (201, True),
+    "blocked": (403, False),
     "booked": (409, True),
     "booked-with-body": (409, True),
     "booked-text": (422, True),
@@ -328,6 +329,7 @@ def test_what_the_faults_answer(xone: Sandbox, client: requests.Session) -> None
     retry_after = parsedate_to_datetime(answered("maintenance").headers["Retry-After"]) - datetime.now(UTC)
     assert 0 < retry_after.total_seconds() <= 2
     assert answered("html").headers["Content-Type"] == "text/html"
+    assert answered("blocked").headers["Content-Type"].startswith("text/html")
     assert "id" not in answered("no-id").json()["data"]
     assert booking("no-id")["id"]
     assert answered("other-offer").json()["data"]["offer_id"] != "o-1~other-offer"

@@ -54,6 +54,10 @@ def gateway_page(_booking: Json) -> Answer:
     return Answer(200, b"<html><body><h1>Welcome</h1></body></html>", {"Content-Type": "text/html"})
 
 
+def blocked(_booking: Json) -> Answer:
+    return Answer(403, b"<html><body><h1>Forbidden</h1></body></html>", {"Content-Type": "text/html; charset=utf-8"})
+
+
 def booked_code(_booking: Json) -> Answer:
     return answer(422, {"errors": [{"code": "OFFER_ALREADY_CONFIRMED"}]})
 
@@ -76,6 +80,7 @@ FAULTS = {
     "unavailable": Fault("503 with Retry-After: 1.", NOT_BOOKED, UNAVAILABLE),
     "maintenance": Fault("503 with a date in Retry-After, two seconds ahead.", NOT_BOOKED, maintenance),
     "redirect": Fault("307 to partner “moved”, offer “moved”, on this host.", NOT_BOOKED, MOVED),
+    "blocked": Fault("403 with an HTML page, as of a gateway.", NOT_BOOKED, blocked),
     "html": Fault("200 with an HTML page.", BOOKED, gateway_page),
     "html-not-booked": Fault("200 with an HTML page.", NOT_BOOKED, gateway_page),
     "truncated": Fault("Half of the body that Content-Length promises.", BOOKED, send=truncated),

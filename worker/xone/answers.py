@@ -26,6 +26,8 @@ MAX_RETRY_AFTER = 3600.0  # seconds
 # Statuses; any other one may mean that XONE has booked.
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
 LATER = frozenset({423, 429, 503})
+# With a web page, these are of something before XONE (gateway, firewall), which has not passed the call on.
+BEFORE_XONE = frozenset({403, 404, 405})
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,18 @@ def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes =
         return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
     if status in LATER:
         return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
+    if is_page_before_xone(answer) and offer_id is not None:
+        detail = f"something before XONE answered {status} {_reason_phrase(status)} with a web page"
+        return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
     if status in REFUSALS:
         return Refused(code, detail, status, answer.body)
     return Unknown(code, detail, status, answer.body)
+
+
+def is_page_before_xone(answer: HttpAnswer) -> bool:
+    """Whether an answer is a web page that refuses the call before it has reached XONE, which speaks JSON."""
+    content_type = str(answer.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    return answer.status in BEFORE_XONE and content_type in ("text/html", "application/xhtml+xml")
 
 
 def _may_be_booked(answer: HttpAnswer, offer_id: str, request: bytes) -> bool:

@@ -25,6 +25,7 @@ from worker.xone.answers import (
     BookingReceived,
     HttpAnswer,
     failure_of,
+    is_page_before_xone,
     read_confirm_answer,
     retry_after,
     transport_failure,
@@ -173,6 +174,9 @@ class Xone:
             raise Busy(f"http-{answer.status}", detail, answer.status, retry_after=wait)
         if answer.status >= 500:
             raise NotSent(f"http-{answer.status}", f"token: XONE answered {answer.status}", answer.status)
+        if is_page_before_xone(answer):
+            detail = f"token: something before XONE answered {answer.status} with a web page"
+            raise NotSent(f"http-{answer.status}", detail, answer.status)
         content = answer.json()
         if not 200 <= answer.status < 300:
             raise BadCredentials("credentials", f"XONE gives no token ({answer.status})", answer.status)
