@@ -348,3 +348,15 @@ def test_rekey_leaves_the_second_of_two_equal_ones_as_it_is(runtime: Runtime, en
 
     assert {row.id: row.offer_uuid for row in rows(runtime, Confirmation)}[second] is None
     assert {row.confirmation_id: row.partner_id for row in rows(runtime, Booking)}[second] is None
+
+
+def test_a_body_that_an_earlier_version_stored_with_rounded_numbers_is_the_same_job(runtime: Runtime) -> None:
+    exact = body_of("offer-1", quotes=[{"id": "q", "n": 0}]).replace(b'"n": 0', b'"n": 9007199254740993.0')
+    rounded = exact.replace(b"993.0", b"992.0")
+    assert confirm.accept_job(rounded, Delivery(), runtime) is not None
+    with pytest.raises(JobRejected, match="conflicting-job"):
+        confirm.accept_job(exact, Delivery(), runtime)
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(quote_ids=None))
+
+    assert confirm.accept_job(exact, Delivery(), runtime) is None
