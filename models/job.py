@@ -2,10 +2,14 @@
 
 import json
 import re
+from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from models.same import canonical_id
 
 MAX_BYTES = 256 * 1024
 MAX_QUOTES = 100
@@ -121,10 +125,50 @@ class Job(BaseModel):
         """The ids, and nothing personal."""
         return [("partner_id", self.partner_id), ("offer_id", self.offer_id)]
 
+    def canonical_quote_ids(self) -> list[str]:
+        """The ids of the quotes in the form to compare them by, without repeats."""
+        return list(dict.fromkeys(canonical_id(quote.id) for quote in self.quotes))
+
     def request_body(self) -> bytes:
-        """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}."""
+        """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}.
+
+        Numbers have the digits that they came with.
+        """
         passed_on = self.model_dump(include={"quotes", "policyholder"}, exclude_unset=True)
-        return json.dumps(passed_on, ensure_ascii=False, separators=(",", ":")).encode()
+        return _write(passed_on)
+
+
+def has_same_content(one: bytes, other: bytes) -> bool:
+    """Whether two request bodies mean the same, whatever the order of keys and the form of UUIDs of quotes.
+
+    Numbers are compared by value, exactly: 1 is 1.0 and not true; 9007199254740993.0 is not 9007199254740992.0.
+    """
+    return one == other or _comparable(one) == _comparable(other)
+
+
+def as_rounded_before(body: bytes) -> bytes:
+    """A request body with its numbers rounded, as it was stored before `quote_ids` was."""
+    return json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _comparable(body: bytes) -> Any:
+    request = json.loads(body, parse_int=_exact, parse_float=_exact)
+    for quote in request["quotes"]:
+        quote["id"] = canonical_id(quote["id"])
+    return request
+
+
+def _exact(text: str) -> tuple[str, Decimal | str]:
+    """A number by its exact value; it is equal to nothing that is no number."""
+    try:
+        return "number", Decimal(text)
+    except InvalidOperation:  # its exponent has 20 digits
+        return "number", text
+
+
+def quote_ids(body: bytes) -> list[str]:
+    """The ids of the quotes in a request body, in the form to compare them by."""
+    return list(dict.fromkeys(canonical_id(quote["id"]) for quote in json.loads(body)["quotes"]))
 
 
 def read_job(body: bytes) -> Job:
@@ -176,17 +220,42 @@ def _no_constant(_: str) -> NoReturn:
     raise JobRejected("invalid-json", "NaN and Infinity are no JSON")
 
 
-def _finite(text: str) -> float:
+class _Number:
+    """A number that Python would write with other digits: ``0.1234567890123456789012``, ``1e-400``, ``1.10``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _finite(text: str) -> float | _Number:
     number = float(text)
     if number in (float("inf"), float("-inf")):
         raise JobRejected("invalid-json", "a number is too large")
-    return number
+    return number if repr(number) == text else _Number(text)
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | _Number:
     if len(text) > 64:
         raise JobRejected("invalid-json", "a number is too large")
-    return int(text)
+    number = int(text)
+    return number if str(number) == text else _Number(text)
+
+
+def _write(content: Any) -> bytes:
+    """Compact JSON in UTF-8, with numbers as they came."""
+    mark, numbers = f"\ue000{uuid4().hex}", list[str]()  # no text holds the mark
+
+    def marked(value: Any) -> str:
+        if not isinstance(value, _Number):
+            raise TypeError(f"{type(value).__name__} has no JSON form")
+        numbers.append(value.text)
+        return mark
+
+    written = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=marked)
+    if numbers:
+        parts = written.split(f'"{mark}"')
+        written = parts[0] + "".join(number + part for number, part in zip(numbers, parts[1:], strict=True))
+    return written.encode()
 
 
 def _depth_exceeds(content: Any, limit: int) -> bool:
@@ -205,7 +274,7 @@ def _depth_exceeds(content: Any, limit: int) -> bool:
 
 def _refuse_lone_surrogates(content: Any) -> None:
     try:
-        json.dumps(content, ensure_ascii=False).encode()
+        _write(content)
     except UnicodeEncodeError:
         raise JobRejected("invalid-json", "a text holds half of a surrogate pair") from None
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import (
     JSON,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     LargeBinary,
@@ -22,10 +23,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    or_,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from models.same import as_uuid, spellings
 from models.states import BatchState, Outcome, State
 from models.types import Money, Time
 
@@ -56,8 +59,8 @@ def _one_of(column: str, values: type[State] | type[Outcome] | type[BatchState])
     return CheckConstraint(f"{column} in ({allowed})", name=column)
 
 
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class Confirmation(Base):
@@ -67,7 +70,13 @@ class Confirmation(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     partner_id: Mapped[str] = mapped_column(String(128))
-    offer_id: Mapped[str] = mapped_column(String(128))
+    offer_id: Mapped[str] = mapped_column(String(128), doc="as the first job wrote it")
+    offer_uuid: Mapped[UUID | None] = mapped_column(
+        doc="the offer id if it is a UUID, whatever form it was written in; null: it is none, or see migration 0005"
+    )
+    quote_ids: Mapped[str | None] = mapped_column(
+        Text, doc="JSON list of the job's quotes, UUIDs in small letters; null: stored by an earlier version"
+    )
     order_reference: Mapped[str | None] = mapped_column(String(128))
     echo: Mapped[dict[str, Any]] = mapped_column(doc="the job's metadata, echoed in every event")
     correlation_id: Mapped[str | None] = mapped_column(String(255))
@@ -108,6 +117,13 @@ class Confirmation(Base):
 
     __table_args__ = (
         UniqueConstraint("partner_id", "offer_id"),
+        _partial_index(
+            "ix_confirmations_offer_uuid_partner_id",
+            "offer_uuid",
+            "partner_id",
+            where="offer_uuid is not null",
+            unique=True,
+        ),
         _one_of("state", State),
         _partial_index("ix_confirmations_due_at", "due_at", where="due_at is not null"),
         _partial_index("ix_confirmations_dispatched_until", "dispatched_until", where="dispatched_until is not null"),
@@ -128,6 +144,13 @@ class Confirmation(Base):
             where="state in ('confirmed', 'pending', 'failed') and purged_at is null",
         ),
     )
+
+
+def is_offer(offer_id: str) -> ColumnElement[bool]:
+    """A condition that a confirmation is of an offer, in whatever form its UUID was written."""
+    is_written = Confirmation.offer_id.in_(spellings(offer_id))
+    uuid = as_uuid(offer_id)
+    return is_written if uuid is None else or_(is_written, Confirmation.offer_uuid == uuid)
 
 
 class FurtherEmail(Base):
@@ -244,6 +267,10 @@ class Booking(Base):
 
     confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("confirmations.id"), primary_key=True)
     id: Mapped[str] = mapped_column(String(255), doc="XONE's booking id, `data.id`")
+    partner_id: Mapped[str | None] = mapped_column(
+        String(128),
+        doc="of the confirmation; null: stored by an earlier version, or another one had this booking first",
+    )
     offer_id: Mapped[str] = mapped_column(String(255))
     provider_reference: Mapped[str | None] = mapped_column(Text)
     language: Mapped[str | None] = mapped_column(Text)
@@ -269,7 +296,11 @@ class Booking(Base):
 
     recorded_at: Mapped[datetime]
 
-    __table_args__ = (Index("ix_bookings_id", "id"),)
+    __table_args__ = (
+        Index("ix_bookings_id", "id"),
+        # A booking belongs to one confirmation.
+        _partial_index("ix_bookings_partner_id_id", "partner_id", "id", where="partner_id is not null", unique=True),
+    )
 
 
 class Policyholder(Base):

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, delete, exists, select, update
+from sqlalchemy import Connection, Row, bindparam, case, delete, exists, or_, select, update
 from uuid_utils.compat import uuid4, uuid7
 
-from models.job import Job, JobRejected
+from models.job import Job, JobRejected, as_rounded_before, has_same_content
+from models.same import as_uuid, canonical_id, spellings
 from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
@@ -57,8 +58,11 @@ def accept_new_batch(
     """
     leased_at = time.monotonic()
     leased = {"state": State.CONFIRMING, "lease_token": token, "wait": lease_seconds, "attempts": 1}
+    jobs = _of_unknown_offers(connection, jobs)
+    if not jobs:
+        return {}
     # In one order, so that no two transactions wait for each other.
-    in_order = sorted(jobs, key=lambda new: (new.job.partner_id, new.job.offer_id))
+    in_order = sorted(jobs, key=lambda new: (new.job.partner_id, canonical_id(new.job.offer_id)))
     insert = _INSERT[connection.dialect.name]
     connection.execute(insert, [{**_identity(new), **_content(new), **leased} for new in in_order])
     stored = set(open_attempts(connection, [new.id for new in jobs], token))
@@ -97,8 +101,17 @@ def accept(
         "lease_token": token if takes_lease else None,
         "wait": lease_seconds if queue_for is None else queue_for,
     }
-    connection.execute(_INSERT[connection.dialect.name], {**_identity(new), **content, "attempts": int(takes_lease)})
-    row = connection.execute(_BY_OFFER, {"partner": job.partner_id, "offer": job.offer_id}).one()
+    offer = {
+        "partner": job.partner_id,
+        "offer": job.offer_id,
+        "spellings": spellings(job.offer_id),
+        "uuid": as_uuid(job.offer_id),
+    }
+    row = connection.execute(_BY_OFFER, offer).one_or_none() if _is_unusual(job.offer_id) else None
+    if row is None:
+        insert = _INSERT[connection.dialect.name]
+        connection.execute(insert, {**_identity(new), **content, "attempts": int(takes_lease)})
+        row = connection.execute(_BY_OFFER, offer).one()
     if row.id != new.id:
         if _has_same_content(row, encryption, job, new.body):
             if not takes_lease:
@@ -132,6 +145,21 @@ def try_sample(connection: Connection, encryption: Encryption) -> None:
     accept_new_batch(connection, [NewJob.of(job, Delivery(), encryption)], uuid4(), 1.0)
 
 
+def _is_unusual(offer_id: str) -> bool:
+    return canonical_id(offer_id) != offer_id
+
+
+def _of_unknown_offers(connection: Connection, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
+    """Leaves out jobs whose offer an earlier version stored in the usual form of its UUID. No unique index finds it."""
+    unusual = [new for new in jobs if _is_unusual(new.job.offer_id)]
+    if not unusual:
+        return jobs
+    written = {offer for new in unusual for offer in spellings(new.job.offer_id)}
+    stored = {(row.partner_id, canonical_id(row.offer_id)) for row in connection.execute(_STORED, {"written": written})}
+    is_known = {new.id for new in unusual if (new.job.partner_id, canonical_id(new.job.offer_id)) in stored}
+    return [new for new in jobs if new.id not in is_known]
+
+
 def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
     return Lease(
         id=new.id,
@@ -152,7 +180,13 @@ def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
 
 
 def _identity(new: NewJob) -> dict[str, Any]:
-    return {"id": new.id, "partner_id": new.job.partner_id, "offer_id": new.job.offer_id}
+    job = new.job
+    return {
+        "id": new.id,
+        "partner_id": job.partner_id,
+        "offer_id": job.offer_id,
+        "offer_uuid": as_uuid(job.offer_id),
+    }
 
 
 def _content(new: NewJob) -> dict[str, Any]:
@@ -165,6 +199,7 @@ def _content(new: NewJob) -> dict[str, Any]:
         "job_published_at": new.delivery.published_at,
         "idempotency_key": new.idempotency_key,
         "sealed_body": new.sealed_body,
+        "quote_ids": json.dumps(new.job.canonical_quote_ids()),
         "email_hash": new.email_hashes[0],
         "purged_at": None,
         "attempts_used": 0,
@@ -188,7 +223,9 @@ def _has_same_content(row: Row[Any], encryption: Encryption, job: Job, body: byt
     if row.sealed_body is None:  # its personal data was purged
         return bool(row.state != State.FAILED)
     stored = encryption.decrypt(row.id, "body", row.sealed_body)
-    same_body = stored == body or json.loads(stored) == json.loads(body)
+    same_body = has_same_content(stored, body)
+    if not same_body and row.quote_ids is None:  # stored by a version that rounded numbers
+        same_body = has_same_content(stored, as_rounded_before(body))
     return same_body and (row.order_reference, row.echo) == (job.order_reference, job.metadata)
 
 
@@ -200,14 +237,20 @@ _SAMPLE = {
 
 # Built once: to build a statement costs more than to execute it.
 _row, _columns = Confirmation.__table__, Confirmation.__table__.c
-_BY_OFFER = locked(
-    select(_row).where(_columns.partner_id == bindparam("partner"), _columns.offer_id == bindparam("offer"))
+_STORED = select(_columns.partner_id, _columns.offer_id).where(_columns.offer_id.in_(bindparam("written")))
+_is_written_so = _columns.offer_id == bindparam("offer")
+_has_uuid = _columns.offer_uuid == bindparam("uuid", type_=_columns.offer_uuid.type)
+_BY_OFFER = locked(  # there are two only if an earlier version stored both forms of one UUID
+    select(_row)
+    .where(
+        _columns.partner_id == bindparam("partner"),
+        or_(_columns.offer_id.in_(bindparam("spellings")), _has_uuid),
+    )
+    .order_by(case((_is_written_so, 0), (_has_uuid, 1), else_=2))
+    .limit(1)
 )
 _TIMES = {"due_at": now_plus(bindparam("wait")), "dispatched_until": None, "queued_at": now(), "updated_at": now()}
-_INSERT = {
-    dialect: insert_if_absent(dialect, _row, "partner_id", "offer_id").values(created_at=now(), **_TIMES)
-    for dialect in DIALECTS
-}
+_INSERT = {dialect: insert_if_absent(dialect, _row).values(created_at=now(), **_TIMES) for dialect in DIALECTS}
 _REPLACE = (
     update(_row)
     .where(_columns.id == bindparam("row_id"))

@@ -10,12 +10,13 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from uuid_utils.compat import uuid4, uuid7
 
 from models.job import read_job
 from models.states import State
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch, is_any_stored_after, try_sample
+from tasks.booking_owner import may_be_anothers, without_anothers_booking
 from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
 from tasks.decide import (
     AttemptResult,
@@ -31,7 +32,7 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
-from tasks.record import RecordedAttempt, keep_answer, record
+from tasks.record import OwnerUnknown, RecordedAttempt, keep_answer, record
 from worker.errors import Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
@@ -194,9 +195,7 @@ def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
 
     def alone() -> State | None:
         keep_lease(attempt.lease, runtime)
-        return runtime.commit_once(
-            lambda connection: record(connection, runtime.encryption, [attempt], runtime.event_links)
-        )[0]
+        return _record_unless_anothers(attempt, runtime)
 
     try:
         try:
@@ -213,9 +212,25 @@ def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
 
 def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[State | None]:
     """Records attempts in one transaction. Returns what ``record`` returns."""
-    return runtime.commit_group(
-        lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links)
-    )
+    try:
+        return runtime.commit_group(
+            lambda connection: record(connection, runtime.encryption, attempts, runtime.event_links)
+        )
+    except (IntegrityError, OwnerUnknown):
+        return [_record_unless_anothers(attempt, runtime) for attempt in attempts]
+
+
+def _record_unless_anothers(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
+    """Records an attempt. If its booking is stored for another confirmation, a person decides whose it is."""
+
+    def store(connection: Connection) -> list[State | None]:
+        checked = without_anothers_booking(connection, attempt)
+        return record(connection, runtime.encryption, [checked], runtime.event_links, owners_are_known=True)
+
+    for _ in range(2):  # the other confirmation may be recorded at this moment
+        with suppress(IntegrityError):
+            return runtime.commit_once(store)[0]
+    return runtime.commit_once(store)[0]
 
 
 def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:
@@ -274,6 +289,9 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
             before_call=lambda: before_call(lease, runtime),
             before_send=lambda: continue_or_suspend(lease, runtime),
             while_waiting=lambda: continue_or_suspend(lease, runtime),
+            may_be_anothers=lambda booking_id: runtime.commit(
+                lambda connection: may_be_anothers(connection, runtime.encryption, lease, booking_id)
+            ),
         )
     except Refused:
         return LookupResult.IMPOSSIBLE

@@ -5,7 +5,6 @@ call if too little of it is left. If a worker dies, its lease expires; the attem
 has an unknown answer.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_, select, update
 
+from models.job import quote_ids
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
 from worker.storage.database import DIALECTS, now, now_plus, seconds_since
@@ -65,7 +65,7 @@ class Lease:
 
     @property
     def quote_ids(self) -> frozenset[str]:
-        return frozenset(quote["id"] for quote in json.loads(self.body)["quotes"])
+        return frozenset(quote_ids(self.body))
 
 
 def acquire(

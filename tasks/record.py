@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, Row, Select, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, insert, outerjoin, select, true, update
 from uuid_utils.compat import uuid7
 
 from models import booking as xone
@@ -47,22 +47,37 @@ class RecordedAttempt:
     duration: float
 
 
+class OwnerUnknown(Exception):
+    """An earlier version has stored a booking with an id of this group, and not whose it is alone."""
+
+
 def record(
-    connection: Connection, encryption: Encryption, attempts: Sequence[RecordedAttempt], with_links: bool
+    connection: Connection,
+    encryption: Encryption,
+    attempts: Sequence[RecordedAttempt],
+    with_links: bool,
+    owners_are_known: bool = False,
 ) -> list[State | None]:
     """Records attempts. Returns the state that each confirmation has now, or None if the answer came too late.
 
-    with_links: whether events carry customers' links.
+    with_links: whether events carry customers' links. owners_are_known: as by booking_owner.without_anothers_booking.
+    Without, raises OwnerUnknown if an earlier version may have stored a booking for another confirmation, and
+    IntegrityError if this version has.
     """
-    locked_ids = {"ids": [attempt.lease.id for attempt in attempts]}
+    booking_ids = [attempt.decision.booking.id for attempt in attempts if attempt.decision.booking]
+    locked_ids = {"ids": [attempt.lease.id for attempt in attempts], "booking_ids": booking_ids}
     rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, locked_ids)}
+    if not owners_are_known and any(row.stored_before for row in rows.values()):
+        raise OwnerUnknown
     batch = StatementBatch(connection)
     states = []
     for attempt in attempts:
         confirmation_id = attempt.lease.id
         if confirmation_id not in rows:  # another attempt of this confirmation was recorded just before
             batch.flush()
-            rows[confirmation_id] = connection.execute(_LOCK_FOR_DECISION, {"ids": [confirmation_id]}).one()
+            rows[confirmation_id] = connection.execute(
+                _LOCK_FOR_DECISION, {"ids": [confirmation_id], "booking_ids": []}
+            ).one()
         states.append(_record(connection, batch, encryption, rows.pop(confirmation_id), attempt, with_links))
     batch.flush()
     return states
@@ -108,7 +123,8 @@ def lock_for_decision() -> Select[Any]:
         "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
         "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
     )  # fmt: skip
-    return locked(select(*(Confirmation.__table__.c[name] for name in names), now().label("now")))
+    columns = (Confirmation.__table__.c[name] for name in names)
+    return locked(select(*columns, now().label("now")), of=Confirmation.__table__)
 
 
 def apply_decision(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
@@ -244,6 +260,7 @@ def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], 
         _INSERT_BOOKING,
         {
             "confirmation_id": confirmation_id,
+            "partner_id": row.partner_id,
             **_values(booking, _BOOKING_COLUMNS),
             "quote_uuid": booking.quote.uuid if booking.quote else None,
             "sealed_security_token": encrypt("security_token", booking.security_token),
@@ -294,7 +311,15 @@ _BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.column
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
-_LOCK_FOR_DECISION = lock_for_decision().where(Confirmation.id.in_(bindparam("ids"))).order_by(Confirmation.id)
+_STORED_BEFORE = select(Booking.id).where(Booking.id.in_(bindparam("booking_ids")), Booking.partner_id.is_(None))
+_stored_before = _STORED_BEFORE.limit(1).subquery("stored_before")
+_LOCK_FOR_DECISION = (
+    lock_for_decision()
+    .add_columns(_stored_before.c.id.is_not(None).label("stored_before"))
+    .select_from(outerjoin(Confirmation.__table__, _stored_before, true()))
+    .where(Confirmation.id.in_(bindparam("ids")))
+    .order_by(Confirmation.id)
+)
 _STORED_BOOKING = select(Booking.id).where(Booking.confirmation_id == bindparam("row_id"))
 _CLOSE_ATTEMPT = update(Attempt.__table__).where(
     _attempts.confirmation_id == bindparam("row_id"), _attempts.number == bindparam("at")

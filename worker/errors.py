@@ -8,7 +8,8 @@ ConfirmOfferError
 ├── ResolveError            a person's answer to needs_review can't be taken
 └── XoneError               no booking came out of a call; code, http_status, detail
     ├── NotSent             nothing reached XONE             connect
-    ├── Busy                XONE did not book, try later     http-423, http-429, http-503
+    ├── Busy                XONE did not book, try later     http-423, http-429, http-503;
+    │                                                    a web page: http-403, http-404, http-405
     ├── BadCredentials      XONE did not book                credentials
     ├── Refused             XONE refused for good            http-4xx, redirect
     ├── AlreadyBooked       a booking exists                 already-booked

@@ -47,6 +47,13 @@ def base_url(value: str) -> str:
     return value
 
 
+def one_line(value: SecretStr) -> SecretStr:
+    """Python drops line breaks within URLs without a word: a password would lose a part, or a host gain one."""
+    if re.search(r"[\r\n\t]", value.get_secret_value()):
+        raise ValueError("should have no line break or tab in it")
+    return value
+
+
 def broker_url(value: SecretStr) -> SecretStr:
     if not all(_is_url(url) for url in value.get_secret_value().split(";")):
         raise ValueError(

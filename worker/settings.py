@@ -33,10 +33,15 @@ from worker.setting_types import (
     database_url,
     is_to_loopback,
     none_if_empty,
+    one_line,
     path_with,
     sentry_dsn,
     url_with,
 )
+
+_FROM_FILES = frozenset(
+    {"XONE_CLIENT_ID", "XONE_CLIENT_SECRET", "DATA_KEYS", "BROKER_URL", "DATABASE_URL", "SENTRY_DSN"}
+)  # settings whose values often come from files
 
 
 class Section(BaseSettings):
@@ -45,6 +50,19 @@ class Section(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, defer_build=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_line_ends(cls, values: Any) -> Any:
+        """Strips line ends around secrets and what comes with them: a file that ``echo`` wrote ends with one."""
+        if not isinstance(values, dict):
+            return values
+        from_files = {
+            name: value.strip("\r\n")
+            for name, value in values.items()
+            if name in _FROM_FILES and isinstance(value, str)
+        }
+        return {**values, **from_files}
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -81,6 +99,7 @@ class BrokerSettings(Section):
 
     BROKER_URL: Annotated[
         SecretStr,
+        AfterValidator(one_line),
         url_with("amqp", "amqps", "pyamqp", "memory"),
         AfterValidator(broker_url),
         AfterValidator(broker_tls),
@@ -96,7 +115,7 @@ class BrokerSettings(Section):
 class DatabaseSettings(Section):
     """Database"""
 
-    DATABASE_URL: Annotated[SecretStr, AfterValidator(database_url)] = SecretStr(
+    DATABASE_URL: Annotated[SecretStr, AfterValidator(one_line), AfterValidator(database_url)] = SecretStr(
         "postgresql+psycopg://localhost/confirm_offer"
     )
     """PostgreSQL, or `sqlite:///file.db` for one machine. Options of libpq (`?sslmode=verify-full`,
@@ -153,7 +172,7 @@ class XoneSettings(StatusSettings):
     """Path of a partner's list of bookings, read if a booking may exist already. Empty: never read."""
     XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]
     """Id of the OAuth client at XONE."""
-    XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1)]
+    XONE_CLIENT_SECRET: Annotated[SecretStr, Field(min_length=1), AfterValidator(one_line)]
     """Secret of the OAuth client."""
     XONE_CONNECT_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 5
     """Seconds until a connection stands: look-up of the name, all its addresses, and TLS. It never takes more than half

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, tuple_
 
 from models.event import EventType
-from models.tables import Confirmation, OutboxEvent
+from models.tables import Confirmation, OutboxEvent, is_offer
 from worker.storage.database import now
 
 PAGE = 500
@@ -36,7 +36,7 @@ class EventSelection:
         if self.type is not None:
             conditions.append(OutboxEvent.type == self.type)
         if self.offer_id is not None:
-            of_offer = select(Confirmation.id).where(Confirmation.offer_id == self.offer_id)
+            of_offer = select(Confirmation.id).where(is_offer(self.offer_id))
             conditions.append(OutboxEvent.confirmation_id.in_(of_offer))
         return conditions
 

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
 
+from models.same import as_uuid, canonical_id, spellings
 from models.states import State
 from models.tables import Confirmation
 from worker.storage import database
@@ -146,16 +147,19 @@ def rows_query(selection: Selection) -> Select[Any]:
 
 def _match_offers(connection: Connection, selection: Selection, offers: Sequence[tuple[str | None, str]]) -> Matched:
     by_offer: dict[str, list[Row[Any]]] = defaultdict(list)
-    offer_ids = list(dict.fromkeys(offer for _, offer in offers))
+    offer_ids = list(dict.fromkeys(offer for _, written in offers for offer in spellings(written)))
     for start in range(0, len(offer_ids), MAX_OFFERS):
         page = offer_ids[start : start + MAX_OFFERS]
-        query: Select[Any] = select(*_COLUMNS).where(Confirmation.offer_id.in_(page))
-        for row in connection.execute(query):
-            by_offer[row.offer_id].append(row)
+        uuids = {uuid for offer in page if (uuid := as_uuid(offer))}
+        is_meant = or_(Confirmation.offer_id.in_(page), Confirmation.offer_uuid.in_(uuids))
+        for row in connection.execute(select(*_COLUMNS).where(is_meant if uuids else Confirmation.offer_id.in_(page))):
+            same = by_offer[canonical_id(row.offer_id)]
+            if row not in same:
+                same.append(row)
     matching: dict[UUID, Row[Any]] = {}
     left_out = []
     for partner, offer in dict.fromkeys(offers):
-        candidates = [row for row in by_offer[offer] if partner in (None, row.partner_id)]
+        candidates = [row for row in by_offer[canonical_id(offer)] if partner in (None, row.partner_id)]
         fit = {row.id: row for row in candidates if row.state in selection.states and not _is_purged(row, selection)}
         matching |= fit
         if not fit:

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 
 from models.states import BatchState, State
-from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy
+from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy, is_offer
 from tasks.operations import pauses
 from tasks.operations.pauses import ActivePause
 from worker.formatting import OMIT_IF_NONE
@@ -150,7 +150,7 @@ def find(engine: Engine, name: str, partner_id: str | None = None) -> list[Found
     partner_id: None for all partners.
     """
     with engine.connect() as connection:
-        rows = _rows(connection, Confirmation.offer_id == name, partner_id) or _rows(
+        rows = _rows(connection, is_offer(name), partner_id) or _rows(
             connection, Confirmation.order_reference == name, partner_id
         )
         return [_with_details(connection, row) for row in rows]

@@ -7,13 +7,16 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, case, select
+from sqlalchemy.exc import IntegrityError
 
 from models.booking import Booking
 from models.event import EventType
 from models.exact_json import read_exact
+from models.same import is_same_id
 from models.states import Outcome, State
-from models.tables import Confirmation
+from models.tables import Confirmation, is_offer
+from tasks.booking_owner import owner
 from tasks.decide import Decision, booked
 from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
@@ -37,7 +40,7 @@ class Resolved:
 def read_booking(content: bytes, offer_id: str) -> Booking:
     """The booking in an answer of XONE: ``{"data": {…}}``, or only the object within.
 
-    offer_id: the offer that the booking must be of. Raises ResolveError.
+    offer_id: the offer that the booking must be of, in whatever form. Raises ResolveError.
     """
     try:
         answer = read_exact(content)
@@ -50,10 +53,10 @@ def read_booking(content: bytes, offer_id: str) -> Booking:
         fields = sorted({str(problem["loc"][0]) for problem in error.errors() if problem["loc"]})
         lacks = f"lacks a usable {' and '.join(fields)}" if fields else "is no JSON object"
         raise ResolveError(f"the booking {lacks}; it should be as XONE answers it") from None
-    if booking.offer_id != offer_id:
+    if not is_same_id(booking.offer_id, offer_id):
         other = booking.offer_id if booking.offer_id.isprintable() else "another offer"
         raise ResolveError(f"the booking is of another offer: {other}, not {offer_id}")
-    return booking
+    return booking.model_copy(update={"offer_id": offer_id})
 
 
 def check_why(text: str) -> str:
@@ -86,6 +89,9 @@ def resolve_booked(
     confirmed_statuses: in capitals; with_links: whether the event carries customers' links; by: ``user@host``.
     """
     row = _lock_for_review(connection, partner_id, booking.offer_id)
+    found = owner(connection, partner_id, booking.id)
+    if found is not None:
+        raise ResolveError(f"booking {booking.id} is stored for offer {found.offer_id} already")
     decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
     batch = StatementBatch(connection)
     store_booking(batch, encryption, row, booking)
@@ -104,7 +110,10 @@ def resolve_failed(
 def _lock_for_review(connection: Connection, partner_id: str, offer_id: str) -> Row[Any]:
     """Locks a confirmation that needs review and returns its row. No batch feeds it in any more."""
     confirmation_id: UUID | None = connection.execute(
-        select(Confirmation.id).where(Confirmation.partner_id == partner_id, Confirmation.offer_id == offer_id)
+        select(Confirmation.id)
+        .where(Confirmation.partner_id == partner_id, is_offer(offer_id))
+        .order_by(case((Confirmation.offer_id == offer_id, 0), else_=1), Confirmation.created_at)
+        .limit(1)
     ).scalar_one_or_none()
     if confirmation_id is None:
         raise ResolveError(f"no confirmation of offer {offer_id} and partner {partner_id}")
@@ -126,7 +135,10 @@ def _conclude(
     **details: str,
 ) -> Resolved:
     apply_decision(batch, row, decision, row.attempts, with_links)
-    batch.flush()
+    try:
+        batch.flush()
+    except IntegrityError:
+        raise ResolveError("this booking was stored for another offer just now") from None
     facts = {"partner": row.partner_id, "offer": row.offer_id, "state": decision.state, **details}
     audit(connection, "resolve", by, reason, 1, **facts)
     return Resolved(decision.state, EVENT_OF[decision.state], row.sequence + 1)

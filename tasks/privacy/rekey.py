@@ -13,8 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy.orm import aliased
 
-from models.tables import Confirmation, FurtherEmail
+from models.job import quote_ids
+from models.same import as_uuid
+from models.tables import Booking, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
 from worker.errors import DecryptionError
@@ -108,7 +111,32 @@ def _rekey(connection: Connection, encryption: Encryption, ids: set[UUID]) -> Re
                 )
         _write(connection, table, changed)
     done.indexed = _index(connection, encryption, ids - {id_ for id_, _ in done.unreadable}, decrypted)
+    _complete(connection, ids, decrypted)
     return done
+
+
+def _complete(connection: Connection, ids: set[UUID], decrypted: dict[tuple[UUID, str], bytes]) -> None:
+    """Fills the columns of migration 0005 that an earlier version has left empty, but for duplicates."""
+    other, holder = aliased(Confirmation), aliased(Booking)
+    incomplete = select(Confirmation.id, Confirmation.partner_id, Confirmation.offer_id).where(
+        Confirmation.id.in_(ids), or_(Confirmation.offer_uuid.is_(None), Confirmation.quote_ids.is_(None))
+    )
+    for id_, partner, offer in connection.execute(incomplete).all():
+        is_row, uuid, body = Confirmation.id == id_, as_uuid(offer), decrypted.get((id_, "body"))
+        if uuid is not None:
+            is_taken = select(other.id).where(other.partner_id == partner, other.offer_uuid == uuid).exists()
+            connection.execute(update(Confirmation).where(is_row, ~is_taken).values(offer_uuid=uuid))
+        if body is not None:
+            connection.execute(update(Confirmation).where(is_row).values(quote_ids=json.dumps(quote_ids(body))))
+    of_nobody = (
+        select(Booking.confirmation_id, Booking.id, Confirmation.partner_id)
+        .join(Confirmation, Confirmation.id == Booking.confirmation_id)
+        .where(Booking.confirmation_id.in_(ids), Booking.partner_id.is_(None))
+    )
+    for id_, booking, partner in connection.execute(of_nobody).all():
+        is_taken = select(holder.id).where(holder.partner_id == partner, holder.id == booking).exists()
+        is_row = Booking.confirmation_id == id_
+        connection.execute(update(Booking).where(is_row, ~is_taken).values(partner_id=partner))
 
 
 def _write(connection: Connection, table: Table, changed: list[dict[str, Any]]) -> None:

@@ -1,5 +1,7 @@
 """The output of all commands: on a terminal and elsewhere, and on errors."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -8,11 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cryptography.fernet import Fernet
+from sqlalchemy import update
 
+from models.tables import Confirmation
 from tests.support.commands import environment_of
 from tests.support.stored import fail
 from tests.support.system import PROJECT, terminal
 from worker.cli.app import cli
+from worker.storage import database
 
 MARK = "Quxomat"
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])[;m]")
@@ -103,3 +108,25 @@ def test_a_defect_is_reported_by_its_place_without_its_text(url: str, monkeypatc
     assert done.stderr.startswith("confirm-offer: a defect of this program, please report it: KeyError\n")
     assert "test_output.py" in done.stderr
     assert MARK not in done.output
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_can_not_show_is_no_defect(url: str, encoding: str) -> None:
+    detail = "Größe 日本語 🎟️ …"
+    engine = database.connect(url)
+    with engine.begin() as connection:
+        connection.execute(update(Confirmation).values(error_detail=detail))
+    engine.dispose()
+    environment = {**os.environ, **environment_of(url), "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "worker", *arguments]
+        done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, timeout=30)
+        assert b"defect" not in done.stderr
+        assert done.returncode == 0
+        return done.stdout.decode(encoding)
+
+    assert json.loads(run("show", "offer-1", "--json"))["error"]["detail"] == detail
+    assert json.loads(run("failed", "--json"))["groups"]
+    for command in (["show", "offer-1"], ["failed"], ["failed", "--list"], ["batches"], ["--help"], ["show", "--help"]):
+        assert run(*command)

@@ -44,6 +44,7 @@ from worker.settings import EncryptionSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import ALL, PauseCache
+from worker.storage.rate_limiter import MAX_WAIT
 from worker.xone.answers import BookingReceived
 
 ADA, GRACE, OTHER = "ada@example.com", "grace@example.com", "someone@else.example"
@@ -113,7 +114,8 @@ def decrypt_all(runtime: Runtime, encryption: Encryption, confirmation_id: UUID)
 
 def record_booking(runtime: Runtime, lease: Lease, email: str | None) -> None:
     """Records a booking with this e-mail address of the policyholder."""
-    answer = {"id": "INS-1", "offer_id": lease.offer_id, "status": "CONFIRMED", "policyholder": {"email": email}}
+    ids = {"id": f"INS-{lease.offer_id}", "offer_id": lease.offer_id}
+    answer = {**ids, "status": "CONFIRMED", "policyholder": {"email": email}}
     decision = decide(BookingReceived(xone.Booking.model_validate(answer), 201), lease.history, RetryPolicy(), 0.0)
     with runtime.engine.begin() as connection:
         record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], False)
@@ -514,7 +516,7 @@ def test_retention_purges_one_step_at_a_time_across_workers(
     assert Retention(runtime, 3.0).run_once() is False, "it is not three days old"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
-        connection.execute(update(RateLimit).values(next_at=now_plus(60.0)))
+        connection.execute(update(RateLimit).values(next_at=now_plus(MAX_WAIT + 1.5)))
     assert Retention(runtime, 1.0).run_once() is False, "the next slots belong to other workers"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:

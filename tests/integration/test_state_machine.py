@@ -142,6 +142,7 @@ class Upstream:
         before_call: Callable[[], None],
         before_send: Callable[[], None],
         while_waiting: Callable[[], None],
+        may_be_anothers: Callable[[str], bool],
     ) -> xone.Booking | None:
         self.before_each()
         try:

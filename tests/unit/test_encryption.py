@@ -125,3 +125,14 @@ def test_an_email_has_a_hash_for_each_key() -> None:
     assert old != new
     assert Encryption([NEW_KEY, OLD_KEY]).email_hashes("ada@example.com") == [new, old]
     assert Encryption([NEW_KEY, OLD_KEY]).email_hash("ada@example.com") == new
+
+
+def test_an_email_that_an_earlier_version_stored_is_looked_for_in_its_form_too() -> None:
+    """It compared by small letters, with no regard to Unicode and domains."""
+    encryption = Encryption([NEW_KEY, OLD_KEY])
+    composed, decomposed = "rené@bücher.example", "rene\u0301@bücher.example"
+
+    assert encryption.email_hash(composed) == encryption.email_hash(decomposed)
+    assert encryption.email_hashes(composed)[0] == encryption.email_hash(composed)
+    assert len(encryption.email_hashes(composed)) == 4
+    assert encryption.email_hashes(composed)[2:] != encryption.email_hashes(decomposed)[2:]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.job import MAX_BYTES, Job, JobRejected, read_job
+from models.job import MAX_BYTES, Job, JobRejected, has_same_content, read_job
 from tests.support.jobs import (
     ACCEPTED,
     ANY_JSON,
@@ -227,3 +227,54 @@ def test_numbers_are_passed_on_unchanged(number: float) -> None:
 
     assert math.copysign(1, sent["quotes"][0]["number"]) == math.copysign(1, number)
     assert sent["quotes"][0]["number"] == number
+
+
+NUMBERS = [
+    "0.1234567890123456789012", "1e-400", "9007199254740993.0", "1.10", "-0", "-0.0", "1E5", "1e+05", "0.0", "100",
+    "123456789012345678901234567890", "1.0e-0",
+]  # fmt: skip
+
+
+def with_number(number: str) -> bytes:
+    unknown = f'"quotes":[{{"id":"q-1","price":{number},"deep":[{{"of":{number}}}]}}]'
+    return to_bytes(MINIMAL).replace(b'"quotes": [{"id": "q-1"}]', unknown.encode())
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_in_unknown_keys_keep_their_digits(number: str) -> None:
+    body = read_job(with_number(number)).request_body().decode()
+
+    assert f'"price":{number},"deep":[{{"of":{number}}}]' in body
+
+
+json_numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", fullmatch=True)
+
+
+@given(st.lists(json_numbers, min_size=1, max_size=5), st.text())
+def test_any_number_is_passed_on_as_it_came(numbers: list[str], text: str) -> None:
+    unknown = f'"quotes":[{{"id":"q-1","n":[{",".join(numbers)}],"t":{json.dumps([text, *numbers])}}}]'
+    read = read_job(to_bytes(MINIMAL).replace(b'"quotes": [{"id": "q-1"}]', unknown.encode()))
+
+    written = json.loads(read.request_body(), parse_float=str, parse_int=str)["quotes"][0]
+    assert (written["n"], written["t"]) == (numbers, [text, *numbers])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("1.0", "1.00", True),
+        ("1", "1.0", True),
+        ("100", "1e2", True),
+        ("9007199254740993.0", "9007199254740992.0", False),
+        ("0.1234567890123456789012", "0.12345678901234568", False),
+        ("1e-400", "0", False),
+        ("1", "true", False),
+        ("0", "false", False),
+        ("1", '"1"', False),
+        ("1e-99999999999999999999", "1e-99999999999999999998", False),
+    ],
+)
+def test_numbers_are_compared_exactly(one: str, other: str, is_same: bool) -> None:
+    bodies = [read_job(with_number(number)).request_body() for number in (one, other)]
+
+    assert has_same_content(*bodies) is is_same

@@ -49,19 +49,27 @@ def problems(upgrade: Callable[[], None]) -> list[str]:
     """The operations of an ``upgrade()`` that break code of the previous version. Its own new tables are exempt."""
     operations = operations_of(upgrade)
     new_tables = {operation.table_name for operation in operations if isinstance(operation, ops.CreateTableOp)}
+    left_empty = {  # by running code
+        (operation.table_name, operation.column.name)
+        for operation in operations
+        if isinstance(operation, ops.AddColumnOp) and operation.column.server_default is None
+    }
     return [
         f"{reason} ({getattr(operation, 'table_name', 'SQL')})"
         for operation in operations
-        if getattr(operation, "table_name", None) not in new_tables and (reason := _problem_of(operation))
+        if getattr(operation, "table_name", None) not in new_tables and (reason := _problem_of(operation, left_empty))
     ]
 
 
-def _problem_of(operation: MigrateOperation) -> str | None:
+def _problem_of(operation: MigrateOperation, left_empty: set[tuple[str, str]]) -> str | None:
     match operation:
         case ops.CreateTableOp() | ops.CreateTableCommentOp() | ops.DropTableCommentOp():
             return None
         case ops.CreateIndexOp():
-            return "a unique index refuses rows that running code may write" if operation.unique else None
+            # An index with a column that is null in all rows of running code refuses none of them.
+            is_harmless = any((operation.table_name, column) in left_empty for column in operation.columns)
+            refuses = operation.unique and not is_harmless
+            return "a unique index refuses rows that running code may write" if refuses else None
         case ops.AddColumnOp():
             column = operation.column
             if not column.nullable and column.server_default is None:
@@ -130,7 +138,14 @@ def new_table_and_its_index() -> None:
     op.alter_column("new", "x", nullable=True)
 
 
+def unique_index(*columns: sa.Column[Any]) -> None:
+    for column in columns:
+        op.add_column("t", column)
+    op.create_index("ix_t_x_y", "t", ["x", "y"], unique=True)
+
+
 EXPANDING = {
+    "unique index with a column that running code leaves empty": lambda: unique_index(sa.Column("x", sa.Text())),
     "new table": new_table_and_its_index,
     "nullable column": lambda: op.add_column("t", sa.Column("x", sa.Text(), nullable=True)),
     "column with default": lambda: op.add_column("t", sa.Column("x", sa.Integer(), server_default="0", nullable=False)),
@@ -145,6 +160,10 @@ EXPANDING = {
     "nullable column in batch": lambda: in_batch(lambda t: t.add_column(sa.Column("x", sa.Text()))),
 }
 BREAKING = {
+    "unique index of columns with a default": (
+        lambda: unique_index(sa.Column("x", sa.Text(), server_default="")),
+        "a unique index",
+    ),
     "drop table": (lambda: op.drop_table("t"), "DropTable"),
     "rename table": (lambda: op.rename_table("t", "u"), "RenameTable"),
     "drop column": (lambda: op.drop_column("t", "x"), "DropColumn"),

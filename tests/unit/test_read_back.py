@@ -142,3 +142,54 @@ def test_bookings_without_an_offer_are_distinguished_by_their_quotes(callers: Ca
     assert callers.look_up("o-8", frozenset({"q-8", "q-9"})).result(20) == without_offer[1]
     assert callers.look_up("o-7", frozenset({"q-7"})).result(20) == without_offer[0]
     assert callers.look_up("o-9", frozenset({"q-9"})).result(20) is None
+
+
+OFFER = "5c7e1f00-0000-4000-8000-00000000abcd"
+QUOTE = "0a7e1f00-0000-4000-8000-00000000abcd"
+
+
+def found(offer_id: str, quotes: frozenset[str], *bookings: Listed, **more: Any) -> Listed | None:
+    return ReadBack().find("P-1", offer_id, quotes, lambda: (yield from bookings), lambda: None, **more)
+
+
+@pytest.mark.parametrize("listed_as", [OFFER, OFFER.upper(), OFFER.replace("-", "")])
+@pytest.mark.parametrize("asked_as", [OFFER, OFFER.upper()])
+def test_an_offer_is_found_by_its_uuid_in_any_form(listed_as: str, asked_as: str) -> None:
+    assert found(asked_as, NONE, listed("other"), listed(listed_as)) == listed(listed_as)
+
+
+def test_if_offer_ids_differ_in_case_only_the_quote_decides() -> None:
+    booking = {"id": "INS-1", "offer_id": "SO-1", "quote": {"uuid": QUOTE.upper()}}
+
+    assert found("so-1", frozenset({QUOTE}), booking) == booking
+    assert found("so-1", frozenset({"another"}), booking) is None
+    assert found("so-2", frozenset({QUOTE}), booking) is None  # it is another offer's, whatever its quote
+
+
+def test_a_booking_that_names_no_offer_is_nobodys_if_it_may_be_anothers() -> None:
+    one, two = ({"id": id_, "quote": {"uuid": QUOTE}} for id_ in ("INS-1", "INS-2"))
+    quotes = frozenset({QUOTE.upper()})
+
+    assert found(OFFER, quotes, one) == one
+    assert found(OFFER, quotes, one, one) == one  # pages that overlap
+    assert found(OFFER, quotes, one, two) is None
+    assert found(OFFER, quotes, one, two, may_be_anothers=lambda id_: id_ == "INS-2") == one
+    assert found(OFFER, quotes, one, may_be_anothers=lambda _: True) is None
+    assert found(OFFER, quotes, one, {**one, "offer_id": "another"}) is None
+
+
+def test_a_booking_that_names_no_offer_is_nobodys_if_two_wait_for_its_quote(callers: Callers) -> None:
+    quotes = frozenset({"q"})
+    first = callers.look_up("first")
+    until(lambda: callers.listing.readings == 1)
+    others = [callers.look_up(offer, quotes) for offer in ("o-1", "o-2")]
+    until(lambda: callers.waiting() == 2)
+    callers.listing.bookings = [{"id": "INS-1", "quote": {"uuid": "q"}}]
+    callers.listing.may_continue.set()
+
+    assert [first.result(20), *(other.result(20) for other in others)] == [None, None, None]
+
+
+def test_an_offer_id_may_be_a_number() -> None:
+    assert found("100", NONE, {"id": 1, "offer_id": 100}) == {"id": 1, "offer_id": 100}
+    assert found("True", NONE, {"id": 1, "offer_id": True}) is None

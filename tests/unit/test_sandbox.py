@@ -259,12 +259,16 @@ ANSWERED = {  # status, booked
     "slow-headers": (201, True),
     "drip": (201, True),
     "huge": (201, True),
+    "blocked": (403, False),
     "booked": (409, True),
     "booked-with-body": (409, True),
     "booked-text": (422, True),
+    "booked-words": (400, True),
+    "booked-code": (422, True),
     "booked-nowhere": (422, False),
     "odd-types": (201, True),
     "minimal": (201, True),
+    "capitals": (201, True),
     "unicode": (201, True),
 }
 UNANSWERED = {"truncated": True, "drop-before": False, "drop-after": True, "reset-mid": True}  # booked
@@ -309,6 +313,7 @@ def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requ
     retry_after = parsedate_to_datetime(answer("maintenance").headers["Retry-After"]) - datetime.now(UTC)
     assert 0 < retry_after.total_seconds() <= 2
     assert answer("html").headers["Content-Type"] == "text/html"
+    assert answer("blocked").headers["Content-Type"].startswith("text/html")
     assert "id" not in answer("no-id").json()["data"]
     assert booking("no-id")["id"]
     assert answer("other-offer").json()["data"]["offer_id"] != "o-1~other-offer"
@@ -317,6 +322,8 @@ def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requ
     assert with_errors["errors"]
     assert "data" not in answer("booked").json()
     assert answer("booked-with-body").json()["data"]["id"] == booking("booked-with-body")["id"]
+    assert "already been confirmed" in answer("booked-words").text
+    assert "OFFER_ALREADY_CONFIRMED" in answer("booked-code").text
     text = answer("booked-text").text
     assert booking("booked-text")["id"] in text
     assert re.search(r"already exists.*INS-\w{8}", answer("booked-nowhere").text)
@@ -327,6 +334,7 @@ def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requ
         [1, "two"],
     )
     assert set(answer("minimal").json()["data"]) == {"id", "offer_id", "status"}
+    assert answer("capitals").json()["data"]["offer_id"] == "O-1~CAPITALS"
     content = answer("unicode").json()["data"]["policies"][0]["policy_content"]
     assert "日本語" in content["description"]
     assert len(content["description"]) > 5000
@@ -505,6 +513,18 @@ def test_the_list_can_be_forbidden_failing_or_lagging(xone: Sandbox, client: req
     assert bookings(client, xone).json()["data"] == []
     xone.bookings_lag = 0
     assert len(bookings(client, xone).json()["data"]) == 1
+    xone.bookings_mode = "nameless"
+    (nameless,) = bookings(client, xone).json()["data"]
+    assert "offer_id" not in nameless
+    assert nameless["quote"]["uuid"]
+
+
+def test_an_offer_is_known_by_its_uuid_in_any_form(xone: Sandbox, client: requests.Session) -> None:
+    offer = "5c7e1f00-0000-4000-8000-00000000abcd"
+
+    assert confirm(client, xone, offer.upper()).json()["data"]["offer_id"] == offer
+    assert confirm(client, xone, offer.replace("-", "")).status_code == 422
+    assert list(xone.bookings) == [("P-1", offer)]
 
 
 def test_the_list_has_pages_and_the_newest_booking_last(xone: Sandbox, client: requests.Session) -> None:

@@ -368,3 +368,41 @@ def test_the_repr_of_settings_hides_secrets(section: type[Section], monkeypatch:
 
     assert MARK not in shown
     assert KEY not in shown
+
+
+# --- Line ends ---
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_a_line_end_around_a_value_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Files that ``echo`` wrote end with one."""
+    for name, value in {**REQUIRED, "BROKER_URL": "amqp://u:p@h//", "DATABASE_URL": "sqlite:///f.db"}.items():
+        monkeypatch.setenv(name, value + end)
+    monkeypatch.setenv("DATA_KEYS", f"{KEY}{end},{OTHER_KEY}{end}")
+
+    xone = read(XoneSettings)
+    assert REQUIRED["XONE_CLIENT_ID"] == xone.XONE_CLIENT_ID
+    assert xone.XONE_CLIENT_SECRET.get_secret_value() == REQUIRED["XONE_CLIENT_SECRET"]
+    assert read(EncryptionSettings).keys == [KEY, OTHER_KEY]
+    assert (read(BrokerSettings).url, read(DatabaseSettings).url) == ("amqp://u:p@h//", "sqlite:///f.db")
+
+
+@pytest.mark.usefixtures("_required")
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        (BrokerSettings, "BROKER_URL", f"amqp://u:{MARK}\n@h//"),
+        (DatabaseSettings, "DATABASE_URL", f"postgresql://u:{MARK}\n@h/d"),
+        (XoneSettings, "XONE_CLIENT_SECRET", f"{MARK}\n{MARK}"),
+        (XoneSettings, "XONE_BASE_URL", f"https://h\n{MARK}"),
+    ],
+)
+def test_a_line_break_within_a_value_is_named(
+    monkeypatch: pytest.MonkeyPatch, section: type[Section], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError, match=f"^{name}: ") as raised:
+        read(section)
+    assert MARK not in str(raised.value)

@@ -205,6 +205,7 @@ def test_ids_are_quoted_into_the_path() -> None:
 
 EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "pending": None,
+    "capitals": None,
     "busy": (Busy, "http-429", 429),
     "unavailable": (Busy, "http-503", 503),
     "maintenance": (Busy, "http-503", 503),
@@ -222,9 +223,12 @@ EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "slow-headers": (Unknown, "timeout", None),
     "drip": (Unknown, "timeout", None),
     "huge": (Unknown, "too-large", None),
+    "blocked": (Busy, "http-403", 403),
     "booked": (AlreadyBooked, "already-booked", 409),
     "booked-with-body": (AlreadyBooked, "already-booked", 409),
     "booked-text": (AlreadyBooked, "already-booked", 422),
+    "booked-words": (AlreadyBooked, "already-booked", 400),
+    "booked-code": (AlreadyBooked, "already-booked", 422),
     "booked-nowhere": (AlreadyBooked, "already-booked", 422),
     "odd-types": None,
     "minimal": None,
@@ -249,7 +253,7 @@ def test_each_fault_of_xone_has_its_error(
     times_out = expected is not None and expected[1] == "timeout"
     client = client_of(shared_sandbox.url, XONE_TIMEOUT=0.3 if times_out else 10.0)
     if expected is None:
-        assert confirm(client, f"o-1~{fault}").booking.offer_id == f"o-1~{fault}"
+        assert confirm(client, f"o-1~{fault}").booking.offer_id.lower() == f"o-1~{fault}"
         return
 
     error = failure(lambda: confirm(client, f"o-1~{fault}"))
@@ -283,11 +287,12 @@ def test_a_second_confirmation_is_recognized_by_its_text(client: Xone) -> None:
     ],
 )
 def test_a_409_is_a_success_only_with_the_booking_of_this_offer(body: Any, is_shown: bool) -> None:
-    with scripted({CONFIRM_PATH: [Reply(409, as_json(body))]}) as script:
-        error = failure(lambda: confirm(client_of(script.url)))
+    for status in (409, 400, 422):
+        with scripted({CONFIRM_PATH: [Reply(status, as_json(body))]}) as script:
+            error = failure(lambda: confirm(client_of(script.url)))
 
-    assert isinstance(error, AlreadyBooked)
-    assert (error.booking is not None) is is_shown
+        assert isinstance(error, AlreadyBooked) is (is_shown or status == 409)
+        assert (getattr(error, "booking", None) is not None) is is_shown
 
 
 @pytest.mark.parametrize(
@@ -332,6 +337,42 @@ def test_money_is_read_exactly() -> None:
 
     assert str(booking.price) == str(Decimal("19.90"))
     assert booking.leftovers() == {"odd": "1e99999999999999999999"}
+
+
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+PAGE = b"<!doctype html><title>Not here</title>"
+
+
+@pytest.mark.parametrize("status", [403, 404, 405])
+def test_a_web_page_that_refuses_is_of_something_before_xone(status: int) -> None:
+    with scripted({CONFIRM_PATH: [Reply(status, PAGE, HTML)]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+    with scripted({CONFIRM_PATH: [Reply(status, b"{}", {"Content-Type": "application/json"})]}) as script:
+        refused = failure(lambda: confirm(client_of(script.url)))
+    with scripted({"/api/oauth/token": [Reply(status, PAGE, HTML)]}) as script:
+        without_token = failure(lambda: confirm(client_of(script.url)))
+
+    assert (type(error), error.code) == (Busy, f"http-{status}")
+    assert (type(refused), refused.code) == (Refused, f"http-{status}")
+    assert (type(without_token), without_token.code) == (NotSent, f"http-{status}")
+
+
+def test_web_pages_on_all_calls_open_the_circuit_breaker() -> None:
+    with scripted({CONFIRM_PATH: [Reply(403, PAGE, HTML)]}) as script:
+        client = client_of(script.url)
+        for _ in range(5):
+            failure(lambda: confirm(client))
+
+        assert client.calls.wait() > 0
+        assert client.calls.circuit_breaker.open_reason == "http-403"
+
+
+def test_a_list_of_bookings_that_is_a_web_page_is_refused() -> None:
+    """XONE may not have that path. It says nothing about confirming."""
+    with scripted({BOOKINGS_PATH: [Reply(404, PAGE, HTML)]}) as script:
+        client = client_of(script.url)
+
+        assert isinstance(failure(lambda: client.find_booking("P-1", "o-1", QUOTES)), Refused)
 
 
 def test_a_redirect_is_not_followed() -> None:

@@ -4,6 +4,7 @@ A command's module is imported when the command is called, so that ``confirm-off
 """
 
 import gc
+import io
 import signal
 import sys
 from collections import UserDict
@@ -113,6 +114,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal or pipe can't show is written as \u2026
+            stream.reconfigure(errors="backslashreplace")
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(ending, _interrupt)

@@ -3,6 +3,7 @@
 import click
 from sqlalchemy import Engine
 
+from models.same import is_same_id
 from models.states import State
 from tasks.operations import lookup
 from tasks.operations.audit import audit, who
@@ -67,7 +68,7 @@ def _the_only(found: list[FoundConfirmation], name: str, partner: str | None) ->
     if len(found) == 1:
         return found[0]
     candidates = [confirmation.details for confirmation in found]
-    if candidates[0].offer_id == name:
+    if is_same_id(candidates[0].offer_id, name):
         partners = ", ".join(details.partner_id for details in candidates)
         raise Failed(f"several partners have offer {name}: {partners}; choose one with --partner")
     offers = ", ".join(f"{details.offer_id} ({details.partner_id})" for details in candidates)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from models.same import canonical_id
 from worker.sandbox.answers import Json
 
 BOOKING = json.loads("""{
@@ -34,6 +35,7 @@ POLICY = json.loads("""{
 
 def new_booking(partner_id: str, offer_id: str, job: Json) -> Json:
     """The `data` of XONE's confirm answer, with every field. Ids and amounts are derived from the arguments."""
+    offer_id = canonical_id(offer_id)
     digest = hashlib.sha256(f"{partner_id}/{offer_id}".encode()).digest()
     booking_id, security_token = "INS-" + base64.b32encode(digest).decode()[:8], digest.hex()[:32]
     now = datetime.now(UTC)
@@ -107,6 +109,10 @@ def odd_types(booking: Json) -> Json:
     first, *others = booking["policies"]
     policies = [first | {"tax": [1, "two"]}, *others]
     return booking | {"price": "about twenty", "created_at": "yesterday", "policies": policies}
+
+
+def in_capitals(booking: Json) -> Json:
+    return booking | {"offer_id": booking["offer_id"].upper()}
 
 
 def minimal(booking: Json) -> Json:

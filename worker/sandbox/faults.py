@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from worker.sandbox.answers import Answer, Json, already_booked, answer, any_status, refusal
-from worker.sandbox.bookings import many_scripts, minimal, odd_types, pending
+from worker.sandbox.bookings import in_capitals, many_scripts, minimal, odd_types, pending
 from worker.sandbox.sending import (
     Connection,
     dripping_body,
@@ -54,10 +54,19 @@ def gateway_page(_booking: Json) -> Answer:
     return Answer(200, b"<html><body><h1>Welcome</h1></body></html>", {"Content-Type": "text/html"})
 
 
+def blocked(_booking: Json) -> Answer:
+    return Answer(403, b"<html><body><h1>Forbidden</h1></body></html>", {"Content-Type": "text/html; charset=utf-8"})
+
+
+def booked_code(_booking: Json) -> Answer:
+    return answer(422, {"errors": [{"code": "OFFER_ALREADY_CONFIRMED"}]})
+
+
 def maintenance(_booking: Json) -> Answer:
     return refusal(503, "Maintenance.", Retry_After=formatdate(time.time() + 2, usegmt=True))
 
 
+ALREADY_CONFIRMED = "Offer has already been confirmed."
 BUSY = always(429, "Too many requests.", Retry_After="1")
 UNAVAILABLE = always(503, "Unavailable.", Retry_After="1")
 MOVED = always(307, "Moved.", Location="/api/partners/moved/offers/moved")
@@ -71,6 +80,7 @@ FAULTS = {
     "unavailable": Fault("503 with Retry-After: 1.", NOT_BOOKED, UNAVAILABLE),
     "maintenance": Fault("503 with a date in Retry-After, two seconds ahead.", NOT_BOOKED, maintenance),
     "redirect": Fault("307 to partner “moved”, offer “moved”, on this host.", NOT_BOOKED, MOVED),
+    "blocked": Fault("403 with an HTML page, as of a gateway.", NOT_BOOKED, blocked),
     "html": Fault("200 with an HTML page.", BOOKED, gateway_page),
     "html-not-booked": Fault("200 with an HTML page.", NOT_BOOKED, gateway_page),
     "truncated": Fault("Half of the body that Content-Length promises.", BOOKED, send=truncated),
@@ -87,9 +97,12 @@ FAULTS = {
     "booked": Fault("409 that does not show the booking.", BOOKED, always(409, "Conflict.")),
     "booked-with-body": Fault("409 that shows the booking.", BOOKED, booking_with(409)),
     "booked-text": Fault("422 that names the booking.", BOOKED, already_booked),
+    "booked-words": Fault("400 that says in other words that it is booked.", BOOKED, always(400, ALREADY_CONFIRMED)),
+    "booked-code": Fault("422 that says by a code that it is booked.", BOOKED, booked_code),
     "booked-nowhere": Fault("422 that names a booking which no list shows.", NOT_BOOKED, already_booked),
     "odd-types": Fault("A price and a time are words, a tax is a list.", BOOKED, shape=odd_types),
     "minimal": Fault("The booking has an id, an offer_id and a status, no more.", BOOKED, shape=minimal),
+    "capitals": Fault("The booking names the offer in capitals.", BOOKED, shape=in_capitals),
     "unicode": Fault("A long policy_content in many scripts.", BOOKED, shape=many_scripts),
 }
 
@@ -121,7 +134,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_mode(value: Any) -> bool:
-    return value in ("on", "forbidden", "unauthorized", "busy", "failing", "lagging")
+    return value in ("on", "forbidden", "unauthorized", "busy", "failing", "lagging", "nameless")
 
 
 def is_page_size(value: Any) -> bool:
@@ -143,7 +156,8 @@ SWITCHES = {
     "latency_jitter": Switch("Up to so many seconds more, at random.", is_number),
     "slow_seconds": Switch("Seconds that the faults slow, slow-headers and drip take.", is_number),
     "bookings_mode": Switch(
-        "List of bookings: “on”, “forbidden” (403), “unauthorized” (401), “busy” (429), “failing” (503) or “lagging”.",
+        "List of bookings: “on”, “forbidden” (403), “unauthorized” (401), “busy” (429), “failing” (503), “lagging” or"
+        " “nameless” (no offers).",
         is_mode,
     ),
     "bookings_lag": Switch("Seconds until a lagging list shows a booking.", is_number),

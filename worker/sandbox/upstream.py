@@ -9,6 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from models.same import canonical_id
 from worker.sandbox.answers import (
     Answer,
     Json,
@@ -117,6 +118,7 @@ class Upstream:
         return scheme == "Bearer" and time.monotonic() < self._tokens.get(token, 0)
 
     def call_begins(self, key: Key, connection: socket.socket) -> None:
+        key = _canonical(key)
         with self.lock:
             others = self._in_flight.setdefault(key, [])
             if any(not hung_up(other) for other in others):
@@ -125,11 +127,12 @@ class Upstream:
 
     def call_ends(self, call: Call, connection: socket.socket) -> None:
         with self.lock:
-            self._in_flight[call.partner_id, call.offer_id].remove(connection)
+            self._in_flight[_canonical((call.partner_id, call.offer_id))].remove(connection)
             self.calls.append(call)
 
     def confirm(self, key: Key, authorization: str, body: bytes) -> tuple[Answer, Send]:
         """Books the offer unless a fault prevents it. Returns the answer and the way to send it."""
+        key = _canonical(key)
         if not self.knows(authorization):
             return unauthorized(), whole
         if self._too_fast():
@@ -181,6 +184,8 @@ class Upstream:
                 for key, booking in self.bookings.items()
                 if key[0] == partner_id and self._booked_at.get(key, 0) <= booked_before
             ]
+        if self.bookings_mode == "nameless":
+            listed = [{name: value for name, value in booking.items() if name != "offer_id"} for booking in listed]
         pages = max(1, math.ceil(len(listed) / self.page_size))
         following = f"{base_url}/api/partners/{quote(partner_id)}/bookings?page={page + 1}"
         content = {
@@ -189,6 +194,11 @@ class Upstream:
             "meta": {"page": page, "pages": pages, "total": len(listed)},
         }
         return answer(200, content)
+
+
+def _canonical(key: Key) -> Key:
+    """XONE knows an offer by its UUID, however the URL writes it."""
+    return key[0], canonical_id(key[1])
 
 
 def hung_up(connection: socket.socket) -> bool:

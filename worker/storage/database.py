@@ -97,8 +97,11 @@ DIALECTS: dict[str, Any] = {"postgresql": postgresql, "sqlite": sqlite}
 
 
 def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
-    """An INSERT that does nothing if there is a row with the same ``unique`` columns. dialect: of DIALECTS."""
-    return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique)
+    """An INSERT that does nothing if there is a row with the same ``unique`` columns, or with any that are unique.
+
+    dialect: of DIALECTS; unique: none for any.
+    """
+    return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique or None)
 
 
 def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
@@ -134,9 +137,12 @@ class StatementBatch:
             self._connection.execute(statement, rows)
 
 
-def locked(query: Select[Any], skip_locked: bool = False) -> Select[Any]:
-    """Locks the rows until the transaction ends. On SQLite a transaction that writes has locked all from its begin."""
-    return query.with_for_update(skip_locked=skip_locked)
+def locked(query: Select[Any], skip_locked: bool = False, of: Any = None) -> Select[Any]:
+    """Locks the rows until the transaction ends. On SQLite a transaction that writes has locked all from its begin.
+
+    of: the table whose rows are locked; None for all in the query.
+    """
+    return query.with_for_update(skip_locked=skip_locked, of=of)
 
 
 def advisory_lock(connection: Connection, lock: int) -> None:

@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from models.same import canonical_email
 from worker.errors import DecryptionError
 
 
@@ -60,13 +61,17 @@ class Encryption:
         return True
 
     def email_hash(self, email: str) -> bytes:
-        """The keyed hash that an e-mail is found by, whatever its case: 32 bytes, under the first key."""
-        return self.email_hashes(email)[0]
+        """The keyed hash that an e-mail is found by, however it is written: 32 bytes, under the first key."""
+        return hmac.digest(self._hash_keys[0], _encoded(canonical_email(email)), "sha256")
 
     def email_hashes(self, email: str) -> list[bytes]:
-        """The hashes of an e-mail under each of the keys: it may be stored under any."""
-        normalised = email.strip().lower().encode("utf-8", "surrogatepass")
-        return [hmac.digest(key, normalised, "sha256") for key in self._hash_keys]
+        """The hashes that an e-mail may be stored under: of each key, and of the forms that versions compared it by."""
+        forms = dict.fromkeys((canonical_email(email), email.strip().lower()))
+        return [hmac.digest(key, _encoded(form), "sha256") for form in forms for key in self._hash_keys]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _hash_key(key: str) -> bytes:

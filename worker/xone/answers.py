@@ -1,10 +1,9 @@
 """What an answer of XONE means: a booking, or an error. The only place that decides this.
 
 XONE's Confirm Offer page documents the successful answer. The meaning of refusals follows RFC 9110 (HTTP), and that of
-409 and 422 "booking already exists" the observation of XONE's older API.
+409 and "booking already exists" the observation of XONE's older API.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,7 +15,10 @@ from urllib3.exceptions import ConnectTimeoutError
 
 from models.booking import Booking
 from models.exact_json import read_exact
+from models.job import quote_ids
+from models.same import differs_in_case_only, holds_id, is_same_id
 from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
+from worker.xone.booked_before import may_mean_booked, reference_in
 from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import NotDelivered, TlsError
 
@@ -24,6 +26,8 @@ MAX_RETRY_AFTER = 3600.0  # seconds
 # Statuses; any other one may mean that XONE has booked.
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
 LATER = frozenset({423, 429, 503})
+# With a web page, these are of something before XONE (gateway, firewall), which has not passed the call on.
+BEFORE_XONE = frozenset({403, 404, 405})
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ class HttpAnswer:
             return None
 
 
-def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
-    """The booking in an answer to confirm. Raises XoneError for any other answer."""
+def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"") -> BookingReceived:
+    """The booking in an answer to confirm. Raises XoneError for any other answer. request: its body."""
     if not 200 <= answer.status < 300:
-        raise failure_of(answer, offer_id)
+        raise failure_of(answer, offer_id, request)
     content = answer.json()
     if content is None:
         raise _unreadable(answer, "no JSON")
@@ -64,9 +68,17 @@ def read_confirm_answer(answer: HttpAnswer, offer_id: str) -> BookingReceived:
     booking = _booking(content.get("data"))
     if booking is None:
         raise _unreadable(answer, "no booking id and offer id")
-    if booking.offer_id != offer_id:
+    if not _is_of(booking, offer_id, request):
         raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
     return BookingReceived(booking, answer.status)
+
+
+def _is_of(booking: Booking, offer_id: str, request: bytes) -> bool:
+    """Whether a booking is of the offer. If the offer ids differ in case only, the quote decides."""
+    if is_same_id(booking.offer_id, offer_id):
+        return True
+    quote = booking.quote.uuid if booking.quote else None
+    return differs_in_case_only(booking.offer_id, offer_id) and bool(request) and holds_id(quote_ids(request), quote)
 
 
 def _booking(data: Any) -> Booking | None:
@@ -80,33 +92,48 @@ def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
     return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
 
 
-def failure_of(answer: HttpAnswer, offer_id: str | None = None) -> XoneError:
+def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes = b"") -> XoneError:
     """The error that an answer with another status than 2xx means."""
     status, code, text = answer.status, f"http-{answer.status}", refusal_text(answer.body)
     detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {text}" if text else "")
-    if status == 409 or (status == 422 and _BOOKED_TEXT.search(answer.body)):
-        return _already_booked(answer, offer_id)
+    if status == 409 or (status in REFUSALS and offer_id is not None and _may_be_booked(answer, offer_id, request)):
+        return _already_booked(answer, offer_id, request)
     if 300 <= status < 400:
         return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
     if status in LATER:
+        return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
+    if is_page_before_xone(answer) and offer_id is not None:
+        detail = f"something before XONE answered {status} {_reason_phrase(status)} with a web page"
         return Busy(code, detail, status, answer.body, retry_after(answer.headers.get("Retry-After")))
     if status in REFUSALS:
         return Refused(code, detail, status, answer.body)
     return Unknown(code, detail, status, answer.body)
 
 
-_BOOKED_TEXT = re.compile(rb"booking\s+already\s+exists", re.IGNORECASE)
-_REFERENCE = re.compile(rb"INS number:\s*([A-Za-z0-9-]{1,64})", re.IGNORECASE)
+def is_page_before_xone(answer: HttpAnswer) -> bool:
+    """Whether an answer is a web page that refuses the call before it has reached XONE, which speaks JSON."""
+    content_type = str(answer.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    return answer.status in BEFORE_XONE and content_type in ("text/html", "application/xhtml+xml")
 
 
-def _already_booked(answer: HttpAnswer, offer_id: str | None) -> AlreadyBooked:
-    reference = _REFERENCE.search(answer.body)
-    known_as = f" as {reference[1].decode()}" if reference else ""
-    error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
+def _may_be_booked(answer: HttpAnswer, offer_id: str, request: bytes) -> bool:
+    """Whether a refusal may mean that the offer is booked: it says so, or shows the booking."""
+    return may_mean_booked(answer.body, request) or _booking_shown(answer, offer_id, request) is not None
+
+
+def _booking_shown(answer: HttpAnswer, offer_id: str, request: bytes) -> Booking | None:
+    """The booking of the offer in the body of a refusal."""
     content = answer.json()
     booking = _booking(content.get("data")) if isinstance(content, dict) else None
-    if booking is not None and booking.offer_id == offer_id:
-        error.booking = booking
+    return booking if booking is not None and _is_of(booking, offer_id, request) else None
+
+
+def _already_booked(answer: HttpAnswer, offer_id: str | None, request: bytes) -> AlreadyBooked:
+    reference = reference_in(answer.body, request)
+    known_as = f" as {reference}" if reference else ""
+    error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
+    if offer_id is not None:
+        error.booking = _booking_shown(answer, offer_id, request)
     return error
 
 

@@ -154,6 +154,6 @@ def is_outage(error: XoneError) -> bool:
     if isinstance(error, NotSent | BadCredentials):
         return True
     if isinstance(error, Busy):
-        return error.http_status == 503
+        return error.http_status not in (423, 429)
     has_server_error = error.http_status is not None and error.http_status >= 500
     return isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)

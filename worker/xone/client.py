@@ -26,6 +26,7 @@ from worker.xone.answers import (
     BookingReceived,
     HttpAnswer,
     failure_of,
+    is_page_before_xone,
     read_confirm_answer,
     retry_after,
     transport_failure,
@@ -85,7 +86,7 @@ class Xone:
             answer = self._authorized(
                 "confirm", "POST", template, self._url(path), headers, body, before_call, before_send
             )
-            return read_confirm_answer(answer, offer_id)
+            return read_confirm_answer(answer, offer_id, body)
 
     def find_booking(
         self,
@@ -95,18 +96,20 @@ class Xone:
         before_call: Callable[[], None] = lambda: None,
         before_send: Callable[[], None] = lambda: None,
         while_waiting: Callable[[], None] = lambda: None,
+        may_be_anothers: Callable[[str], bool] = lambda _: False,
     ) -> Booking | None:
         """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
         quote_ids: of the offer, for a list that does not name offers. before_call, before_send: as in confirm, for each
-        page. while_waiting: called every second while another thread reads the list.
+        page. while_waiting: called every second while another thread reads the list. may_be_anothers: tells by its id
+        whether a booking that names no offer may belong to another offer.
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
             with self.calls.guard(proves=False):
                 yield from self._bookings(partner_id, before_call, before_send)
 
-        listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting)
+        listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting, may_be_anothers)
         if listed is None:
             return None
         try:
@@ -201,6 +204,9 @@ class Xone:
             raise Busy(f"http-{answer.status}", detail, answer.status, retry_after=wait)
         if answer.status >= 500:
             raise NotSent(f"http-{answer.status}", f"token: XONE answered {answer.status}", answer.status)
+        if is_page_before_xone(answer):
+            detail = f"token: something before XONE answered {answer.status} with a web page"
+            raise NotSent(f"http-{answer.status}", detail, answer.status)
         content = answer.json()
         if not 200 <= answer.status < 300:
             raise BadCredentials("credentials", f"XONE gives no token ({answer.status})", answer.status)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from models.same import canonical_id, differs_in_case_only
 from worker.errors import XoneError
 from worker.xone.circuit_breaker import CallsSuspended
 
@@ -27,18 +28,36 @@ class _Round:
 
     wanted: dict[str, frozenset[str]] = field(default_factory=dict)  # quote ids, by offer id
     bookings: dict[str, Listed] = field(default_factory=dict)  # as listed, by offer id
+    nameless: dict[str, list[Listed]] = field(default_factory=dict)  # that have a quote of the offer, by offer id
     failure: XoneError | CallsSuspended | None = None
     has_ended: bool = False
 
     def read(self, listing: Iterable[Listed]) -> None:
+        """Looks for the wanted offers. A booking that names no offer counts only once the whole list was read."""
         wanted = dict(self.wanted)
-        by_quote = {quote_id: offer_id for offer_id, quote_ids in wanted.items() for quote_id in quote_ids}
+        by_offer, by_quote = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        for offer_id, quote_ids in wanted.items():
+            by_offer[canonical_id(offer_id)].append(offer_id)
+            for quote_id in {canonical_id(quote_id) for quote_id in quote_ids}:
+                by_quote[quote_id].append(offer_id)
+        nameless: dict[str, Listed] = {}  # by booking id: pages may overlap
+        named = set[str]()  # ids of bookings that name an offer
         for listed in listing:
-            offer_id = listed.get("offer_id") or by_quote.get(_quote_of(listed))
-            if isinstance(offer_id, str) and offer_id in wanted:
+            offer, quote_id = offer_named_by(listed), canonical_id(_quote_of(listed))
+            if offer is None:
+                if quote_id in by_quote:
+                    nameless.setdefault(str(listed.get("id")), listed)
+                continue
+            named.add(str(listed.get("id")))
+            with_quote = [offer_id for offer_id in by_quote.get(quote_id, ()) if differs_in_case_only(offer_id, offer)]
+            for offer_id in by_offer.get(canonical_id(offer), with_quote):
                 self.bookings.setdefault(offer_id, listed)
-                if len(self.bookings) == len(wanted):
-                    return
+            if len(self.bookings) == len(wanted):
+                return
+        for booking_id, listed in nameless.items():
+            offers = [o for o in by_quote[canonical_id(_quote_of(listed))] if o not in self.bookings]
+            if len(offers) == 1 and booking_id not in named:  # otherwise nobody can tell whose it is
+                self.nameless.setdefault(offers[0], []).append(listed)
 
 
 class ReadBack:
@@ -56,8 +75,12 @@ class ReadBack:
         quote_ids: frozenset[str],
         reading: Reading,
         while_waiting: Callable[[], None],
+        may_be_anothers: Callable[[str], bool] = lambda _: False,
     ) -> Listed | None:
         """The listed booking of an offer, or None: by its ``offer_id`` if it has one, else by its ``quote.uuid``.
+
+        A quote alone proves little, for offers may share it: the booking must be the only one with a quote of this
+        offer, and ``may_be_anothers`` tells by its id whether it may belong to another offer.
 
         reading: yields the listed bookings. One of the waiting threads runs it, for all of them. XoneError and
         CallsSuspended that it raises reach all of them. Any other exception reaches only the thread that ran it, and
@@ -76,7 +99,11 @@ class ReadBack:
             is_reading.release()
         if offer_id not in round_.bookings and round_.failure is not None:
             raise round_.failure
-        return round_.bookings.get(offer_id)
+        if offer_id in round_.bookings:
+            return round_.bookings[offer_id]
+        nameless = round_.nameless.get(offer_id, [])
+        ours = [listed for listed in nameless if not may_be_anothers(str(listed.get("id")))]
+        return ours[0] if len(ours) == 1 else None
 
     def _read(self, partner_id: str, round_: _Round, reading: Reading) -> None:
         with self._lock:
@@ -88,6 +115,14 @@ class ReadBack:
         except (XoneError, CallsSuspended) as failure:
             round_.failure = failure
         round_.has_ended = True
+
+
+def offer_named_by(listed: Listed) -> str | None:
+    """The ``offer_id`` of a listed booking, or None if it has none."""
+    offer = listed.get("offer_id")
+    if isinstance(offer, int) and not isinstance(offer, bool):
+        return str(offer)
+    return offer if isinstance(offer, str) and offer else None
 
 
 def _quote_of(listed: Listed) -> str:

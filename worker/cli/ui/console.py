@@ -140,7 +140,9 @@ def progress(shown: bool = True) -> "Progress":
 def print_json(content: Any) -> None:
     """Prints what ``json.dumps`` takes: indented on a terminal, in one line elsewhere."""
     with _ignoring_closed_pipe():
-        click.echo(json.dumps(content, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2))
+        is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else JSON escapes, in its own way
+        indent = None if not sys.stdout.isatty() else 2
+        click.echo(json.dumps(content, ensure_ascii=not is_unicode, indent=indent))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -1,0 +1,115 @@
+"""Refusals that may mean "booked before", and those that surely mean something else."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.xone.booked_before import may_mean_booked, reference_in
+
+BOOKED: list[Any] = [
+    "Booking already exists for this offer. INS number: INS-ABC",
+    "A booking for this offer already exists. INS number: ABC",
+    "Offer has already been confirmed",
+    "This offer was already confirmed.",
+    "Offer already booked",
+    "ALREADY CONFIRMED",
+    "The offer has been confirmed previously.",
+    "The quote has already been used.",
+    "You cannot confirm an offer twice.",
+    "Offer can't be confirmed again.",
+    "There is an existing booking for this offer.",
+    "Duplicate booking",
+    "A policy has already been issued for this quote.",
+    "Offer is confirmed",
+    "Your policy: INS-7F3K29",
+    "INS number: ABC",
+    "Order already processed",
+    {"errors": [{"code": "OFFER_ALREADY_CONFIRMED", "message": "Conflict."}]},
+    {"errors": [{"code": "alreadyBooked"}]},
+    {"code": "booking_exists"},
+    {"error": "DUPLICATE_BOOKING"},
+    {"error": "duplicate"},
+    {"detail": "Invalid offer.", "ins_number": "ABC"},
+    {"error": {"existingBookingId": 123}},
+    {"already_confirmed": True},
+    {"message": "Invalid state", "status": "CONFIRMED"},
+    {"errors": {"offer": ["Offer\u2019s been already purchased."]}},
+    ["Offer already sold"],
+    b"<html><body>Offer has already been confirmed</body></html>",
+    b"plain: the offer was already confirmed",
+]
+OTHER: list[Any] = [
+    "This offer has expired.",
+    "Offer already expired.",
+    "The offer has already been cancelled.",
+    "The offer was already declined",
+    "Offer can't be confirmed.",
+    "The trip has already started.",
+    "An account with this email already exists.",
+    "Email is already registered.",
+    "Phone already in use",
+    "The offer has not already been confirmed.",
+    "policyholder.email: enter a valid email address",
+    "This field is required.",
+    "Payment could not be processed.",
+    "Quote not found",
+    "Booking window is closed",
+    "Offer not found, it may have been withdrawn",
+    "The insured must be at least 18 years old",
+    "Number of ins and outs is wrong",
+    {"errors": [{"field": "quotes.0.id", "message": "This field is required."}]},
+    {"status": 422, "title": "Unprocessable", "code": "OFFER_EXPIRED"},
+    {"status": "error", "already_confirmed": False},
+    b"<html><title>404 Not Found</title></html>",
+    b"",
+    b"\xff\xfe",
+    None,
+    42,
+]
+
+
+def body_of(answer: Any) -> bytes:
+    if isinstance(answer, bytes):
+        return answer
+    return json.dumps({"errors": [{"message": answer}]} if isinstance(answer, str) else answer).encode()
+
+
+@pytest.mark.parametrize("answer", BOOKED, ids=str)
+def test_it_may_mean_booked_before(answer: Any) -> None:
+    assert may_mean_booked(body_of(answer))
+
+
+@pytest.mark.parametrize("answer", OTHER, ids=str)
+def test_it_surely_means_something_else(answer: Any) -> None:
+    assert not may_mean_booked(body_of(answer))
+
+
+def test_what_was_sent_says_nothing_though_it_comes_back() -> None:
+    request = json.dumps({"note": "Offer has already been confirmed", "ref": "INS-123"}).encode()
+    echo = {"errors": [{"message": "Invalid.", "input": ["Offer has already been confirmed", "INS-123"]}]}
+
+    assert may_mean_booked(body_of(echo))
+    assert not may_mean_booked(body_of(echo), request)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("Booking already exists. INS number: INS-ABCDEFGH", "INS-ABCDEFGH"),
+        ("A booking already exists. INS number: ABC", "ABC"),
+        ("See INS-7F3K29.", "INS-7F3K29"),
+        ({"booking_id": "B-1"}, "B-1"),
+        ({"ins_number": "<script>"}, None),
+        ("Offer has already been confirmed", None),
+    ],
+)
+def test_the_reference_in_a_refusal(answer: Any, reference: str | None) -> None:
+    assert reference_in(body_of(answer)) == reference
+
+
+@given(st.binary() | st.text().map(lambda text: json.dumps({"errors": [text]}).encode()), st.binary())
+def test_any_body_is_judged(body: bytes, request: bytes) -> None:
+    assert may_mean_booked(body, request) in (True, False)
