@@ -126,6 +126,7 @@ class Confirmation(Base):
         ),
         _one_of("state", State),
         _partial_index("ix_confirmations_due_at", "due_at", where="due_at is not null"),
+        _partial_index("ix_confirmations_partner_id_due_at", "partner_id", "due_at", where="due_at is not null"),
         _partial_index("ix_confirmations_dispatched_until", "dispatched_until", where="dispatched_until is not null"),
         Index("ix_confirmations_offer_id", "offer_id"),
         Index("ix_confirmations_order_reference", "order_reference"),

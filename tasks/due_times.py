@@ -4,6 +4,8 @@ The database's clock may be set back, or a row may be changed by hand: without t
 caught up.
 """
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, or_, select, update
 
 from models.states import State
@@ -16,9 +18,12 @@ SLACK = 1.0  # seconds by which two readings of one clock may differ
 MAX_CLAMPED = 1000  # rows in one statement
 
 
-def is_dispatched() -> ColumnElement[bool]:
-    """Whether a message that resumes a confirmation is under way. A mark further ahead than it can be is none."""
-    return and_(_row.dispatched_until > now(), _row.dispatched_until <= now_plus(DISPATCH_LEASE + SLACK))
+def is_dispatched(row: Any = Confirmation) -> ColumnElement[bool]:
+    """Whether a message that resumes a confirmation is under way. A mark further ahead than it can be is none.
+
+    row: the confirmations, or an alias of them.
+    """
+    return and_(row.dispatched_until > now(), row.dispatched_until <= now_plus(DISPATCH_LEASE + SLACK))
 
 
 def clamp_times(connection: Connection, max_delay: float) -> int:

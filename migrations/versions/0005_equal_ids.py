@@ -17,6 +17,7 @@ depends_on: str | Sequence[str] | None = None
 
 HAS_UUID = sa.text("offer_uuid is not null")
 HAS_PARTNER = sa.text("partner_id is not null")
+IS_OPEN = sa.text("due_at is not null")
 
 
 def upgrade() -> None:
@@ -40,9 +41,18 @@ def upgrade() -> None:
         postgresql_where=HAS_PARTNER,
         sqlite_where=HAS_PARTNER,
     )
+    op.create_index(  # for the Scheduler, which serves each partner
+        "ix_confirmations_partner_id_due_at",
+        "confirmations",
+        ["partner_id", "due_at"],
+        unique=False,
+        postgresql_where=IS_OPEN,
+        sqlite_where=IS_OPEN,
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_confirmations_partner_id_due_at", "confirmations")
     op.drop_index("ix_bookings_partner_id_id", "bookings")
     op.drop_index("ix_confirmations_offer_uuid_partner_id", "confirmations")
     op.drop_column("bookings", "partner_id")

@@ -14,7 +14,7 @@ from tests.support.confirming import accepted, only, rows, run
 from worker.doctor import work
 from worker.runtime import Runtime
 from worker.services.outbox_relay import _TAKE
-from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler
+from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler, _take_due
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 
@@ -112,7 +112,7 @@ def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, ta
 
     with runtime.engine.begin() as connection:
         assert connection.execute(_DISPATCHED).scalar_one() == (0 if taken else 1)
-        assert len(connection.execute(_TAKE_LIVE, {"limit": 10, "paused": []}).all()) == int(taken)
+        assert len(_take_due(connection, _TAKE_LIVE, 10, [])) == int(taken)
 
 
 @pytest.mark.parametrize(("ahead", "taken"), [(10.0, False), (AHEAD, True)])

@@ -6,7 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, not_, or_, select, update
+from sqlalchemy import CTE, ColumnElement, Connection, Select, bindparam, func, not_, or_, select, update
+from sqlalchemy.orm import aliased
 
 from models.tables import Confirmation
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
@@ -23,7 +24,7 @@ from worker.xone.answers import MAX_RETRY_AFTER
 
 log = structlog.get_logger(__name__)
 
-MAX_RANKED = 10_000  # confirmations, those due for longest, among which partners take turns
+MAX_RANKED = 10_000  # confirmations, those of each partner that are due for longest, among which partners take turns
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
@@ -146,19 +147,15 @@ def _take_due(connection: Connection, statement: Any, limit: int, paused: Sequen
     """Marks due confirmations as dispatched. statement: made by _take; paused: partners to leave out."""
     if limit <= 0:
         return []
-    return list(connection.execute(statement, {"limit": limit, "paused": paused}).scalars())
+    partners = max(connection.execute(_COUNT_PARTNERS).scalar_one(), 1)
+    last = max(min(limit, MAX_RANKED // partners), 1) - 1  # of those of one partner that are ranked, from 0
+    return list(connection.execute(statement, {"limit": limit, "last": last, "paused": paused}).scalars())
 
 
-def _take(which: ColumnElement[bool]) -> Any:
+def _take(of_batches: bool) -> Any:
     """A statement that marks due confirmations. Partners take turns, so that none waits behind another's many."""
-    is_due = (
-        which,
-        Confirmation.due_at <= now(),
-        or_(Confirmation.dispatched_until.is_(None), not_(is_dispatched())),
-        Confirmation.partner_id.not_in(bindparam("paused")),
-    )
-    chosen = Confirmation.id.in_(_round_robin(is_due).limit(bindparam("limit")))
-    free = locked(select(Confirmation.id).where(chosen, *is_due), skip_locked=True)
+    chosen = Confirmation.id.in_(_round_robin(of_batches).limit(bindparam("limit")))
+    free = locked(select(Confirmation.id).where(chosen, *_is_due(Confirmation, of_batches)), skip_locked=True)
     return (
         update(Confirmation.__table__)
         .where(Confirmation.id.in_(select(free.cte("free").c.id)))
@@ -167,20 +164,52 @@ def _take(which: ColumnElement[bool]) -> Any:
     )
 
 
-def _round_robin(is_due: tuple[ColumnElement[bool], ...]) -> Select[tuple[UUID]]:
-    """Ids of those due for longest: the first of each partner, then the second of each, and so on."""
-    oldest = (
-        select(Confirmation.id, Confirmation.partner_id, Confirmation.due_at)
-        .where(*is_due)
-        .order_by(Confirmation.due_at)
-        .limit(MAX_RANKED)
+def _is_due(row: Any, of_batches: bool) -> tuple[ColumnElement[bool], ...]:
+    return (
+        row.batch_id.is_not(None) if of_batches else row.batch_id.is_(None),
+        row.due_at <= now(),
+        or_(row.dispatched_until.is_(None), not_(is_dispatched(row))),
+        row.partner_id.not_in(bindparam("paused")),
+    )
+
+
+def _partners() -> CTE:
+    """The partners with confirmations that have not ended: one step in an index for each, however many they have."""
+    row = aliased(Confirmation)
+    first = select(func.min(row.partner_id).label("partner_id")).where(row.due_at.is_not(None))
+    partners = first.cte("partners", recursive=True)
+    following = aliased(Confirmation)
+    after = select(func.min(following.partner_id)).where(
+        following.due_at.is_not(None), following.partner_id > partners.c.partner_id
+    )
+    return partners.union_all(select(after.scalar_subquery()).where(partners.c.partner_id.is_not(None)))
+
+
+def _round_robin(of_batches: bool) -> Select[tuple[UUID]]:
+    """Ids of what is due: the first of each partner, then the second of each, and so on."""
+    partners, row, other = _partners(), aliased(Confirmation), aliased(Confirmation)
+    last = (  # when the last of this partner that is ranked was due; null if it has fewer
+        select(other.due_at)
+        .where(other.partner_id == partners.c.partner_id, *_is_due(other, of_batches))
+        .order_by(other.due_at)
+        .limit(1)
+        .offset(bindparam("last"))
+        .correlate(partners)
+        .scalar_subquery()
+    )
+    upto = select(partners.c.partner_id, func.coalesce(last, now()).label("due_at")).cte("upto")
+    upto = upto.prefix_with("MATERIALIZED")  # once for each partner, and not for each row
+    rank = func.row_number().over(partition_by=row.partner_id, order_by=row.due_at)
+    ranked = (
+        select(row.id, row.due_at, rank.label("rank"))
+        .join(upto, upto.c.partner_id == row.partner_id)
+        .where(row.due_at <= upto.c.due_at, *_is_due(row, of_batches))
         .subquery()
     )
-    rank = func.row_number().over(partition_by=oldest.c.partner_id, order_by=oldest.c.due_at)
-    ranked = select(oldest.c.id, oldest.c.due_at, rank.label("rank")).subquery()
     return select(ranked.c.id).order_by(ranked.c.rank, ranked.c.due_at)
 
 
 # Built once: building a statement costs more than executing it.
 _DISPATCHED = select(func.count()).select_from(Confirmation).where(is_dispatched())
-_TAKE_LIVE, _TAKE_OF_BATCHES = _take(Confirmation.batch_id.is_(None)), _take(Confirmation.batch_id.is_not(None))
+_TAKE_LIVE, _TAKE_OF_BATCHES = _take(of_batches=False), _take(of_batches=True)
+_COUNT_PARTNERS = select(func.count()).select_from(_partners())
