@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from uuid_utils.compat import uuid4
 
 from models.job import read_job
 from models.states import State
+from models.tables import Confirmation
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch
 from tasks.call_guard import before_call, continue_or_suspend, seconds_until_calls
 from tasks.decide import (
@@ -31,12 +32,13 @@ from tasks.record import RecordedAttempt, record
 from worker.errors import Poison, Refused, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.runtime import Runtime
+from worker.storage.database import seconds_since
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import CallsSuspended
 
 log = structlog.get_logger(__name__)
 
-DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again
+DEFECT_DELAY, MAX_DEFECT_DELAY = 300.0, 21600.0  # seconds until what could not be leased is tried again
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
@@ -184,8 +186,19 @@ def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
 
 
 def put_off(confirmation_id: UUID, runtime: Runtime) -> None:
-    """Delays a confirmation that can't be leased, such as one that DATA_KEYS do not decrypt, so it blocks no other."""
-    runtime.commit(lambda connection: postpone(connection, confirmation_id, DEFECT_DELAY))
+    """Delays a confirmation that can't be leased, such as one that DATA_KEYS do not decrypt, so it blocks no other.
+
+    The delay grows with the time since the confirmation changed: 5, 5, 10, 20 minutes and so on, at most 6 hours.
+    """
+
+    def put_off_in(connection: Connection) -> None:
+        unchanged = connection.execute(
+            select(seconds_since(Confirmation.updated_at)).where(Confirmation.id == confirmation_id)
+        ).scalar_one_or_none()
+        postpone(connection, confirmation_id, min(max(unchanged or 0.0, DEFECT_DELAY), MAX_DEFECT_DELAY))
+
+    runtime.commit(put_off_in)
+    metrics.put_off()
 
 
 def _log_outcome(decision: Decision, state: State | None, duration: float) -> None:

@@ -107,6 +107,63 @@ def test_a_message_that_the_queue_refuses_is_not_taken(broker_url: str, connecti
         assert taken == {"first", "other"}
 
 
+@pytest.fixture
+def small_messages_only(rabbitmq: RabbitMQ) -> Iterator[None]:
+    """RabbitMQ closes the channel for a message of more than 1,000 bytes."""
+    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    yield
+    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+
+
+@pytest.mark.usefixtures("small_messages_only")
+def test_messages_that_close_the_channel_are_found(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        for at_fault in {0}, {199}, {0, 1, 2}, {7, 50, 133}, set(range(0, 200, 20)):
+            batch = [
+                Message(key, b"x" * 2000 if key in at_fault else b"{}", topology.confirm_offer.name, topology.JOBS)
+                for key in range(200)
+            ]
+            assert publisher.publish(batch) == set(range(200)) - at_fault
+            assert publisher.refused.keys() == at_fault
+            assert all("larger than configured max size" in reason for reason in publisher.refused.values())
+        assert publisher.publish([message(1)]) == {1}
+
+
+@pytest.mark.usefixtures("small_messages_only")
+def test_a_single_message_that_closes_the_channel_is_refused(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish([Message(1, b"x" * 2000, topology.confirm_offer.name, topology.JOBS)]) == set()
+
+
+def test_a_message_that_amqp_can_not_say_stops_no_other(broker_url: str) -> None:
+    long_key = Message("key", b"{}", topology.confirm_offer.name, "k" * 300)
+    header = Message("header", b"{}", topology.confirm_offer.name, topology.JOBS, headers={"x": object()})
+    long_id = Message("id", b"{}", topology.confirm_offer.name, topology.JOBS, properties={"message_id": "m" * 300})
+
+    with Publisher(broker_url) as publisher:
+        taken = publisher.publish([message(1), long_key, message(2), header, long_id, message(3)])
+        assert taken == {1, 2, 3}
+        assert publisher.refused.keys() == {"key", "header", "id"}
+
+
+@pytest.mark.parametrize("queue", [topology.JOBS, topology.DEAD_LETTERS, topology.RESUME, "booking-events.unrouted"])
+def test_a_queue_of_ours_that_is_gone_is_declared_anew(broker_url: str, connection: Connection, queue: str) -> None:
+    exchange = topology.booking_events if queue == "booking-events.unrouted" else topology.confirm_offer
+    connection.channel().queue_delete(queue)
+
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish(message(number, queue, exchange.name) for number in range(3)) == {0, 1, 2}
+
+    until(lambda: length(connection, queue) == 3)
+
+
+def test_an_exchange_of_ours_that_is_gone_is_declared_anew(broker_url: str, connection: Connection) -> None:
+    connection.channel().exchange_delete(topology.booking_events.name)
+
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)]) == {1}
+
+
 def test_an_error_leaves_no_late_confirm_behind(broker_url: str) -> None:
     with Publisher(broker_url) as publisher:
         publisher.publish([message(1)])

@@ -4,7 +4,7 @@ from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound
+from amqp.exceptions import AccessRefused, AMQPError, ContentTooLarge, NotAllowed, NotFound, PreconditionFailed
 from amqp.serialization import PROPERTY_CLASSES, decode_properties_basic
 from amqp.spec import Basic
 from kombu import Connection
@@ -75,6 +75,18 @@ def is_away(error: Exception) -> bool:
 def lacks_queues(error: Exception) -> bool:
     """Whether an exchange or queue is not declared."""
     return isinstance(error, NotFound)
+
+
+def refusal_of_message(error: Exception) -> str | None:
+    """The broker's reply where it closed the channel because of one message, else None.
+
+    Such as "message size 200 larger than configured max size 100", or a topic that the user has no right to.
+    """
+    if isinstance(error, PreconditionFailed | ContentTooLarge):
+        return str(error.reply_text)
+    if isinstance(error, AccessRefused) and "access to topic" in str(error.reply_text):
+        return str(error.reply_text)
+    return None
 
 
 def refuses(error: Exception) -> str | None:

@@ -152,7 +152,7 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
 
 
 def celery_headers(task: str, message: Any) -> dict[str, Any]:
-    """The headers that Celery needs, and of the message's own only ``traceparent``, which the task validates."""
+    """The headers that Celery needs; of the message's own only ``traceparent``, to be validated, and ``x-put-back``."""
     task_id = str(uuid4())
     own = message.headers if isinstance(message.headers, dict) else {}
     return {
@@ -166,6 +166,7 @@ def celery_headers(task: str, message: Any) -> dict[str, Any]:
         "ignore_result": True,
         "traceparent": own.get("traceparent"),
         "deliveries": _deliveries(message, own),
+        "put_back": own.get("x-put-back") is True,
     }
 
 
