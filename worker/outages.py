@@ -71,6 +71,13 @@ def _logged(dependency: str, error: Exception) -> Iterator[None]:
         log.info("goes_on", waited_for=dependency, after_s=round(time.monotonic() - since, 1))
 
 
+def most_awaited() -> str | None:
+    """The dependency that most threads of this process wait for; None if none waits."""
+    with _lock:
+        waiting = [(number, dependency) for dependency, number in _waiting.items() if number > 0]
+    return max(waiting)[1] if waiting else None
+
+
 def _count(dependency: str, change: int) -> int:
     with _lock:
         _waiting[dependency] += change

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from models.states import State
 from models.tables import Attempt
@@ -69,24 +68,15 @@ def test_a_database_that_takes_no_writes_for_a_while(system: System) -> None:
     worker = system.start_worker()
     system.publish([job("first")])
     system.until_events(1)
-    takes_no_writes(system, "on")
+    system.takes_no_writes("on")
     system.publish([job("second")])
     until(lambda: "waiting" in worker.log.read_text())
 
-    takes_no_writes(system, "off")
+    system.takes_no_writes("off")
 
     system.until_events(2)
     assert system.queue_length(topology.DEAD_LETTERS) == 0
     assert said(worker.log, "defect") == 0
-
-
-def takes_no_writes(system: System, switch: str) -> None:
-    """For connections made from now on; those that stand are closed."""
-    name = system.engine.url.database
-    with system.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f'alter database "{name}" set default_transaction_read_only = {switch}'))
-        others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
-        connection.execute(text(f"{others} and datname = current_database()"))
 
 
 def cpu_seconds(pid: int) -> float:

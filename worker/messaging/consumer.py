@@ -123,11 +123,11 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         }
 
         def on_message(message: Any) -> None:
-            queue = self._queue_of(message)
+            queue, number = self._queue_of(message), self._health.progress.message_came()
             request = requests[queue](
                 message,
-                on_ack=promise(self.call_soon_ack, (message.ack_log_error,)),
-                on_reject=promise(self.call_soon_ack, (message.reject_log_error,)),
+                on_ack=promise(self._end, (number, message.ack_log_error)),
+                on_reject=promise(self._end, (number, message.reject_log_error)),
                 app=self.app,
                 hostname=self.hostname,
                 task=tasks[queue],
@@ -140,6 +140,11 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
             self.on_task_request(request)
 
         return on_message
+
+    def _end(self, number: int, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledges or rejects a message. number: that Progress has given it. Called in the thread of its task."""
+        self._health.progress.message_ended(number)
+        return self.call_soon_ack(answer, *args, **kwargs)
 
     def _queue_of(self, message: Any) -> str:
         """The queue of a message, by its consumer tag; the in-memory broker has only the routing key."""
