@@ -296,7 +296,7 @@ def test_no_worker_answers(recipe: list[Block], operator: Operator, system: Syst
     operator.in_background(start, system)
 
     until(lambda: operator.exit_code(check) == 0, every=0.5)
-    assert " is well: consumer, scheduler, relay, database" in operator.types(check)
+    assert " is well: consumer, tasks, scheduler, relay, database" in operator.types(check)
 
 
 def test_the_database_is_away(recipe: list[Block], operator: Operator, system: System, postgresql: PostgreSQL) -> None:

@@ -517,6 +517,29 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
     assert only(runtime, Confirmation).purged_at is not None
 
 
+def test_one_that_can_not_be_purged_stops_no_other(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcde":
+        run(runtime, name)
+    publish_events(runtime)
+    broken = sorted(row.id for row in rows(runtime, Confirmation))[2]
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(updated_at=now_plus(-2 * 86400.0)))
+        connection.execute(update(OutboxEvent).where(OutboxEvent.confirmation_id == broken).values(payload="broken"))
+    reported: list[str] = []
+    monkeypatch.setattr(
+        "worker.services.retention.report", lambda _error, **facts: reported.append(facts["confirmation"])
+    )
+    retention = Retention(runtime, 1.0)
+
+    for _ in range(3):
+        with runtime.engine.begin() as connection:
+            connection.execute(update(RateLimit).values(next_at=now()))
+        retention.run_once()
+
+    assert {row.id for row in rows(runtime, Confirmation) if row.purged_at is None} == {broken}
+    assert reported == [str(broken)], "once"
+
+
 def test_what_is_to_be_purged_is_found_by_an_index(engine: Engine) -> None:
     fill(engine)
     plan = plan_of(engine, purge.past_query(datetime(2020, 1, 1, tzinfo=UTC)))
