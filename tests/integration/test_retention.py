@@ -517,6 +517,24 @@ def test_retention_purges_a_step_at_a_time_over_all_workers(
     assert only(runtime, Confirmation).purged_at is not None
 
 
+def test_one_that_can_not_be_encrypted_again_stops_no_other(runtime: Runtime, new_vault: Encryption) -> None:
+    """Its policyholder is no object."""
+    for name in "abcde":
+        run(runtime, name)
+    broken = sorted(row.id for row in rows(runtime, Confirmation))[2]
+    sealed = runtime.encryption.encrypt(broken, "person", b"[]")
+    with runtime.engine.begin() as connection:
+        theirs = Policyholder.confirmation_id == broken
+        connection.execute(update(Policyholder).where(theirs).values(sealed_person=sealed))
+
+    done = rekeyed(runtime, new_vault, step=5)
+
+    assert done.confirmations == 5
+    assert done.unreadable == [(broken, "AttributeError")]
+    current = {row.id for row in rows(runtime, Confirmation) if new_vault.is_current(row.sealed_body)}
+    assert current == {row.id for row in rows(runtime, Confirmation)} - {broken}
+
+
 def test_one_that_can_not_be_purged_stops_no_other(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abcde":
         run(runtime, name)
