@@ -273,5 +273,5 @@ def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: 
     rabbitmq.ctl("clear_policy", "-p", virtual_host, "full")
     assert len({as_bytes(letter.body) for letter in letters(system, 24)}) == 24
     assert system.states() == {State.CONFIRMED: 5}
-    assert "dead_letters_taken" in worker.log.read_text()
+    until(lambda: "dead_letters_taken" in worker.log.read_text())
     assert worker.stop() == 0
