@@ -88,7 +88,7 @@ def _publish(message: Message, runtime: Runtime) -> bool:
     """Returns whether the broker has the message."""
 
     def publish() -> bool:
-        with Publisher(runtime.broker_settings.url) as publisher:
+        with Publisher(runtime.broker_settings.url, declares=True) as publisher:
             return bool(publisher.publish([message]))
 
     return retry_while_unavailable(publish, runtime.shutting_down)

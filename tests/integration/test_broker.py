@@ -155,7 +155,7 @@ def test_a_queue_of_ours_that_is_gone_is_declared_anew(broker_url: str, connecti
     exchange = topology.booking_events if queue == "booking-events.unrouted" else topology.confirm_offer
     connection.channel().queue_delete(queue)
 
-    with Publisher(broker_url) as publisher:
+    with Publisher(broker_url, declares=True) as publisher:
         assert publisher.publish(message(number, queue, exchange.name) for number in range(3)) == {0, 1, 2}
 
     until(lambda: length(connection, queue) == 3)
@@ -164,7 +164,7 @@ def test_a_queue_of_ours_that_is_gone_is_declared_anew(broker_url: str, connecti
 def test_an_exchange_of_ours_that_is_gone_is_declared_anew(broker_url: str, connection: Connection) -> None:
     connection.channel().exchange_delete(topology.booking_events.name)
 
-    with Publisher(broker_url) as publisher:
+    with Publisher(broker_url, declares=True) as publisher:
         assert publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)]) == {1}
 
 

@@ -59,8 +59,12 @@ class Publisher:
     be taken for another message's. Not thread-safe: each thread has its own.
     """
 
-    def __init__(self, url: str, confirm_timeout: float = CONFIRM_TIMEOUT) -> None:
-        """confirm_timeout: seconds for the confirms of all messages of one call."""
+    def __init__(self, url: str, confirm_timeout: float = CONFIRM_TIMEOUT, declares: bool = False) -> None:
+        """confirm_timeout: seconds for the confirms of all messages of one call.
+
+        declares: whether exchanges and queues of this program that are missing are declared, as workers do.
+        """
+        self._declares = declares
         self._url = url
         self._confirm_timeout = confirm_timeout
         self._connection: Connection | None = None
@@ -75,9 +79,9 @@ class Publisher:
         """Publishes all messages. Returns the keys of those that the broker confirmed.
 
         ``refused`` then has the others: the broker refused them, or no queue is bound for them. A message that the
-        broker closes the channel for is found and does not stop the others. Exchanges and queues of this program that
-        are missing are declared. Raises the connection's error (see broker.is_away) where the broker can't be reached
-        or does not confirm in time; it may then have any of those that are not in ``confirmed``.
+        broker closes the channel for is found and does not stop the others. Raises the connection's error (see
+        broker.is_away) where the broker can't be reached or does not confirm in time; it may then have any of those
+        that are not in ``confirmed``.
         """
         self.confirmed, self.refused, self._unroutable = set(), {}, set()
         batch = list(messages)
@@ -134,7 +138,9 @@ class Publisher:
             raise
 
     def _declare(self) -> bool:
-        """Declares the exchanges and queues of this program. Returns False where that is refused."""
+        """Declares the exchanges and queues of this program. Returns False where that is refused or not wanted."""
+        if not self._declares:
+            return False
         try:
             self._open()
             assert self._connection is not None

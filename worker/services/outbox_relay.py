@@ -44,7 +44,7 @@ class OutboxRelay(Service):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self._runtime = runtime
-        self._publisher = Publisher(runtime.broker_settings.url)
+        self._publisher = Publisher(runtime.broker_settings.url, declares=True)
         self.wake = runtime.events_waiting
 
     def run_once(self) -> bool:

@@ -50,7 +50,7 @@ class Scheduler(Service):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self._runtime = runtime
-        self._publisher = Publisher(runtime.broker_settings.url)
+        self._publisher = Publisher(runtime.broker_settings.url, declares=True)
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
