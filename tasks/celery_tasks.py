@@ -17,14 +17,13 @@ from celery.exceptions import Reject
 from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
+from tasks.dead_letter import NotPutBack, dead_letter
 from tasks.lease import Lease
 from worker.errors import ShuttingDown
 from worker.messaging import topology
 from worker.messaging.properties import ids_of_message, valid_text, valid_traceparent
-from worker.messaging.publisher import Message, Publisher
-from worker.observability import log_context, metrics, tracing
+from worker.observability import log_context, tracing
 from worker.observability.sentry import report, transaction
-from worker.outages import retry_while_unavailable
 from worker.runtime import Runtime, current
 from worker.storage import database
 
@@ -32,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 MAX_QUEUE_TIME = timedelta(days=30)  # of a job: an older timestamp was not meant in seconds since 1970
 MAX_DELIVERIES = 50  # of one message: more than restarts in an outage can cause
+NOT_PUT_BACK_DELAY = 5.0  # seconds
 
 OPTIONS: dict[str, Any] = {
     "acks_late": True,
@@ -81,7 +81,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
     except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
     except JobRejected as rejected:
-        dead_letter(body, request.properties, delivery, rejected, runtime)
+        _dead_letter(request, body, delivery, rejected, runtime)
     except Exception as error:
         report(error)
         by = (
@@ -90,7 +90,7 @@ def confirm_offer(self: Task, body: bytes) -> None:
             else "this program could not handle it"
         )
         defect = JobRejected("poison", f"{by} ({database.name_of(error)})")
-        dead_letter(body, request.properties, delivery, defect, runtime)
+        _dead_letter(request, body, delivery, defect, runtime)
     else:
         _attempt(lease, runtime)
 
@@ -112,7 +112,8 @@ def resume(_self: Task, body: bytes) -> None:
         raise Reject("the worker stops", requeue=True) from None
     except Exception as error:
         if not database.is_error(error):  # else its row stays due: the Scheduler sends it again
-            report(error)
+            if not runtime.was_reported(confirmation_id):
+                report(error)
             confirm.put_off(confirmation_id, runtime)
     else:
         _attempt(lease, runtime)
@@ -132,36 +133,14 @@ def _attempt(lease: Lease | None, runtime: Runtime) -> None:
         report(error)
 
 
-def dead_letter(
-    body: bytes, properties: dict[str, Any], delivery: Delivery, rejection: JobRejected, runtime: Runtime
-) -> None:
-    """Moves a job to the dead letters, body unchanged. Waits while the broker is unavailable."""
-    headers = {
-        "x-dead-letter-code": rejection.code,
-        "x-dead-letter-detail": rejection.detail,
-        "x-dead-letter-at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **({"traceparent": delivery.traceparent} if delivery.traceparent else {}),
-    }
-    letter = Message(
-        "letter",
-        body,
-        topology.confirm_offer.name,
-        topology.DEAD_LETTERS,
-        properties=ids_of_message(properties),
-        headers=headers,
-    )
-
-    def publish() -> None:
-        with Publisher(runtime.broker_settings.url) as publisher:
-            publisher.publish_one(letter)
-
+def _dead_letter(request: Any, body: bytes, delivery: Delivery, rejection: JobRejected, runtime: Runtime) -> None:
     try:
-        retry_while_unavailable(publish, runtime.shutting_down)
+        dead_letter(body, request.properties, delivery, rejection, bool(request.get("put_back")), runtime)
     except ShuttingDown:
         raise Reject("the worker stops", requeue=True) from None
-    metrics.dead_lettered(rejection.code)
-    log_context.bind(code=rejection.code)
-    log.warning("job_rejected", detail=rejection.detail)
+    except NotPutBack:
+        runtime.shutting_down.wait(NOT_PUT_BACK_DELAY)
+        raise Reject("neither the job nor its dead letter is taken", requeue=True) from None
 
 
 def _published_at(timestamp: Any) -> datetime:

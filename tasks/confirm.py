@@ -9,12 +9,13 @@ from itertools import count
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from uuid_utils.compat import uuid4, uuid7
 
 from models.job import read_job
 from models.states import State
+from models.tables import Confirmation
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch, is_any_stored_after, try_sample
 from tasks.booking_owner import may_be_anothers, without_anothers_booking
 from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
@@ -31,6 +32,7 @@ from tasks.decide import (
     must_look_up_first,
     uses_attempt,
 )
+from tasks.due_times import MAX_DEFECT_DELAY
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
 from tasks.record import OwnerUnknown, RecordedAttempt, keep_answer, record
 from worker.errors import Poison, Refused, ShuttingDown, XoneError
@@ -38,12 +40,13 @@ from worker.observability import log_context, metrics, tracing
 from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
 from worker.runtime import Runtime
 from worker.storage import database
+from worker.storage.database import seconds_since
 from worker.xone.answers import BookingReceived
 from worker.xone.circuit_breaker import CallsSuspended
 
 log = structlog.get_logger(__name__)
 
-DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again
+DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again; grows with each try
 MAX_TRIES = 6  # to lease a confirmation that the database refuses: 3 s
 SAMPLE_AFTER = 5.0  # seconds for which a job is refused and no other comes, until a sample is tried
 RECORD_GRACE = 5.0  # seconds for which a process that stops still tries to record an answer
@@ -314,8 +317,19 @@ def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
 
 
 def put_off(confirmation_id: UUID, runtime: Runtime) -> None:
-    """Delays a confirmation that can't be leased, such as one that DATA_KEYS do not decrypt, so it blocks no other."""
-    runtime.commit(lambda connection: postpone(connection, confirmation_id, DEFECT_DELAY))
+    """Delays a confirmation that can't be leased, such as one that DATA_KEYS do not decrypt, so it blocks no other.
+
+    The delay grows with the time since the confirmation changed: 5, 5, 10, 20 minutes and so on, at most 6 hours.
+    """
+
+    def put_off_in(connection: Connection) -> None:
+        unchanged = connection.execute(
+            select(seconds_since(Confirmation.updated_at)).where(Confirmation.id == confirmation_id)
+        ).scalar_one_or_none()
+        postpone(connection, confirmation_id, min(max(unchanged or 0.0, DEFECT_DELAY), MAX_DEFECT_DELAY))
+
+    runtime.commit(put_off_in)
+    metrics.put_off()
 
 
 def _log_outcome(decision: Decision, state: State | None, duration: float) -> None:

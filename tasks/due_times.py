@@ -14,6 +14,7 @@ from worker.storage.database import locked, now, now_plus, seconds_since
 
 DISPATCH_LEASE = 30.0  # seconds after which a resume message without effect is sent again
 MAX_LEASE = 900.0  # seconds: that of the largest XONE_TIMEOUT
+MAX_DEFECT_DELAY = 21600.0  # seconds that a confirmation which can't be leased waits at most
 SLACK = 1.0  # seconds by which two readings of one clock may differ
 MAX_CLAMPED = 1000  # rows in one statement
 
@@ -30,9 +31,9 @@ def clamp_times(connection: Connection, max_delay: float) -> int:
     """Brings due times back that are further ahead than they can be. Returns how many.
 
     The clock may have been set back: rows then were written at times still to come, and keep their distance to these.
-    A lease never becomes shorter than it was given out for. max_delay: seconds that a confirmation waits at most.
+    A lease never becomes shorter than it was given out for. max_delay: seconds that a retry waits at most.
     """
-    parameters = {"max_delay": max(max_delay, MAX_LEASE), "limit": MAX_CLAMPED}
+    parameters = {"max_delay": max(max_delay, MAX_LEASE, MAX_DEFECT_DELAY), "limit": MAX_CLAMPED}
     return len(connection.execute(_CLAMP, parameters).all())
 
 

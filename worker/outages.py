@@ -89,6 +89,13 @@ def _logged(dependency: str, error: Exception) -> Iterator[None]:
         log.info("goes_on", waited_for=dependency, after_s=round(time.monotonic() - since, 1))
 
 
+def most_awaited() -> str | None:
+    """The dependency that most threads of this process wait for; None if none waits."""
+    with _lock:
+        waiting = [(number, dependency) for dependency, number in _waiting.items() if number > 0]
+    return max(waiting)[1] if waiting else None
+
+
 def _count(dependency: str, change: int) -> int:
     with _lock:
         _waiting[dependency] += change
@@ -115,6 +122,13 @@ def unreachable_dependency(error: Exception) -> str | None:
     from worker.messaging import broker  # with kombu, which a command that asks the database does not need
 
     return "broker" if broker.is_away(error) else None
+
+
+def may_blame_item(error: Exception) -> bool:
+    """Whether an error may be the fault of the one item that was worked on, so that others should go on without it."""
+    if unreachable_dependency(error) is not None:
+        return False
+    return database.may_blame_values(error) or not database.is_error(error)
 
 
 class Suspicion:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from worker.xone.client import Xone
 
 
+MAX_REPORTED = 10_000  # confirmations that a process remembers to have reported
+
+
 class Runtime:
     """Makes each part when it is first asked for: a command needs only the settings of the parts that it uses."""
 
@@ -47,6 +51,7 @@ class Runtime:
         self.pauses = PauseCache()
         self.events_waiting = Event()  # set by a commit that wrote events; wakes the outbox relay of this process
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
+        self._reported: dict[UUID, None] = {}  # confirmations, the oldest first
         self._lock = Lock()
 
     @cached_property
@@ -129,6 +134,14 @@ class Runtime:
             )
         result: Result = group.store(item)
         return result
+
+    def was_reported(self, confirmation_id: UUID) -> bool:
+        """Whether this process has reported a defect of a confirmation; from now on it has."""
+        with self._lock:
+            was, self._reported[confirmation_id] = confirmation_id in self._reported, None
+            while len(self._reported) > MAX_REPORTED:
+                del self._reported[next(iter(self._reported))]
+        return was
 
     def check_settings(self) -> None:
         """Reads all settings of a worker. Raises SettingsError: one line that names each missing or wrong setting."""

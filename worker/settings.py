@@ -48,7 +48,7 @@ class Section(BaseSettings):
     """A group of settings. The text below a setting is its description in docs/configuration.md."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True, defer_build=True
+        env_file=".env", extra="ignore", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, defer_build=True
     )
 
     @model_validator(mode="before")
@@ -186,7 +186,7 @@ class XoneSettings(StatusSettings):
     XONE_AFTER_UNKNOWN: Literal["resend", "review"] = "resend"
     """What follows an unknown answer. `resend`: look at the list of bookings first, then send the same request with the
     same key. `review`: look at the list, else `needs_review`; never a second call."""
-    XONE_RATE_LIMIT: Annotated[PositiveFloat | None, BeforeValidator(none_if_empty)] = None
+    XONE_RATE_LIMIT: Annotated[PositiveFloat | None, Field(ge=0.0001, le=100000), BeforeValidator(none_if_empty)] = None
     """Calls a second, over all workers together. Empty: no limit."""
 
     @model_validator(mode="after")
@@ -209,13 +209,13 @@ class XoneSettings(StatusSettings):
 class RetrySettings(Section):
     """Retries"""
 
-    RETRY_MAX_ATTEMPTS: PositiveInt = 12
+    RETRY_MAX_ATTEMPTS: Annotated[PositiveInt, Field(le=32767)] = 12
     """Attempts at most. The last one ends the retries."""
-    RETRY_MAX_AGE: PositiveFloat = 86400
+    RETRY_MAX_AGE: Annotated[PositiveFloat, Field(le=315360000)] = 86400
     """Seconds after the job was accepted. Later there is no further attempt."""
-    RETRY_BASE_DELAY: PositiveFloat = 2
+    RETRY_BASE_DELAY: Annotated[PositiveFloat, Field(le=31536000)] = 2
     """Seconds. The delay after the n-th attempt is random between this and this times 2^n."""
-    RETRY_MAX_DELAY: PositiveFloat = 300
+    RETRY_MAX_DELAY: Annotated[PositiveFloat, Field(le=31536000)] = 300
     """Seconds. No delay is longer, unless XONE asks for one."""
 
     @model_validator(mode="after")

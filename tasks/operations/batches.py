@@ -4,6 +4,7 @@ An item is fed in by putting its confirmation back to ``queued``. If the confirm
 because another batch, a corrected job or a person came first, the item is skipped: no work is done twice.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +35,7 @@ from worker.storage.database import locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
 CANCELLED = "cancelled"
+MIN_RATE, MAX_RATE = 0.0001, 10_000.0  # a second; a rate that a command of an older version stored may be any number
 MAX_CATCH_UP = 1.0  # seconds of its rate that a batch may catch up on
 MAX_OPEN = 2000  # items of all batches that were fed in and have not ended, including those that wait for a retry
 
@@ -172,7 +174,7 @@ def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str
             _end_if_done(connection, batch_id)
         return []
     if batch.rate is not None:
-        left = timedelta(seconds=(credit - len(items)) / batch.rate)
+        left = timedelta(seconds=(credit - len(items)) / _bounded(batch.rate))
         connection.execute(update(Batch).where(Batch.id == batch_id).values(fed_until=batch.now - left))
     fed = _put_back(connection, batch, items, dispatch_lease)
     was_fed = BatchItem.confirmation_id.in_(fed)
@@ -188,8 +190,13 @@ def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str
     return fed
 
 
+def _bounded(rate: float) -> float:
+    return max(min(rate, MAX_RATE), MIN_RATE) if not math.isnan(rate) else MIN_RATE
+
+
 def _credit(rate: float, unused: float) -> float:
     """Items that a rate allows now. unused: seconds that no item was fed for. At least one item can be saved up."""
+    rate = _bounded(rate)
     return min(max(unused, 0.0) * rate, max(MAX_CATCH_UP * rate, 1.0))
 
 

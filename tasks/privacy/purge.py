@@ -5,7 +5,7 @@ states, ids, prices, policies, attempts, times, events. A confirmation has ended
 booked) or failed, and its events are published. One in ``needs_review`` is kept: a person needs its data to decide.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from models.tables import Confirmation, FurtherEmail, OutboxEvent
 from tasks import email_index
 from tasks.operations.failures import in_literally
 from tasks.privacy.sealed_columns import SEALED, id_in
+from worker.outages import may_blame_item
 from worker.storage.database import locked, now
 from worker.storage.encryption import Encryption
 
@@ -55,11 +56,39 @@ def count(connection: Connection, before: datetime) -> int:
     return connection.execute(select(func.count()).select_from(past_query(before).subquery())).scalar_one()
 
 
-def purge(connection: Connection, before: datetime, limit: int = STEP) -> int:
-    """Purges the confirmations that ended first, at most so many, and returns their number. Skips locked ones."""
+def purge(
+    connection: Connection, before: datetime, limit: int = STEP, failed: dict[UUID, Exception] | None = None
+) -> int:
+    """Purges the confirmations that ended first, at most so many, and returns their number. Skips locked ones.
+
+    failed: those that could not be purged before, which are left out; those that can't be purged now are added. Without
+    it, the first one raises its error.
+    """
     query = past_query(before).order_by(Confirmation.updated_at).limit(limit)
+    if failed:
+        query = query.where(Confirmation.id.not_in(list(failed)))
     ids = connection.execute(locked(query, skip_locked=True)).scalars().all()
-    blank(connection, ids)
+    if failed is None:
+        blank(connection, ids)
+        return len(ids)
+    return _blank_halving(connection, ids, failed)
+
+
+def _blank_halving(connection: Connection, ids: Sequence[UUID], failed: dict[UUID, Exception]) -> int:
+    """Purges confirmations. Where one of them fails, halves them until it is found. Returns how many were purged."""
+    if not ids:
+        return 0
+    try:
+        with connection.begin_nested():
+            blank(connection, ids)
+    except Exception as error:
+        if not may_blame_item(error):
+            raise
+        if len(ids) == 1:
+            failed[ids[0]] = error
+            return 0
+        middle = len(ids) // 2
+        return sum(_blank_halving(connection, half, failed) for half in (ids[:middle], ids[middle:]))
     return len(ids)
 
 

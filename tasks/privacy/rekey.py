@@ -21,6 +21,7 @@ from models.tables import Booking, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
 from worker.errors import DecryptionError
+from worker.outages import may_blame_item
 from worker.storage.database import StatementBatch, locked
 from worker.storage.encryption import Encryption
 
@@ -35,7 +36,7 @@ class Rekeyed:
     values: int = 0
     resealed: int = 0
     indexed: int = 0  # confirmations whose hashes of e-mails have changed
-    unreadable: list[tuple[UUID, str]] = field(default_factory=list)  # confirmation, and the value's place_of
+    unreadable: list[tuple[UUID, str]] = field(default_factory=list)  # confirmation, and the value's place_of or why
 
     def __add__(self, other: "Rekeyed") -> "Rekeyed":
         return Rekeyed(
@@ -59,20 +60,39 @@ def rekey(engine: Engine, encryption: Encryption, step: int = STEP) -> Iterator[
     """
     after, in_use = UUID(int=0), list[UUID]()
     while True:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             page = select(Confirmation.id).where(Confirmation.id > after).order_by(Confirmation.id).limit(step)
             ids = connection.execute(page).scalars().all()
-            free = set(connection.execute(_locked_ids(ids, skip_locked=True)).scalars())
-            done = _rekey(connection, encryption, free)
         if not ids:
             break
+        done, free = _rekey_halving(engine, encryption, ids, skip_locked=True)
         yield done
         after = ids[-1]
         in_use += [id_ for id_ in ids if id_ not in free]
     for id_ in in_use:  # one by one: a transaction that holds no other lock can wait without a deadlock
+        yield _rekey_halving(engine, encryption, [id_], skip_locked=False)[0]
+
+
+def _rekey_halving(
+    engine: Engine, encryption: Encryption, ids: Sequence[UUID], skip_locked: bool
+) -> tuple[Rekeyed, set[UUID]]:
+    """Encrypts confirmations again, in one transaction. Returns what was done, and which of them were not in use.
+
+    Where one of them fails, halves them until it is found: it counts as unreadable and is left as it is.
+    """
+    try:
         with engine.begin() as connection:
-            done = _rekey(connection, encryption, set(connection.execute(_locked_ids([id_])).scalars()))
-        yield done
+            free = set(connection.execute(_locked_ids(ids, skip_locked)).scalars())
+            return _rekey(connection, encryption, free), free
+    except Exception as error:
+        if not may_blame_item(error):
+            raise
+        if len(ids) == 1:
+            return Rekeyed(confirmations=1, unreadable=[(ids[0], type(error).__name__)]), set(ids)
+    middle = len(ids) // 2
+    first, free_first = _rekey_halving(engine, encryption, ids[:middle], skip_locked)
+    second, free_second = _rekey_halving(engine, encryption, ids[middle:], skip_locked)
+    return first + second, free_first | free_second
 
 
 def _locked_ids(ids: Sequence[UUID], skip_locked: bool = False) -> Any:

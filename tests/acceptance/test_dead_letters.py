@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import struct
+from contextlib import suppress
 from datetime import datetime
 from functools import reduce
 from itertools import product
@@ -12,11 +13,13 @@ from typing import Any
 from uuid import uuid4
 
 from amqp.basic_message import Message
+from amqp.exceptions import NotFound
 
 from models.states import State
 from tasks.celery_tasks import MAX_DELIVERIES
 from tests.support.messages import problems_of_dead_letter
 from tests.support.queues import as_bytes
+from tests.support.servers import RabbitMQ
 from tests.support.system import System, job, until
 from worker.messaging import topology
 
@@ -231,3 +234,44 @@ def test_the_resume_queue_accepts_ids_only(system: System) -> None:
     until(lambda: system.queue_length(topology.RESUME) == 0)
     assert system.states() == {State.CONFIRMED: 1}
     assert worker.process.poll() is None
+
+
+def test_a_dead_letter_queue_that_is_gone_is_declared_anew(system: System) -> None:
+    system.start_worker(WORKER_CONCURRENCY="2")
+    system.publish([job("first")])
+    system.until_events(1)
+    system.connection.channel().queue_delete(topology.DEAD_LETTERS)
+
+    system.publish([*[job(f"bad-{number}", quotes=[]) for number in range(6)], job("second")])
+
+    system.until_events(2)
+
+    def declared_anew() -> bool:
+        with suppress(NotFound):
+            return system.queue_length(topology.DEAD_LETTERS) == 6
+        return False
+
+    until(declared_anew)
+
+
+def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: RabbitMQ) -> None:
+    """More bad jobs than threads: good jobs behind them get through, and no bad one is lost."""
+    virtual_host = system.broker_url.rpartition("/")[2]
+    limit = json.dumps({"max-length": 0, "overflow": "reject-publish"})
+    rabbitmq.ctl(
+        "set_policy", "-p", virtual_host, "full", "^confirm-offer.dead-letters$", limit, "--apply-to", "queues"
+    )
+    system.publish(job(f"bad-{number}", quotes=[]) for number in range(24))
+    worker = system.start_worker(WORKER_CONCURRENCY="8")
+    until(lambda: "dead_letters_refused" in worker.log.read_text())
+
+    for number in range(5):
+        system.publish([job(f"good-{number}")])
+        system.until_events(number + 1, seconds=10)
+
+    assert worker.log.read_text().count("dead_letters_refused") <= 2  # of threads that try at once, one may find room
+    rabbitmq.ctl("clear_policy", "-p", virtual_host, "full")
+    assert len({as_bytes(letter.body) for letter in dead_letters_of(system, 24)}) == 24
+    assert system.states() == {State.CONFIRMED: 5}
+    until(lambda: "dead_letters_taken" in worker.log.read_text())
+    assert worker.stop() == 0

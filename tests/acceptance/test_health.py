@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.commands import run
+from tests.support.scraping import port_of, scrape
 from tests.support.servers import PostgreSQL, RabbitMQ, free_port, require
 from tests.support.system import PROJECT, System, job, until
 from worker.cli.health import health
@@ -90,7 +92,7 @@ def test_a_running_worker_is_healthy(
 
     assert (before.exit_code, live.exit_code, after.exit_code) == (1, 0, 1)
     assert "no worker of this user runs on this machine" in before.stderr
-    assert status.stdout == f"worker {worker.process.pid} is well: consumer, scheduler, relay, database\n"
+    assert status.stdout == f"worker {worker.process.pid} is well: consumer, tasks, scheduler, relay, database\n"
     assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
 
@@ -299,3 +301,73 @@ def test_a_probe_imports_few_packages() -> None:
 
     for heavy in "celery", "kombu", "sqlalchemy", "requests", "rich":
         assert f"'{heavy}'" not in done.stdout
+
+
+# A worker that takes a stall as such after some seconds instead of minutes, and whose tasks do what a test says.
+STALLS = """
+import sys, threading
+from tasks import celery_tasks
+from worker.__main__ import main
+from worker.services import progress
+
+progress.GRACE = 1.0
+if sys.argv.pop() == "hang":
+    celery_tasks.confirm.accept_job = lambda *_: threading.Event().wait()
+sys.argv = ["confirm-offer", "worker"]
+main()
+"""
+SHORT_CALLS = {"XONE_TIMEOUT": "0.5"}  # a lease then has 5.5 s, and the limit is 8.5 s
+
+
+@pytest.mark.slow
+def test_tasks_that_never_end_are_not_well(
+    system: System, probe: Probe, fast_probe: Callable[..., Result], tmp_path: Path
+) -> None:
+    worker = system.start_worker(
+        ["-c", STALLS, "hang"], WORKER_CONCURRENCY="2", METRICS_PORT=str(free_port()), **SHORT_CALLS
+    )
+    wait_for_unwell(probe)
+    system.publish(job(f"offer-{number}") for number in range(4))
+
+    def stalled() -> bool:
+        return "tasks: waits for the end of 2 messages that it has in hand" in fast_probe().stdout
+
+    until(stalled, 60)
+    assert fast_probe().exit_code == 1
+    assert json.loads(fast_probe("--json").stdout)["workers"][0]["unwell"] == ["tasks"]
+    assert time.time() - scrape(port_of(worker))['last_well_timestamp_seconds{part="tasks"}'] > 5
+    until(lambda: fast_probe("--live").exit_code == 1, 60)
+    assert "stuck: tasks" in fast_probe("--live").stdout
+
+
+@pytest.mark.slow
+def test_a_database_that_refuses_each_write_is_told_by_the_tasks(
+    system: System, probe: Probe, fast_probe: Callable[..., Result]
+) -> None:
+    """A restart would not help, so that the worker is alive."""
+    system.start_worker(["-c", STALLS, "work"], WORKER_CONCURRENCY="2", WORKER_PARTS="tasks", **SHORT_CALLS)
+    wait_for_unwell(probe)
+    system.set_read_only("on")
+    system.publish([job("offer")])
+
+    until(lambda: "tasks: waits for database" in fast_probe().stdout, 60)
+    assert fast_probe("--live").exit_code == 0
+    system.set_read_only("off")
+    until(lambda: fast_probe().exit_code == 0)
+    assert system.states() == {"confirmed": 1}
+
+
+@pytest.mark.slow
+def test_no_work_and_slow_work_are_well(system: System, probe: Probe, fast_probe: Callable[..., Result]) -> None:
+    """Far longer than the limit: idle, and with calls that each time out while others end."""
+    system.start_worker(["-c", STALLS, "work"], WORKER_CONCURRENCY="2", **SHORT_CALLS)
+    wait_for_unwell(probe)
+    system.sandbox.latency = 30.0
+    system.publish(job(f"offer-{number}") for number in range(8))
+    ends_at = time.monotonic() + 18
+
+    def is_well_all_the_time() -> bool:
+        assert "tasks" not in health_of(fast_probe)["unwell"]
+        return time.monotonic() > ends_at
+
+    until(is_well_all_the_time, 60, every=0.5)

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from models.states import State
 from models.tables import Attempt
@@ -69,24 +68,15 @@ def test_a_worker_survives_a_read_only_database(system: System) -> None:
     worker = system.start_worker()
     system.publish([job("first")])
     system.until_events(1)
-    set_read_only(system, "on")
+    system.set_read_only("on")
     system.publish([job("second")])
     until(lambda: "waiting" in worker.log.read_text())
 
-    set_read_only(system, "off")
+    system.set_read_only("off")
 
     system.until_events(2)
     assert system.queue_length(topology.DEAD_LETTERS) == 0
     assert count_events(worker.log, "defect") == 0
-
-
-def set_read_only(system: System, switch: str) -> None:
-    """Makes the database read-only (``on``) or not (``off``), and closes existing connections."""
-    name = system.engine.url.database
-    with system.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f'alter database "{name}" set default_transaction_read_only = {switch}'))
-        others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
-        connection.execute(text(f"{others} and datname = current_database()"))
 
 
 def cpu_seconds(pid: int) -> float:

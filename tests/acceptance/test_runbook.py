@@ -177,6 +177,23 @@ def test_a_release_broke_the_job_format(recipe: list[Block], operator: Operator,
     }
 
 
+def test_dead_letters_are_refused(recipe: list[Block], operator: Operator, system: System, rabbitmq: RabbitMQ) -> None:
+    (look,), (check,) = recipe
+    virtual_host = system.broker_url.rpartition("/")[2]
+    limit = '{"max-length": 1, "overflow": "reject-publish"}'
+    rabbitmq.ctl("set_policy", "-p", virtual_host, "full", DEAD_LETTERS, limit, "--apply-to", "queues")
+    worker = system.start_worker()
+    system.publish([b"{"] * 5)
+    until(lambda: "dead_letters_refused" in worker.log.read_text())
+
+    assert re.search(r"\d letters?", operator.run(look))
+    rabbitmq.ctl("clear_policy", "-p", virtual_host, "full")
+
+    until(lambda: system.queue_length(DEAD_LETTERS) == 5, 60)
+    assert "5 letters" in operator.run(check)
+    until(lambda: "dead_letters_taken" in worker.log.read_text())
+
+
 def test_nobody_got_the_events(recipe: list[Block], operator: Operator, system: System) -> None:
     (look,), (replay, purge), (check,) = recipe
 
@@ -296,7 +313,7 @@ def test_no_worker_answers(recipe: list[Block], operator: Operator, system: Syst
     operator.run_in_background(start, system)
 
     until(lambda: operator.exit_code(check) == 0, every=0.5)
-    assert " is well: consumer, scheduler, relay, database" in operator.run(check)
+    assert " is well: consumer, tasks, scheduler, relay, database" in operator.run(check)
 
 
 def test_the_database_is_away(recipe: list[Block], operator: Operator, system: System, postgresql: PostgreSQL) -> None:

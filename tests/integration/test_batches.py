@@ -1,6 +1,7 @@
 """Batches: selected once, fed at a rate and within a bound, each item done once."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from models.states import BatchState, State
 from models.tables import AuditEntry, Batch, BatchItem, Confirmation
@@ -292,6 +293,44 @@ def test_a_pause_of_another_partner_does_not_keep_a_batch_open(runtime: Runtime,
     feed(runtime, batch_id, paused=("P-200",))
 
     assert progress(runtime, batch_id)["state"] == BatchState.DONE
+
+
+@pytest.mark.parametrize("rate", [math.inf, 1e300, 1e-300, math.nan])
+def test_no_rate_that_is_stored_stops_the_scheduler(runtime: Runtime, failed: Callable[..., UUID], rate: float) -> None:
+    """As an older version took them from people."""
+    failed("offer")
+    batch_id = make_batch(runtime)
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Batch).values(rate=rate))
+
+    for _ in range(3):
+        feed(runtime, batch_id)
+
+
+def test_a_batch_that_can_not_be_fed_stops_no_other(
+    runtime: Runtime, failed: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed("first")
+    broken = make_batch(runtime)
+    failed("second")
+    sound = make_batch(runtime)
+    real, reported = batches.feed, []
+
+    def feed_sound(connection: Connection, batch_id: int, *others: Any) -> list[UUID]:
+        if batch_id == broken:
+            raise OverflowError
+        return real(connection, batch_id, *others)
+
+    monkeypatch.setattr(batches, "feed", feed_sound)
+    monkeypatch.setattr("worker.services.scheduler.report", lambda _error, **facts: reported.append(facts["batch"]))
+    scheduler = Scheduler(runtime)
+    fed: list[UUID] = []
+    for _ in range(3):
+        scheduler._feed(fed, [broken, sound], 10, [])
+    scheduler.close()
+
+    assert len(fed) == 2
+    assert reported == [broken]
 
 
 def test_the_scheduler_counts_retries_in_the_bound_of_batches(runtime: Runtime, failed: Callable[..., UUID]) -> None:

@@ -1,6 +1,8 @@
 """Topology and publishing against a real RabbitMQ."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +12,12 @@ import pytest
 from kombu import Connection, Queue
 from sqlalchemy.exc import OperationalError
 
-from tests.support.servers import RabbitMQ
+from tests.support.servers import RabbitMQ, free_port
 from tests.support.system import PROJECT, until
 from worker.errors import BrokerError
 from worker.messaging import broker, topology
+from worker.messaging.dead_letter_queue import DeadLetterQueue
+from worker.messaging.inspection import Inspection
 from worker.messaging.publisher import Message, Publisher
 from worker.storage import database
 
@@ -107,6 +111,63 @@ def test_a_message_that_the_queue_refuses_is_not_confirmed(broker_url: str, conn
         assert confirmed == {"first", "other"}
 
 
+@pytest.fixture
+def small_messages_only(rabbitmq: RabbitMQ) -> Iterator[None]:
+    """RabbitMQ closes the channel for a message of more than 1,000 bytes."""
+    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    yield
+    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+
+
+@pytest.mark.usefixtures("small_messages_only")
+def test_messages_that_close_the_channel_are_found(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        for at_fault in {0}, {199}, {0, 1, 2}, {7, 50, 133}, set(range(0, 200, 20)):
+            batch = [
+                Message(key, b"x" * 2000 if key in at_fault else b"{}", topology.confirm_offer.name, topology.JOBS)
+                for key in range(200)
+            ]
+            assert publisher.publish(batch) == set(range(200)) - at_fault
+            assert publisher.refused.keys() == at_fault
+            assert all("larger than configured max size" in reason for reason in publisher.refused.values())
+        assert publisher.publish([message(1)]) == {1}
+
+
+@pytest.mark.usefixtures("small_messages_only")
+def test_a_single_message_that_closes_the_channel_is_refused(broker_url: str) -> None:
+    with Publisher(broker_url) as publisher:
+        assert publisher.publish([Message(1, b"x" * 2000, topology.confirm_offer.name, topology.JOBS)]) == set()
+
+
+def test_a_message_that_amqp_can_not_say_stops_no_other(broker_url: str) -> None:
+    long_key = Message("key", b"{}", topology.confirm_offer.name, "k" * 300)
+    header = Message("header", b"{}", topology.confirm_offer.name, topology.JOBS, headers={"x": object()})
+    long_id = Message("id", b"{}", topology.confirm_offer.name, topology.JOBS, properties={"message_id": "m" * 300})
+
+    with Publisher(broker_url) as publisher:
+        taken = publisher.publish([message(1), long_key, message(2), header, long_id, message(3)])
+        assert taken == {1, 2, 3}
+        assert publisher.refused.keys() == {"key", "header", "id"}
+
+
+@pytest.mark.parametrize("queue", [topology.JOBS, topology.DEAD_LETTERS, topology.RESUME, "booking-events.unrouted"])
+def test_a_queue_of_ours_that_is_gone_is_declared_anew(broker_url: str, connection: Connection, queue: str) -> None:
+    exchange = topology.booking_events if queue == "booking-events.unrouted" else topology.confirm_offer
+    connection.channel().queue_delete(queue)
+
+    with Publisher(broker_url, declares=True) as publisher:
+        assert publisher.publish(message(number, queue, exchange.name) for number in range(3)) == {0, 1, 2}
+
+    until(lambda: length(connection, queue) == 3)
+
+
+def test_an_exchange_of_ours_that_is_gone_is_declared_anew(broker_url: str, connection: Connection) -> None:
+    connection.channel().exchange_delete(topology.booking_events.name)
+
+    with Publisher(broker_url, declares=True) as publisher:
+        assert publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)]) == {1}
+
+
 def test_after_an_error_no_late_confirm_is_counted(broker_url: str) -> None:
     with Publisher(broker_url) as publisher:
         publisher.publish([message(1)])
@@ -119,6 +180,76 @@ def test_an_unavailable_broker_is_recognized() -> None:
     with Publisher("amqp://guest:guest@127.0.0.1:1//") as publisher, pytest.raises(OSError) as error:  # noqa: PT011
         publisher.publish([message(1)])
     assert broker.is_away(error.value)
+
+
+def dead(url: str, number: int) -> list[str]:
+    """URLs of hosts that refuse connections."""
+    return [f"amqp://guest:guest@127.0.0.1:{free_port()}/{url.rpartition('/')[2]}" for _ in range(number)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 1), (2, 0), (3, 2)])
+def test_each_part_finds_the_host_that_answers(broker_url: str, before: int, after: int) -> None:
+    url = ";".join([*dead(broker_url, before), broker_url, *dead(broker_url, after)])
+
+    with broker.connect(url) as connection:
+        topology.declare(connection)
+    with Publisher(url) as publisher:
+        assert publisher.publish([Message(1, b"{}", topology.confirm_offer.name, topology.DEAD_LETTERS)]) == {1}
+    with DeadLetterQueue(url) as letters:
+        assert letters.message_count == 1
+    with Inspection(url) as inspection:
+        assert inspection.product == "RabbitMQ"
+
+
+def test_the_host_that_answered_last_is_tried_first(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = ";".join([*dead(broker_url, 3), broker_url])
+    with broker.connect(url) as connection:
+        connection.connect()
+    tried: list[str] = []
+    monkeypatch.setattr(broker.AnyHost, "switch", lambda _self, host: tried.append(host))
+
+    with broker.connect(url) as connection:
+        connection.connect()
+
+    assert tried == []
+
+
+def test_none_of_several_hosts_is_told_as_away(broker_url: str) -> None:
+    with Publisher(";".join(dead(broker_url, 3))) as publisher, pytest.raises(OSError):  # noqa: PT011
+        publisher.publish([message(1)])
+
+
+def test_an_idle_publisher_has_agreed_on_no_heartbeats(broker_url: str, rabbitmq: RabbitMQ) -> None:
+    """Nothing sends them while it waits for work, and RabbitMQ would end the connection with an error."""
+    with Publisher(broker_url) as publisher, DeadLetterQueue(broker_url):
+        publisher.publish([message(1)])
+        vhost = broker_url.rpartition("/")[2]
+
+        def agreed() -> set[str]:
+            lines = rabbitmq.ctl("list_connections", "--silent", "vhost", "timeout").splitlines()
+            return {line.split("\t")[1] for line in lines if line.split("\t")[0] == vhost}
+
+        assert until(agreed) == {"0"}
+
+
+def test_unrouted_events_survive_looks_with_the_policy_of_the_docs(
+    broker_url: str, connection: Connection, rabbitmq: RabbitMQ
+) -> None:
+    """A delivery limit, which RabbitMQ 4 has by default, would drop an event that was looked at too often."""
+    vhost = broker_url.rpartition("/")[2]
+    rabbitmq.ctl("set_policy", "-p", vhost, "limit", ".*", '{"delivery-limit": 20}', "--apply-to", "queues")
+    command = re.search(r"^rabbitmqctl set_policy (.*)$", (PROJECT / "docs/upgrading.md").read_text(), re.MULTILINE)
+    assert command is not None
+    rabbitmq.ctl("set_policy", "-p", vhost, *shlex.split(command[1]))
+    with Publisher(broker_url) as publisher:
+        publisher.publish([message(1, "booking.confirmed", topology.booking_events.name)])
+
+    for _ in range(40):
+        channel = connection.channel()
+        until(lambda channel=channel: channel.basic_get(topology.unrouted_queue.name))
+        channel.close()
+
+    until(lambda: length(connection, topology.unrouted_queue.name) == 1)
 
 
 @pytest.mark.slow  # Kombu waits within each try

@@ -104,6 +104,14 @@ def test_a_confirmation_that_no_key_decrypts_is_postponed(
         wait = connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one()
         attempts = connection.execute(select(Confirmation.attempts)).scalar_one()
     assert wait > 200
+
+    with runtime.engine.begin() as connection:  # an hour later
+        hour_ago = now_plus(-3600.0)
+        connection.execute(update(Confirmation).values(due_at=now_plus(-1.0), updated_at=hour_ago))
+    celery_tasks.resume.run(str(lease.id).encode())
+    with runtime.engine.connect() as connection:
+        assert connection.execute(select(-seconds_since(Confirmation.due_at))).scalar_one() > 3500
+    assert len(sentry.sent) == 1, "reported once"
     assert attempts == 1
     assert "DecryptionError" in sentry.sent[0].decode()
 

@@ -13,12 +13,13 @@ from sqlalchemy import insert, select, update
 
 from models.states import State
 from models.tables import Confirmation, OutboxEvent
+from tests.support.servers import RabbitMQ
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
 from worker.services.outbox_relay import BATCH, OutboxRelay
 from worker.services.scheduler import Scheduler
-from worker.storage.database import now, now_plus
+from worker.storage.database import now, now_plus, seconds_since
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def confirmation(runtime: Runtime, partner_id: str = "P-100", **values: object) 
     return confirmation_id
 
 
-def write(runtime: Runtime, confirmation_id: UUID, sequence: int, event_type: str = "booking.confirmed") -> None:
+def write(
+    runtime: Runtime, confirmation_id: UUID, sequence: int, event_type: str = "booking.confirmed", size: int = 0
+) -> None:
     event_id = uuid4()
     with runtime.engine.begin() as connection:
         connection.execute(
@@ -63,7 +66,9 @@ def write(runtime: Runtime, confirmation_id: UUID, sequence: int, event_type: st
                 aggregatetype="confirmation",
                 aggregateid=f"P-100/{confirmation_id}",
                 type=event_type,
-                payload=json.dumps({"id": str(event_id), "of": str(confirmation_id), "sequence": sequence}),
+                payload=json.dumps(
+                    {"id": str(event_id), "of": str(confirmation_id), "sequence": sequence, "x": "x" * size}
+                ),
                 confirmation_id=confirmation_id,
                 sequence=sequence,
                 created_at=datetime.now(UTC),
@@ -137,6 +142,48 @@ def test_a_refused_event_does_not_block_others(runtime: Runtime, connection: Con
 
     assert [event["of"] for event in received(connection) if event["of"] == str(free)] == [str(free)]
     assert published(runtime) == 1
+
+
+def test_an_event_that_closes_the_channel_does_not_block_the_others(
+    runtime: Runtime, connection: Connection, rabbitmq: RabbitMQ
+) -> None:
+    """When the broker takes large messages, the one at fault goes out, too."""
+    ids = [confirmation(runtime) for _ in range(40)]
+    for id_ in ids:
+        write(runtime, id_, 1, size=5000 if id_ == ids[17] else 0)
+    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    try:
+        OutboxRelay(runtime).flush()
+    finally:
+        rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+
+    assert published(runtime) == 39
+    assert {event["of"] for event in received(connection)} == {str(id_) for id_ in ids} - {str(ids[17])}
+
+    with runtime.engine.begin() as database:
+        database.execute(update(OutboxEvent).values(claimed_until=None))
+    OutboxRelay(runtime).flush()
+
+    assert [event["of"] for event in received(connection)] == [str(ids[17])]
+
+
+@pytest.mark.parametrize(("age", "wait"), [(0, 30), (45, 30), (70, 60), (130, 120), (1000, 960), (10**6, 960)])
+def test_what_is_refused_waits_the_longer_the_older_it_is(
+    runtime: Runtime, connection: Connection, age: float, wait: float
+) -> None:
+    channel = connection.channel()
+    limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
+    channel.queue_bind("full", "booking-events", "booking.pending")
+    write(runtime, confirmation(runtime), 1, "booking.pending")
+    with runtime.engine.begin() as database:
+        database.execute(update(OutboxEvent).values(created_at=now_plus(-age)))
+
+    OutboxRelay(runtime).flush()
+
+    with runtime.engine.connect() as database:
+        waits = -database.execute(select(seconds_since(OutboxEvent.claimed_until))).scalar_one()
+    assert waits == pytest.approx(wait, abs=10)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s

@@ -164,7 +164,7 @@ def test_bad_jobs_on_all_threads_end_and_good_ones_behind_them_get_through(
     with broker.connect("memory://") as connection:
         topology.declare(connection)
     letters: list[str] = []
-    monkeypatch.setattr(celery_tasks, "dead_letter", lambda body, _p, _d, rejected, _r: letters.append(f"{rejected}"))
+    monkeypatch.setattr(celery_tasks, "dead_letter", lambda *given: letters.append(f"{given[3]}"))
     with refusing(runtime, "confirmations", ERRORS["data"], "new.offer_id like 'bad%'"), ThreadPoolExecutor(2) as two:
         offers = ["bad-1", "bad-2", "bad-3", "bad-4", "good-1", "good-2"]
         list(two.map(lambda offer: take(body_of(offer)), offers))

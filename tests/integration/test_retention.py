@@ -516,13 +516,54 @@ def test_retention_purges_one_step_at_a_time_across_workers(
     assert Retention(runtime, 3.0).run_once() is False, "it is not three days old"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
-        connection.execute(update(RateLimit).values(next_at=now_plus(MAX_WAIT + 1.5)))
+        connection.execute(update(RateLimit).values(next_at=now_plus(MAX_WAIT + 1.5)))  # more: a clock set back
     assert Retention(runtime, 1.0).run_once() is False, "the next slots belong to other workers"
     assert only(runtime, Confirmation).purged_at is None
     with runtime.engine.begin() as connection:
         connection.execute(update(RateLimit).values(next_at=now()))
     assert Retention(runtime, 1.0).run_once() is True
     assert only(runtime, Confirmation).purged_at is not None
+
+
+def test_one_that_can_not_be_encrypted_again_stops_no_other(runtime: Runtime, new_encryption: Encryption) -> None:
+    """Its policyholder is no object."""
+    for name in "abcde":
+        run(runtime, name)
+    broken = sorted(row.id for row in rows(runtime, Confirmation))[2]
+    sealed = runtime.encryption.encrypt(broken, "person", b"[]")
+    with runtime.engine.begin() as connection:
+        theirs = Policyholder.confirmation_id == broken
+        connection.execute(update(Policyholder).where(theirs).values(sealed_person=sealed))
+
+    done = run_rekey(runtime, new_encryption, step=5)
+
+    assert done.confirmations == 5
+    assert done.unreadable == [(broken, "AttributeError")]
+    current = {row.id for row in rows(runtime, Confirmation) if new_encryption.is_current(row.sealed_body)}
+    assert current == {row.id for row in rows(runtime, Confirmation)} - {broken}
+
+
+def test_one_that_can_not_be_purged_stops_no_other(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcde":
+        run(runtime, name)
+    publish_events(runtime)
+    broken = sorted(row.id for row in rows(runtime, Confirmation))[2]
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(updated_at=now_plus(-2 * 86400.0)))
+        connection.execute(update(OutboxEvent).where(OutboxEvent.confirmation_id == broken).values(payload="broken"))
+    reported: list[str] = []
+    monkeypatch.setattr(
+        "worker.services.retention.report", lambda _error, **facts: reported.append(facts["confirmation"])
+    )
+    retention = Retention(runtime, 1.0)
+
+    for _ in range(3):
+        with runtime.engine.begin() as connection:
+            connection.execute(update(RateLimit).values(next_at=now()))
+        retention.run_once()
+
+    assert {row.id for row in rows(runtime, Confirmation) if row.purged_at is None} == {broken}
+    assert reported == [str(broken)], "once"
 
 
 def test_confirmations_to_purge_are_found_by_an_index(engine: Engine) -> None:

@@ -7,13 +7,14 @@ from sqlalchemy import select, update
 
 from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, RateLimit
-from tasks.due_times import DISPATCH_LEASE, MAX_LEASE, clamp_times
+from tasks import confirm
+from tasks.due_times import DISPATCH_LEASE, MAX_DEFECT_DELAY, MAX_LEASE, clamp_times
 from tasks.operations import batches
 from tasks.operations.failures import Selection
 from tests.support.confirming import accepted, only, rows, run
 from worker.doctor import work
 from worker.runtime import Runtime
-from worker.services.outbox_relay import _TAKE
+from worker.services.outbox_relay import _TAKE, MAX_CLAIM, MAX_REFUSED_BACKOFF
 from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler, _take_due
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
@@ -105,6 +106,15 @@ def test_times_that_can_be_are_left_alone(runtime: Runtime) -> None:
     assert due_in(runtime) == pytest.approx(3600.0, abs=5.0)
 
 
+def test_a_confirmation_that_was_put_off_waits_on(runtime: Runtime) -> None:
+    accepted(runtime)
+    change(runtime, Confirmation, updated_at=now_plus(-86400.0), due_at=now_plus(-1.0))
+    confirm.put_off(only(runtime, Confirmation).id, runtime)
+
+    assert clamped(runtime) == 0
+    assert due_in(runtime) == pytest.approx(MAX_DEFECT_DELAY, abs=5.0)
+
+
 @pytest.mark.parametrize(("ahead", "taken"), [(DISPATCH_LEASE - 1, False), (AHEAD, True)])
 def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, taken: bool, runtime: Runtime) -> None:
     accepted(runtime)
@@ -115,7 +125,7 @@ def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, ta
         assert len(_take_due(connection, _TAKE_LIVE, 10, [])) == int(taken)
 
 
-@pytest.mark.parametrize(("ahead", "taken"), [(10.0, False), (AHEAD, True)])
+@pytest.mark.parametrize(("ahead", "taken"), [(10.0, False), (MAX_REFUSED_BACKOFF, False), (MAX_CLAIM + 60.0, True)])
 def test_an_event_that_a_relay_claimed_is_taken_by_another_in_time(ahead: float, taken: bool, runtime: Runtime) -> None:
     run(runtime)
     change(runtime, OutboxEvent, claimed_until=now_plus(ahead))

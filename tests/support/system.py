@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kombu import Connection, Producer, Queue
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, select, text, update
 
 from models.tables import Confirmation
 from tests.support.messages import problems_of_event
@@ -207,6 +207,14 @@ class System:
             connection.execute(
                 update(Confirmation).where(Confirmation.lease_token.is_not(None)).values(due_at=now_plus(-1.0))
             )
+
+    def set_read_only(self, switch: str) -> None:
+        """Makes the database read-only (``on``) or not (``off``), and closes existing connections."""
+        name = self.engine.url.database
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f'alter database "{name}" set default_transaction_read_only = {switch}'))
+            others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            connection.execute(text(f"{others} and datname = current_database()"))
 
     def queue_length(self, queue: str) -> int:
         channel = self.connection.channel()

@@ -25,6 +25,7 @@ from worker.cli.ui.console import (
     print_result,
     reason_option,
 )
+from worker.cli.ui.number_param import COUNT
 from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import add_row, new_grid, new_table, print_text
 from worker.formatting import local_time, pluralize, short_time, to_json
@@ -39,7 +40,7 @@ SUCCESSES = (State.CONFIRMED, State.PENDING)
 
 
 @click.command("batches")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=COUNT, default=20, show_default=True, help="At most so many.")
 @json_option
 @handle_errors
 def batches(limit: int, as_json: bool) -> None:
@@ -79,7 +80,7 @@ def batch() -> None:
 
 
 @batch.command("show")
-@click.argument("batch_id", metavar="ID", type=int)
+@click.argument("batch_id", metavar="ID", type=COUNT)
 @click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print each item as CSV.")
 @json_option
@@ -158,7 +159,7 @@ def _add_move(name: str, to: BatchState, does: str) -> None:
     """Adds the command that brings a batch into a state."""
 
     @batch.command(name, help=f"{does}\n\nExample: confirm-offer batch {name} 12")
-    @click.argument("batch_id", metavar="ID", type=int)
+    @click.argument("batch_id", metavar="ID", type=COUNT)
     @reason_option
     @json_option
     @handle_errors

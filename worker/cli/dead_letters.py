@@ -29,6 +29,7 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
+from worker.cli.ui.number_param import COUNT, COUNT_OR_ZERO
 from worker.cli.ui.optional_audit import optional_tally
 from worker.formatting import OMIT_IF_NONE, local_time, pluralize, printable, to_json
 from worker.messaging import broker
@@ -60,7 +61,7 @@ def dead_letters() -> None:
 
 code_option = click.option("--code", type=click.Choice(DEAD_LETTER_CODES), help="Only those of this code.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="At most so many, the first come first.")
+limit_option = click.option("--limit", type=COUNT, help="At most so many, the first come first.")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Listing:
 
 @dead_letters.command("list")
 @code_option
-@click.option("--limit", type=click.IntRange(min=0), default=MAX_SHOWN, show_default=True, help="Show at most so many.")
+@click.option("--limit", type=COUNT_OR_ZERO, default=MAX_SHOWN, show_default=True, help="Show at most so many.")
 @click.option("--reveal", is_flag=True, help="The bodies in clear, personal data included. It is audited.")
 @json_option
 @handle_errors

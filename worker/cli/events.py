@@ -23,6 +23,7 @@ from worker.cli.ui.console import (
     progress,
     reason_option,
 )
+from worker.cli.ui.number_param import Rate
 from worker.cli.ui.time_param import MOMENT
 from worker.formatting import local_time, pluralize
 from worker.messaging.publisher import Publisher
@@ -48,7 +49,7 @@ def events() -> None:
     help="Only this type, such as booking.confirmed.",
 )
 @click.option("--offer", help="Only those of this offer.")
-@click.option("--rate", type=click.FloatRange(min=0.1), help="Events a second, at most.")
+@click.option("--rate", type=Rate(0.1), help="Events a second, at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
 @json_option

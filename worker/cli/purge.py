@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from uuid import UUID
 
 import click
 from sqlalchemy import Engine
@@ -58,11 +59,11 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
         text = f"{pluralize(total, 'confirmation')} {since}" if total else f"no confirmation with personal data {since}"
         return print_result(as_json, text + "; nothing was changed", purged=0, left=total)
     ask(f"Blank the personal data of {pluralize(total, 'confirmation')} {since}? This can't be undone.", yes)
-    purged = 0
+    purged, failed = 0, dict[UUID, Exception]()
     with Tally(engine, "purge", reason, before=moment(before)) as tally, progress() as bar:
         task = bar.add_task("blanking", total=total)
         try:
-            for number in at_half_speed(_purge(engine, before)):
+            for number in at_half_speed(_purge(engine, before, failed)):
                 purged += number
                 tally.add(number)
                 bar.advance(task, number)
@@ -71,16 +72,22 @@ def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_jso
     with engine.connect() as connection:
         left = purging.count(connection, before)
     print_result(as_json, f"{pluralize(purged, 'confirmation')} purged", purged=purged, left=left)
+    if failed:
+        named = ", ".join(str(id_) for id_ in list(failed)[:3])
+        print_error(f"{len(failed):,} can't be purged because of a defect; ids of the first: {named}")
+    if left > len(failed):
+        print_error(f"{left - len(failed):,} were in use and are left; run it again")
     if left:
-        print_error(f"{left:,} were in use and are left; run it again")
         sys.exit(1)
     return None
 
 
-def _purge(engine: Engine, before: datetime) -> Iterator[int]:
+def _purge(engine: Engine, before: datetime, failed: dict[UUID, Exception]) -> Iterator[int]:
+    """Purges step by step. Adds what can't be purged to ``failed``; it stops no other."""
     while True:
         with engine.begin() as connection:
-            number = purging.purge(connection, before)
-        if not number:
+            known = len(failed)
+            number = purging.purge(connection, before, failed=failed)
+        if not number and len(failed) == known:
             return
         yield number

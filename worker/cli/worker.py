@@ -24,13 +24,16 @@ def worker(concurrency: int | None, pool: str | None) -> None:
     )
     if runtime.worker_settings.WORKER_POOL == "gevent":
         gevent_support.restart_with_gevent()
-    from worker.celery import app  # reads all settings: --help should not need them
+    try:
+        from worker.celery import app  # reads all settings: --help should not need them
 
-    running = app.Worker(
-        concurrency=runtime.worker_settings.WORKER_CONCURRENCY,
-        pool_cls=runtime.worker_settings.WORKER_POOL,
-        loglevel=read(LogSettings).LOG_LEVEL,
-        quiet=True,
-    )
-    running.start()
+        running = app.Worker(
+            concurrency=runtime.worker_settings.WORKER_CONCURRENCY,
+            pool_cls=runtime.worker_settings.WORKER_POOL,
+            loglevel=read(LogSettings).LOG_LEVEL,
+            quiet=True,
+        )
+        running.start()
+    except KeyboardInterrupt:  # asked to end before Celery's own handlers are installed: nothing has begun
+        sys.exit(0)
     sys.exit(running.exitcode or 0)

@@ -50,7 +50,9 @@ def _workers() -> Finding:
         )
     unwell = [worker for worker in workers if not worker.is_well]
     if unwell:
-        return Finding.warning("workers here", f"{len(unwell)} of {len(workers)} not well", "confirm-offer health")
+        stalled = sum("tasks" in worker.unwell for worker in unwell)
+        how = f", {stalled} of them with messages that do not end" if stalled else ""
+        return Finding.warning("workers here", f"{len(unwell)} of {len(workers)} not well{how}", "confirm-offer health")
     all_well = f"{len(workers)}, all well" if workers else "none runs on this machine as this user"
     return Finding.ok("workers here", all_well)
 

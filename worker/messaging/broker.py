@@ -4,7 +4,7 @@ from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound
+from amqp.exceptions import AccessRefused, AMQPError, ContentTooLarge, NotAllowed, NotFound, PreconditionFailed
 from amqp.serialization import PROPERTY_CLASSES, decode_properties_basic
 from amqp.spec import Basic
 from kombu import Connection
@@ -17,11 +17,46 @@ from worker import gevent_support
 _SOCKET_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
 
 
+class AnyHost(Connection):
+    """A connection to any of the hosts of a URL: it tries each once, beginning with the one that answered last.
+
+    kombu's own tries two, always from the first, which with three hosts reaches the third one never.
+    """
+
+    def __init__(self, url: str, **kwargs: Any) -> None:
+        hosts = url.split(";")
+        first = _answered.get(url, 0)
+        self._url, self._hosts = url, hosts
+        self._tried = hosts[first]
+        super().__init__(";".join(hosts[first:] + hosts[:first]), **kwargs)  # type: ignore[no-untyped-call]
+
+    def switch(self, conn_str: str) -> None:
+        self._tried = conn_str
+        super().switch(conn_str)  # type: ignore[no-untyped-call]
+
+    def _ensure_connection(self, errback: Any = None, max_retries: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if len(self._hosts) > 1 and max_retries == 1:  # of connect() and of operations that need a connection
+            max_retries = len(self._hosts) - 1
+        return super()._ensure_connection(errback, max_retries, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _connection_factory(self) -> Any:
+        connection = super()._connection_factory()  # type: ignore[no-untyped-call]
+        if len(self._hosts) > 1:
+            _answered[self._url] = self._hosts.index(self._tried)
+        return connection
+
+
+_answered: dict[str, int] = {}  # by URL: which of its hosts this process has connected to last
+
+
 def connect(url: str) -> Connection:
-    """A connection for publishing and declaring. url: amqp:, amqps: or memory:. It connects at first use; close it."""
+    """A connection for publishing and declaring. url: amqp:, amqps: or memory:. It connects at first use; close it.
+
+    It agrees on no heartbeats, as nothing would send them while it is idle; TCP's keep-alive finds a dead peer.
+    """
     options = {"polling_interval": 0.01} if url.startswith("memory") else dict(_SOCKET_TIMEOUTS)
     plain_url, tls = with_tls(url)
-    return Connection(plain_url, ssl=tls, transport_options=options, heartbeat=0 if url.startswith("memory") else 60)
+    return AnyHost(plain_url, ssl=tls, transport_options=options, heartbeat=0)
 
 
 def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
@@ -75,6 +110,18 @@ def is_away(error: Exception) -> bool:
 def lacks_queues(error: Exception) -> bool:
     """Whether an exchange or queue is not declared."""
     return isinstance(error, NotFound)
+
+
+def refusal_of_message(error: Exception) -> str | None:
+    """The broker's reply where it closed the channel because of one message, else None.
+
+    Such as "message size 200 larger than configured max size 100", or a topic that the user has no right to.
+    """
+    if isinstance(error, PreconditionFailed | ContentTooLarge):
+        return str(error.reply_text)
+    if isinstance(error, AccessRefused) and "access to topic" in str(error.reply_text):
+        return str(error.reply_text)
+    return None
 
 
 def refuses(error: Exception) -> str | None:

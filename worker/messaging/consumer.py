@@ -123,11 +123,11 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         }
 
         def on_message(message: Any) -> None:
-            queue = self._queue_of(message)
+            queue, number = self._queue_of(message), self._health.progress.message_came()
             request = requests[queue](
                 message,
-                on_ack=promise(self.call_soon_ack, (message.ack_log_error,)),
-                on_reject=promise(self.call_soon_ack, (message.reject_log_error,)),
+                on_ack=promise(self._end, (number, message.ack_log_error)),
+                on_reject=promise(self._end, (number, message.reject_log_error)),
                 app=self.app,
                 hostname=self.hostname,
                 task=tasks[queue],
@@ -141,6 +141,11 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
 
         return on_message
 
+    def _end(self, number: int, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledges or rejects a message. number: that Progress has given it. Called in the thread of its task."""
+        self._health.progress.message_ended(number)
+        return self.call_soon_ack(answer, *args, **kwargs)
+
     def _queue_of(self, message: Any) -> str:
         """The queue of a message, by its consumer tag; the in-memory broker has only the routing key."""
         tag = message.delivery_info.get("consumer_tag")
@@ -152,7 +157,7 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
 
 
 def celery_headers(task: str, message: Any) -> dict[str, Any]:
-    """The headers that Celery needs, and of the message's own only ``traceparent``, which the task validates."""
+    """The headers that Celery needs; of the message's own only ``traceparent``, to be validated, and ``x-put-back``."""
     task_id = str(uuid4())
     own = message.headers if isinstance(message.headers, dict) else {}
     return {
@@ -166,6 +171,7 @@ def celery_headers(task: str, message: Any) -> dict[str, Any]:
         "ignore_result": True,
         "traceparent": own.get("traceparent"),
         "deliveries": _deliveries(message, own),
+        "put_back": own.get("x-put-back") is True,
     }
 
 

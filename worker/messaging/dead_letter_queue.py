@@ -56,7 +56,6 @@ class DeadLetterQueue:
     def __init__(self, url: str, max_held: int = MAX_PREFETCH) -> None:
         """max_held: letters held at once. They are read as they are asked for, however slowly."""
         self._connection = broker.connect(url)
-        self._connection.heartbeat = 0  # nothing answers it while a person is in an editor
         self._max_held = max_held
         self._channel: Any = None
         self._consumer: str | None = None

@@ -64,6 +64,7 @@ class Instruments:
         self.messages_put_back = counter(
             "messages_put_back", "Messages that went back to their queue because they could not be handled", "reason"
         )
+        self.put_off = counter("put_off", "Confirmations that could not be read, such as without their key")
         self.calls_in_flight = gauge("calls_in_flight", "Calls to XONE under way", "call")
         self.circuit_breaker_open = gauge(
             "circuit_breaker_open", "Processes whose calls to XONE are stopped by their circuit breaker"
@@ -257,6 +258,12 @@ def message_put_back(reason: str) -> None:
     """A message went back to its queue. reason: one of PUT_BACK_REASONS."""
     if _instruments is not None:
         _instruments.messages_put_back.labels(reason).inc()
+
+
+def put_off() -> None:
+    """A confirmation could not be leased, because of a defect or a missing key; it is tried again later."""
+    if _instruments is not None:
+        _instruments.put_off.inc()
 
 
 def _known(code: str) -> str:

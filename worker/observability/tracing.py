@@ -10,7 +10,7 @@ function returns at once, and nothing of OpenTelemetry is imported.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -158,7 +158,7 @@ def transaction(name: str, engine: "Engine") -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _sending(refused: set[Any]) -> Iterator[Callable[[Outgoing], Outgoing]]:
+def _sending(refused: Container[Any]) -> Iterator[Callable[[Outgoing], Outgoing]]:
     from opentelemetry import trace
 
     spans: dict[Any, Span] = {}
@@ -191,7 +191,7 @@ def _sending(refused: set[Any]) -> Iterator[Callable[[Outgoing], Outgoing]]:
             span.end()
 
 
-def sending(refused: set[Any]) -> "AbstractContextManager[Callable[[Outgoing], Outgoing]]":
+def sending(refused: Container[Any]) -> "AbstractContextManager[Callable[[Outgoing], Outgoing]]":
     """Spans for messages, from publishing to the broker's confirms. Yields a function that each message goes through.
 
     It returns the message with the traceparent of the message's own span, in the trace of the traceparent that it had.

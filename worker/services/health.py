@@ -1,7 +1,7 @@
 """Health: a worker records when each of its parts last succeeded; ``confirm-offer health`` reads it (health_file).
 
 The consumer succeeds when its loop runs with a connection to RabbitMQ, Scheduler and Relay with a run without an error,
-the database with an answer.
+the database with an answer, the tasks by ending the messages that they have (progress).
 """
 
 import time
@@ -10,13 +10,15 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import select
 
+from worker.outages import most_awaited
 from worker.runtime import Runtime
 from worker.services.health_file import HealthFile, PartHealth
+from worker.services.progress import Progress
 from worker.services.service import Service
 
 log = structlog.get_logger(__name__)
 
-CONSUMER = "consumer"
+CONSUMER, TASKS = "consumer", "tasks"
 
 
 class DatabaseProbe(Service):
@@ -48,6 +50,8 @@ class Health(Service):
         self._services = [*services, self._probe]
         self._consumer = PartHealth(ran_at=time.time())
         self._consumes = consumes
+        xone = runtime.xone_settings
+        self.progress = Progress(xone.XONE_TIMEOUT, xone.lease_seconds)
         self._file = HealthFile()
         self.is_stopping = False
 
@@ -66,7 +70,10 @@ class Health(Service):
 
     def parts(self) -> dict[str, PartHealth]:
         """The health of each part by name."""
-        parts = {CONSUMER: self._consumer} if self._consumes else {}
+        parts = {}
+        if self._consumes:
+            is_excused = self._probe.waits_for is not None or self._consumer.waits_for is not None
+            parts = {CONSUMER: self._consumer, TASKS: self.progress.part(is_excused, most_awaited)}
         for service in self._services:
             parts[service.name] = PartHealth(service.succeeded_at, service.ran_at, service.waits_for)
         return parts

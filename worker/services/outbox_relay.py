@@ -5,6 +5,7 @@ confirmation are published in the order of their sequence: an event is taken onl
 """
 
 import logging
+import math
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
 from models.tables import Confirmation, OutboxEvent
+from worker.backoff import exponential
 from worker.messaging.publisher import CONFIRM_TIMEOUT, Message, Publisher
 from worker.messaging.topology import booking_events
 from worker.observability import metrics
@@ -28,8 +30,9 @@ log = structlog.get_logger(__name__)
 BATCH = 200  # events
 LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch can take
 FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
-MAX_CLAIM = 60.0  # seconds; longer than LEASE and REFUSED_BACKOFF
-REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again
+REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again; doubled with each try
+MAX_REFUSED_BACKOFF = 960.0
+MAX_CLAIM = 1000.0  # seconds; longer than LEASE and MAX_REFUSED_BACKOFF
 
 
 class OutboxRelay(Service):
@@ -42,7 +45,7 @@ class OutboxRelay(Service):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self._runtime = runtime
-        self._publisher = Publisher(runtime.broker_settings.url)
+        self._publisher = Publisher(runtime.broker_settings.url, declares=True)
         self.wake = runtime.events_waiting
 
     def run_once(self) -> bool:
@@ -52,18 +55,28 @@ class OutboxRelay(Service):
         if not events:
             return False
         try:
-            published = self._publisher.publish(message_of(event) for event in events)
-        except Exception:
-            self._release([event.id for event in events], 0.0)
-            raise
-        self._mark_published(published)
-        _log_published(events, published)
-        refused = [event.id for event in events if event.id not in published]
-        if refused:
-            metrics.events_refused(len(refused))
-            log.warning("events_refused", count=len(refused), tried_again_in_s=REFUSED_BACKOFF)
-            self._release(refused, REFUSED_BACKOFF)
+            self._publisher.publish(message_of(event) for event in events)
+        finally:  # also where the connection broke in the middle: what the broker has is not published again
+            self._mark_published(self._publisher.confirmed)
+            _log_published(events, self._publisher.confirmed)
+            self._set_aside([event for event in events if event.id in self._publisher.refused])
+            done = self._publisher.confirmed | self._publisher.refused.keys()
+            self._release([event.id for event in events if event.id not in done], 0.0)
         return True
+
+    def _set_aside(self, events: list[Row[Any]]) -> None:
+        """Lets events that the broker refused wait, the longer the older they are, so that others do not wait.
+
+        A queue that is full makes all other queues get the event again with each try.
+        """
+        by_wait: dict[tuple[float, str], list[UUID]] = {}
+        for event in events:
+            key = refused_backoff(event.age), self._publisher.refused[event.id]
+            by_wait.setdefault(key, []).append(event.id)
+        for (wait, reason), ids in by_wait.items():
+            metrics.events_refused(len(ids))
+            log.warning("events_refused", count=len(ids), tried_again_in_s=wait, reason=reason, event_id=str(ids[0]))
+            self._release(ids, wait)
 
     def stop(self, timeout: float = 30.0) -> None:
         """Ends the thread, then publishes what is left, as flush() does."""
@@ -89,6 +102,8 @@ class OutboxRelay(Service):
             return connection.execute(_TAKE).all()
 
     def _mark_published(self, published: Collection[UUID]) -> None:
+        if not published:
+            return
         with self._runtime.engine.begin() as connection:
             marked = connection.execute(_MARK_PUBLISHED, {"ids": list(published)}).all()
         for event in marked:
@@ -96,8 +111,18 @@ class OutboxRelay(Service):
 
     def _release(self, events: Sequence[UUID], seconds: float) -> None:
         """Lets these events be taken again after so many seconds."""
+        if not events:
+            return
         with self._runtime.engine.begin() as connection:
             connection.execute(_RELEASE, {"ids": events, "seconds": seconds})
+
+
+def refused_backoff(age: float) -> float:
+    """Seconds until an event that the broker refused is published again. age: of the event, in seconds.
+
+    As it doubles with the age, each wait is about twice the one before: 30, 30, 60, 120, 240, 480, 960, 960, …
+    """
+    return exponential(REFUSED_BACKOFF, int(math.log2(max(age / REFUSED_BACKOFF, 1.0))), MAX_REFUSED_BACKOFF)
 
 
 def _log_published(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:
@@ -155,7 +180,7 @@ _TAKE = (
     update(OutboxEvent.__table__)
     .where(OutboxEvent.id.in_(select(_ready.c.id)))
     .values(claimed_until=now_plus(LEASE))
-    .returning(OutboxEvent.__table__)
+    .returning(OutboxEvent.__table__, seconds_since(OutboxEvent.created_at).label("age"))
 )
 _job_published_at = select(Confirmation.job_published_at).where(Confirmation.id == OutboxEvent.confirmation_id)
 _MARK_PUBLISHED = _events.values(published_at=now(), claimed_until=None).returning(

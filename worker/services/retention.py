@@ -1,11 +1,14 @@
 """Retention: blanks personal data older than RETENTION_DAYS, step by step, at one rate over all workers."""
 
 from datetime import timedelta
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection, select
 
 from tasks.privacy.purge import purge
+from worker.observability import metrics
+from worker.observability.sentry import report
 from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import now
@@ -13,6 +16,7 @@ from worker.storage.rate_limiter import reserve_slot
 
 log = structlog.get_logger(__name__)
 
+MAX_FAILED = 1000  # confirmations
 STEPS_PER_SECOND = 1.0  # over all workers; a step purges up to 100 confirmations
 
 
@@ -27,6 +31,7 @@ class Retention(Service):
         super().__init__()
         self._runtime = runtime
         self._days = days
+        self._failed: dict[UUID, Exception] = {}  # confirmations that could not be purged: they stop no other
 
     def run_once(self) -> bool:
         """Purges one step in a slot of the common rate. Returns whether there was anything to purge."""
@@ -34,12 +39,18 @@ class Retention(Service):
             wait = reserve_slot(connection, STEPS_PER_SECOND, self.name)
         if wait is None or self._stopping.wait(wait):
             return False
+        known = set(self._failed)
         with self._runtime.engine.begin() as connection:
             count = self._purge(connection)
         if count:
             log.info("purged", count=count, days=self._days)
+        for id_ in self._failed.keys() - known:
+            report(self._failed[id_], duty=self.name, confirmation=str(id_))
+            metrics.put_off()
+        while len(self._failed) > MAX_FAILED:  # the oldest is tried again, and reported again
+            del self._failed[next(iter(self._failed))]
         return count > 0
 
     def _purge(self, connection: Connection) -> int:
         at = connection.execute(select(now())).scalar_one()
-        return purge(connection, at - timedelta(days=self._days))
+        return purge(connection, at - timedelta(days=self._days), failed=self._failed)

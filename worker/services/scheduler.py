@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -12,10 +12,12 @@ from sqlalchemy.orm import aliased
 from models.tables import Confirmation
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
+from worker.backoff import exponential
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
-from worker.observability.sentry import CheckIns
+from worker.observability.sentry import CheckIns, report
+from worker.outages import may_blame_item
 from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus
@@ -28,6 +30,14 @@ MAX_RANKED = 10_000  # confirmations, those of each partner that are due for lon
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
+INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
+
+
+class _Failure(NamedTuple):
+    """A batch that could not be fed. number: of failures in a row; retry_at: as of time.monotonic()."""
+
+    number: int
+    retry_at: float
 
 
 class Scheduler(Service):
@@ -43,11 +53,12 @@ class Scheduler(Service):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self._runtime = runtime
-        self._publisher = Publisher(runtime.broker_settings.url)
+        self._publisher = Publisher(runtime.broker_settings.url, declares=True)
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
         self._clamped_at = float("-inf")
+        self._failing: dict[int, _Failure] = {}  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
@@ -68,10 +79,13 @@ class Scheduler(Service):
             room = self._room() - batch_items.at_work
             retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
             to_feed = [] if calls.is_half_open else batches.running(connection)
-        fed = self._feed(to_feed, min(room - len(retries), batches.MAX_OPEN - batch_items.open), paused)
-        if due or retries or fed:
-            sent = self._send([*due, *retries, *fed])
-            log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
+        fed: list[UUID] = []
+        try:
+            self._feed(fed, to_feed, min(room - len(retries), batches.MAX_OPEN - batch_items.open), paused)
+        finally:  # what is marked as dispatched is sent, whatever becomes of a batch
+            if due or retries or fed:
+                sent = self._send([*due, *retries, *fed])
+                log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
     def _clamp_times(self) -> None:
@@ -119,16 +133,30 @@ class Scheduler(Service):
         with self._runtime.engine.connect() as connection:
             return {key: {"traceparent": traceparent} for key, traceparent in connection.execute(query) if traceparent}
 
-    def _feed(self, to_feed: list[int], room: int, paused: list[str]) -> list[UUID]:
-        """Takes the next items of batches, the oldest batch first. Shortens the interval where there may be more."""
-        fed: list[UUID] = []
+    def _feed(self, fed: list[UUID], to_feed: list[int], room: int, paused: list[str]) -> None:
+        """Adds the next items of batches, the oldest batch first. Shortens the interval where there may be more.
+
+        A batch that can't be fed is reported once and tried again with growing pauses. The others go on.
+        """
         for batch_id in to_feed:
-            if room > len(fed):
+            failure = self._failing.get(batch_id)
+            if room <= len(fed) or (failure is not None and time.monotonic() < failure.retry_at):
+                continue
+            try:
                 with self._runtime.engine.begin() as connection:
                     fed += batches.feed(connection, batch_id, room - len(fed), paused, DISPATCH_LEASE)
+                self._failing.pop(batch_id, None)
+            except Exception as error:
+                if not may_blame_item(error):
+                    raise
+                number = failure.number + 1 if failure is not None else 1
+                if number == 1:
+                    report(error, duty=self.name, batch=batch_id)
+                wait = exponential(INITIAL_BATCH_BACKOFF, number - 1, MAX_BATCH_BACKOFF)
+                self._failing[batch_id] = _Failure(number, time.monotonic() + wait)
+        self._failing = {batch: failure for batch, failure in self._failing.items() if batch in to_feed}
         if fed or (to_feed and room <= 0):
             self.interval = FEEDING
-        return fed
 
     def on_success(self) -> None:
         super().on_success()

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from tasks.operations.failures import FailureGroup
 from worker.cli.ui.console import out
+from worker.cli.ui.number_param import COUNT
 from worker.cli.ui.tables import add_row, new_table, plain, print_text
 from worker.cli.ui.time_param import MOMENT
 from worker.formatting import local_time, pluralize
@@ -20,7 +21,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--code", help="Only those that failed with this code, as http-422."),
         click.option("--since", type=MOMENT, help="Failed at or after: 2026-01-31T14:00 (local), or 30m, 2h, 7d ago."),
         click.option("--until", type=MOMENT, help="Failed before."),
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many."),
+        click.option("--limit", type=COUNT, help="At most so many."),
         click.option("--include-needs-review", is_flag=True, help="Also those that wait for a review."),
     )
     for option in reversed(options):
