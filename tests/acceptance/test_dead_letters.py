@@ -269,7 +269,8 @@ def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: 
         system.publish([job(f"good-{number}")])
         system.until_events(number + 1, seconds=10)
 
-    assert worker.log.read_text().count("dead_letters_refused") <= 2  # of threads that try at once, one may find room
+    logged = worker.log.read_text()
+    assert logged.count("dead_letters_refused") <= logged.count("dead_letters_taken") + 1, "each refusal is logged once"
     rabbitmq.ctl("clear_policy", "-p", virtual_host, "full")
     assert len({as_bytes(letter.body) for letter in dead_letters_of(system, 24)}) == 24
     assert system.states() == {State.CONFIRMED: 5}
