@@ -77,7 +77,10 @@ running.start()
 """
 
 
-@pytest.mark.parametrize("command", [OURS, CELERYS], ids=["confirm-offer", "celery"])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(OURS, id="confirm-offer"), pytest.param(CELERYS, id="celery", marks=pytest.mark.slow)],
+)
 def test_variables_of_celery_have_no_effect(command: Sequence[str], system: System) -> None:
     system.publish(job(f"before-{number}") for number in range(3))
     worker = system.start_worker(command, WORKER_CONCURRENCY="2", **LEFT_OVER)
@@ -116,7 +119,7 @@ def test_celerys_command_takes_a_broker_url_with_options_of_tls(
 
 
 @pytest.mark.parametrize("script", [BROKEN_TRACER, RAISING_TASK], ids=["tracer raises", "task raises"])
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.slow)])
 def test_a_message_that_celery_could_not_run_goes_back(script: str, pool: str, system: System) -> None:
     """The only slot is free again, and no job is lost."""
     system.start_worker(("-c", script, pool), WORKER_CONCURRENCY="1", WORKER_POOL=pool)

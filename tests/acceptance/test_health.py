@@ -75,7 +75,11 @@ def wait_for_unwell(probe: Probe, *unwell: str) -> dict[str, Any]:
     [
         (["-m", "worker", "worker"], {}),
         pytest.param(["-m", "celery", "-A", "worker", "worker"], {}, marks=pytest.mark.slow),
-        (["-m", "worker", "worker"], {"WORKER_POOL": "prefork", "WORKER_CONCURRENCY": "2"}),
+        pytest.param(
+            ["-m", "worker", "worker"],
+            {"WORKER_POOL": "prefork", "WORKER_CONCURRENCY": "2"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["-m", "worker", "worker"], {"WORKER_POOL": "gevent"}, marks=pytest.mark.slow),
     ],
     ids=["worker", "celery", "prefork", "gevent"],
