@@ -77,10 +77,8 @@ running.start()
 """
 
 
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(OURS, id="confirm-offer"), pytest.param(CELERYS, id="celery", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [OURS, CELERYS], ids=["confirm-offer", "celery"])
 def test_variables_of_celery_have_no_effect(command: Sequence[str], system: System) -> None:
     system.publish(job(f"before-{number}") for number in range(3))
     worker = system.start_worker(command, WORKER_CONCURRENCY="2", **LEFT_OVER)
@@ -107,6 +105,7 @@ def test_nothing_is_told_where_only_our_own_broker_url_is_set(system: System) ->
     assert "celery_variables_ignored" not in worker.log.read_text()
 
 
+@pytest.mark.slow
 def test_celerys_command_takes_a_broker_url_with_options_of_tls(
     rabbitmq: RabbitMQ, authority: Authority, system: System
 ) -> None:

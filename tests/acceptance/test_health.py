@@ -128,7 +128,8 @@ def test_the_health_file_of_a_killed_worker_is_ignored_although_its_process_id_i
     assert not old_file.exists()
 
 
-@pytest.mark.parametrize("pool", ["threads", pytest.param("gevent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_a_worker_without_rabbitmq_is_alive_but_not_healthy(pool: str, system: System, probe: Probe) -> None:
     system.start_worker(WORKER_POOL=pool, BROKER_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 

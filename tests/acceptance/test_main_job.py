@@ -115,11 +115,12 @@ def test_a_prefork_worker_confirms_jobs(system: System) -> None:
     assert_each_once(system, offers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         ["-m", "worker", "worker", "--pool", "gevent"],
-        pytest.param(["-m", "celery", "-A", "worker", "worker", "-P", "gevent", "-c", "64"], marks=pytest.mark.slow),
+        ["-m", "celery", "-A", "worker", "worker", "-P", "gevent", "-c", "64"],
     ],
     ids=["worker", "celery"],
 )
