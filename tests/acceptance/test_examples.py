@@ -227,6 +227,7 @@ def test_a_job_without_a_bound_queue_is_not_published(client: Client, broker_url
     assert re.search("NO_ROUTE|Unroutable|no queue is bound|unroutable", done.stderr + done.stdout), done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", EXAMPLE_CLIENTS, indirect=True)
 def test_a_job_is_published_over_tls_only_to_a_broker_with_that_name(
     client: Client, broker_url: str, rabbitmq: RabbitMQ, authority: Authority, tmp_path: Path

@@ -76,12 +76,14 @@ class HealthFile:
 
     def write(self, parts: dict[str, PartHealth], is_stopping: bool) -> None:
         """Replaces the content. Creates the file if there is none. Raises OSError where it can't be written."""
+        health = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
+        content = json.dumps(health).encode().ljust(FILE_SIZE)
         if self._path is None or not self._path.exists():
-            self._create()
-        content = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
-        os.pwrite(self._file, json.dumps(content).encode().ljust(FILE_SIZE), 0)
+            self._create(content)
+        else:
+            os.pwrite(self._file, content, 0)
 
-    def _create(self) -> None:
+    def _create(self, content: bytes) -> None:
         self.close()
         folder = directory()
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -91,7 +93,8 @@ class HealthFile:
         new = path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(path)  # not before it is locked: a reader removes unlocked files
+        os.pwrite(self._file, content, 0)
+        new.rename(path)  # not before it is locked and has its content: a reader removes unlocked files
         self._path = path
 
     def close(self) -> None:
