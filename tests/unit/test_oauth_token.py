@@ -25,6 +25,20 @@ class Issuer:
         return issued(f"token-{number}", self.lifetime, self.clock.now)
 
 
+class SlowRequest:
+    """A request that waits for ``answered``, and then raises ``error``, if there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.requested, self.answered = threading.Event(), threading.Event()
+        self._error = error
+
+    def __call__(self) -> None:
+        self.requested.set()
+        assert self.answered.wait(10)
+        if self._error is not None:
+            raise self._error
+
+
 @pytest.fixture
 def issuer(clock: Clock) -> Issuer:
     return Issuer(clock)
@@ -89,18 +103,12 @@ def test_dropping_without_a_token_does_nothing(cache: TokenCache) -> None:
 def test_other_threads_use_the_old_token_while_one_renews(cache: TokenCache, issuer: Issuer, clock: Clock) -> None:
     cache.get()
     clock.now += 95
-    requested, answered = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        requested.set()
-        assert answered.wait(10)
-
-    issuer.before = wait
+    issuer.before = request = SlowRequest()
     with ThreadPoolExecutor() as pool:
         renewing = pool.submit(cache.get)
-        assert requested.wait(10)
+        assert request.requested.wait(10)
         others = [cache.get() for _ in range(5)]  # would block if they waited
-        answered.set()
+        request.answered.set()
 
         assert renewing.result(10) == "token-2"
     assert others == ["token-1"] * 5
@@ -180,19 +188,12 @@ def test_other_threads_use_the_old_token_after_an_error_of_a_renewal(
 ) -> None:
     cache.get()
     clock.now += 95
-    requested, answered = threading.Event(), threading.Event()
-
-    def fail() -> None:
-        requested.set()
-        assert answered.wait(10)
-        raise Refused
-
-    issuer.before = fail
+    issuer.before = request = SlowRequest(Refused())
     with ThreadPoolExecutor() as pool:
         renewing = pool.submit(cache.get)
-        assert requested.wait(10)
+        assert request.requested.wait(10)
         assert cache.get() == "token-1"
-        answered.set()
+        request.answered.set()
         with pytest.raises(Refused):
             renewing.result(10)
     issuer.before = lambda: None
