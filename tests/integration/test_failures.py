@@ -4,17 +4,15 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 
 from models.states import State
-from models.tables import Confirmation
 from tasks.operations import failures
 from tasks.operations.failures import FailureGroup, LeftOut, Sample, Selection
 from tests.support.query_plans import FAILED, fill, plan_of
-from worker.storage.database import now
+from tests.support.stored import insert_confirmation
 
 REFUSED = {"error_code": "http-422", "error_http_status": 422, "error_detail": "XONE answered 422"}
 BOOKED = {"error_code": "already-booked", "error_http_status": 409}
@@ -23,21 +21,10 @@ START = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
 @pytest.fixture
 def confirmation(engine: Engine) -> Callable[..., None]:
-    def make(offer_id: str, minute: int = 0, partner_id: str = "P-100", **values: Any) -> None:
-        with engine.begin() as connection:
-            connection.execute(
-                insert(Confirmation).values(
-                    id=uuid4(),
-                    partner_id=partner_id,
-                    offer_id=offer_id,
-                    echo={},
-                    idempotency_key=uuid4(),
-                    queued_at=now(),
-                    created_at=START,
-                    updated_at=START + timedelta(minutes=minute),
-                    **{"state": State.FAILED, **REFUSED, **values},
-                )
-            )
+    def make(offer_id: str, minute: int = 0, **values: Any) -> None:
+        times = {"created_at": START, "updated_at": START + timedelta(minutes=minute)}
+        failure = {"offer_id": offer_id, "state": State.FAILED, **REFUSED}
+        insert_confirmation(engine, **{**failure, **times, **values})
 
     return make
 

@@ -14,12 +14,13 @@ from sqlalchemy import insert, select, update
 from models.states import State
 from models.tables import Confirmation, OutboxEvent
 from tests.support.servers import RabbitMQ
+from tests.support.stored import insert_confirmation
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
 from worker.services.outbox_relay import BATCH, OutboxRelay
 from worker.services.scheduler import Scheduler
-from worker.storage.database import now, now_plus, seconds_since
+from worker.storage.database import now_plus, seconds_since
 
 
 @pytest.fixture
@@ -36,23 +37,8 @@ def connection(broker_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def confirmation(runtime: Runtime, partner_id: str = "P-100", **values: object) -> UUID:
-    confirmation_id = uuid4()
-    with runtime.engine.begin() as connection:
-        connection.execute(
-            insert(Confirmation).values(
-                id=confirmation_id,
-                partner_id=partner_id,
-                offer_id=str(confirmation_id),
-                echo={},
-                idempotency_key=uuid4(),
-                queued_at=now(),
-                created_at=now(),
-                updated_at=now(),
-                **{"state": State.CONFIRMED, **values},
-            )
-        )
-    return confirmation_id
+def confirmation(runtime: Runtime, **values: object) -> UUID:
+    return insert_confirmation(runtime.engine, **values)
 
 
 def write(
@@ -245,8 +231,8 @@ def test_a_partner_with_few_confirmations_does_not_wait_for_one_with_many(
     runtime: Runtime, connection: Connection
 ) -> None:
     for _ in range(150):
-        confirmation(runtime, "P-many", state=State.RETRYING, due_at=now_plus(-60.0))
-    few_ids = {confirmation(runtime, "P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
+        confirmation(runtime, partner_id="P-many", state=State.RETRYING, due_at=now_plus(-60.0))
+    few_ids = {confirmation(runtime, partner_id="P-few", state=State.RETRYING, due_at=now_plus(-1.0)) for _ in range(3)}
 
     run_once(Scheduler(runtime))
 

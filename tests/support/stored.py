@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from sqlalchemy import insert
+from sqlalchemy import Engine, insert
 
 from models.states import BatchState, State
 from models.tables import Confirmation
@@ -14,6 +14,25 @@ from tests.support.system import job
 from worker.storage import database
 from worker.storage.database import now, now_plus
 from worker.storage.encryption import Encryption
+
+
+def insert_confirmation(engine: Engine, **values: Any) -> UUID:
+    """Inserts a confirmation that has these values, and is confirmed otherwise. Returns its id."""
+    id_ = values.get("id", uuid4())
+    defaults: dict[str, Any] = {
+        "id": id_,
+        "partner_id": "P-100",
+        "offer_id": str(id_),
+        "echo": {},
+        "idempotency_key": uuid4(),
+        "state": State.CONFIRMED,
+        "queued_at": now(),
+        "created_at": now(),
+        "updated_at": now(),
+    }
+    with engine.begin() as connection:
+        connection.execute(insert(Confirmation).values(**{**defaults, **values}))
+    return UUID(str(id_))
 
 
 def fail(url: str, keys: str, offers: Iterable[str], code: str = "http-422", age: float = 0.0, **values: Any) -> None:
