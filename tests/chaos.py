@@ -274,15 +274,15 @@ def publish(url: str, messages: Sequence[bytes], rate: float, over: Event) -> No
     """The checkout: publishes jobs at a rate per second, and keeps each until the broker has confirmed it."""
     started = time.monotonic()
     waiting: dict[int, Message] = {}
-    taken = 0
+    published_count = 0
     with Publisher(url, confirm_timeout=10) as publisher:
-        while (waiting or taken < len(messages)) and not over.wait(0.1):
+        while (waiting or published_count < len(messages)) and not over.wait(0.1):
             due = min(int((time.monotonic() - started) * rate) + 1, len(messages))
             waiting |= {
                 number: Message(number, messages[number], topology.confirm_offer.name, topology.JOBS)
-                for number in range(taken, due)
+                for number in range(published_count, due)
             }
-            taken = due
+            published_count = due
             with ignore_outages():
                 for number in publisher.publish(waiting.values()):
                     del waiting[number]

@@ -737,7 +737,7 @@ def test_the_table_fits_80_columns(settings: dict[str, str]) -> None:
     assert done.returncode == 2
     assert max(map(len, lines)) <= WIDTH
     assert {line[:9].strip() for line in lines if line} >= {"ok", "warning", "wrong"}
-    assert {line[:23].strip() for line in lines if "→" in line} == {""}, "what to do stands below what was found"
+    assert {line[:23].strip() for line in lines if "→" in line} == {""}, "the remedy is below the finding"
     assert lines[-2].startswith("2 wrong, 1 warning.")
 
 

@@ -36,7 +36,7 @@ down_revision = "{migrator.newest()}"
 
 def upgrade() -> None:
     op.add_column("confirmations", sa.Column("written_by", sa.String(16), nullable=True))
-    op.create_table("turns", sa.Column("id", sa.Integer(), primary_key=True), sa.Column("note", sa.Text()))
+    op.create_table("notes", sa.Column("id", sa.Integer(), primary_key=True), sa.Column("note", sa.Text()))
 '''
 COLUMN = """    __tablename__ = "confirmations"
 
@@ -44,8 +44,8 @@ COLUMN = """    __tablename__ = "confirmations"
 """
 TABLE = """
 
-class Turn(Base):
-    __tablename__ = "turns"
+class Note(Base):
+    __tablename__ = "notes"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     note: Mapped[str | None] = mapped_column(Text)
@@ -54,9 +54,9 @@ class Turn(Base):
 CHANGES = {
     "models/tables.py": {'    __tablename__ = "confirmations"\n': COLUMN},
     "worker/services/scheduler.py": {
-        "from models.tables import Confirmation\n": "from models.tables import Confirmation, Turn\n",
+        "from models.tables import Confirmation\n": "from models.tables import Confirmation, Note\n",
         "            paused = sorted(self._runtime.pauses.partners(connection))\n": (
-            "            connection.execute(Turn.__table__.insert(), {'note': 'next'})\n"
+            "            connection.execute(Note.__table__.insert(), {'note': 'next'})\n"
             "            paused = sorted(self._runtime.pauses.partners(connection))\n"
         ),
     },
@@ -96,11 +96,11 @@ def run(sources: Path, url: str, *arguments: str) -> subprocess.CompletedProcess
 
 def attempts(worker: WorkerProcess) -> dict[str, list[int]]:
     """The numbers of the attempts of a worker, by offer."""
-    made: dict[str, list[int]] = {}
+    numbers: dict[str, list[int]] = {}
     for line in worker.logged():
         if line["event"] == "attempt_ended":
-            made.setdefault(line["offer_id"], []).append(line["attempt"])
-    return made
+            numbers.setdefault(line["offer_id"], []).append(line["attempt"])
+    return numbers
 
 
 def handed_over(before: WorkerProcess, after: WorkerProcess) -> set[str]:
@@ -160,7 +160,7 @@ def test_two_versions_share_one_database(system: System, next_version: Path) -> 
     with system.engine.connect() as connection:
         written = connection.execute(text("select written_by, count(*) from confirmations group by 1"))
         assert {by for by, _ in written} == {None, "next"}
-        assert connection.execute(text("select count(*) from turns")).scalar_one() > 0
+        assert connection.execute(text("select count(*) from notes")).scalar_one() > 0
     for worker in (old, second_old, new):
         lines = worker.logged()
         assert [line for line in lines if line["level"] in ("error", "critical")] == []

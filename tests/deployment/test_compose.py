@@ -1,4 +1,4 @@
-"""docker-compose.yml and Dockerfile: by the specification, by a linter, and against what the program really has."""
+"""docker-compose.yml and Dockerfile: checked by the specification, by a linter, and against the program."""
 
 import json
 import re
@@ -21,7 +21,7 @@ OURS = {"migrations", "worker", "sandbox"}
 
 
 def config(file: Path = COMPOSE, **environment: str) -> Any:
-    """The compose file as Compose reads it, which checks it by the specification's JSON schema."""
+    """Runs Compose on the file, which checks it by the JSON Schema of the specification."""
     return run(
         "docker-compose",
         *("--file", file, "--project-directory", PROJECT, "--env-file", "/dev/null", "--profile", "*"),
@@ -48,13 +48,13 @@ def only(image: list[dockerfile.Instruction], name: str) -> dockerfile.Instructi
 
 
 def healthcheck(service: dict[str, Any], image: list[dockerfile.Instruction]) -> list[str] | None:
-    """Its command; None where there is none."""
-    own = service.get("healthcheck", {})
-    if own.get("disable"):
+    """The command of the healthcheck; None if there is none."""
+    settings = service.get("healthcheck", {})
+    if settings.get("disable"):
         return None
-    if "test" in own:
-        assert own["test"][0] == "CMD"
-        return list(own["test"][1:])
+    if "test" in settings:
+        assert settings["test"][0] == "CMD"
+        return list(settings["test"][1:])
     text = only(image, "HEALTHCHECK").text.removeprefix("CMD ") if service["image"] == "confirm-offer" else "[]"
     return json.loads(text) or None
 
@@ -93,10 +93,10 @@ def test_a_missing_password_is_named(name: str) -> None:
 
 def test_variables_of_the_compose_file_are_in_the_example() -> None:
     read = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE.read_text()))
-    told = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^#? ?([A-Z_]+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
 
     assert read == PASSWORDS.keys()
-    assert read <= told
+    assert read <= listed
 
 
 def test_no_secret_is_in_the_file() -> None:
@@ -112,9 +112,9 @@ def test_no_secret_is_in_the_file() -> None:
 
 def test_the_environment_of_our_services_consists_of_settings(services: dict[str, Any]) -> None:
     for name in OURS:
-        given = services[name]["environment"]
-        assert given.keys() <= SETTINGS.keys()
-        read_sections({**REQUIRED, **given})
+        environment = services[name]["environment"]
+        assert environment.keys() <= SETTINGS.keys()
+        read_sections({**REQUIRED, **environment})
 
 
 def test_our_services_run_commands_that_exist(services: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_healthchecks_ask_what_their_service_serves(
 def test_each_service_waits_for_its_dependencies(services: dict[str, Any], image: list[dockerfile.Instruction]) -> None:
     waits = {name: service.get("depends_on", {}) for name, service in services.items()}
 
-    assert {other: how["condition"] for other, how in waits["worker"].items()} == {
+    assert {other: dependency["condition"] for other, dependency in waits["worker"].items()} == {
         "rabbitmq": "service_healthy",
         "postgresql": "service_healthy",
         "migrations": "service_completed_successfully",
@@ -165,17 +165,17 @@ def test_each_service_waits_for_its_dependencies(services: dict[str, Any], image
     assert waits["migrations"].keys() == {"postgresql"}
     assert waits["grafana"].keys() == {"prometheus"}
     for others in waits.values():
-        for other, how in others.items():
-            assert how["condition"] != "service_healthy" or healthcheck(services[other], image)
+        for other, dependency in others.items():
+            assert dependency["condition"] != "service_healthy" or healthcheck(services[other], image)
 
 
 def test_urls_name_services_and_their_ports(services: dict[str, Any]) -> None:
-    given = services["worker"]["environment"]
-    for url, server in (given["BROKER_URL"], "rabbitmq"), (given["DATABASE_URL"], "postgresql"):
+    environment = services["worker"]["environment"]
+    for url, server in (environment["BROKER_URL"], "rabbitmq"), (environment["DATABASE_URL"], "postgresql"):
         host, port = re.findall(r"@([a-z]+):(\d+)/", url)[0]
         assert host == server
         assert int(port) in [published["target"] for published in services[server]["ports"]]
-    assert given["METRICS_PORT"] in services["worker"]["expose"]
+    assert environment["METRICS_PORT"] in services["worker"]["expose"]
     (sandbox,) = services["sandbox"]["ports"]
     assert str(sandbox["target"]) in services["sandbox"]["command"]
 
@@ -214,14 +214,14 @@ def test_prometheus_and_grafana_find_their_mounted_files(services: dict[str, Any
         if mount["type"] == "bind"
     }
     prometheus = written(Path("prometheus/prometheus.yml"))
-    found = [one for scrape in prometheus["scrape_configs"] for one in scrape.get("dns_sd_configs", [])]
+    found = [source for scrape in prometheus["scrape_configs"] for source in scrape.get("dns_sd_configs", [])]
     (provider,) = written(Path("grafana/provisioning/dashboards/confirm-offer.yml"))["providers"]
     (source,) = written(Path("grafana/provisioning/datasources/prometheus.yml"))["datasources"]
     (port,) = services["prometheus"]["ports"]
 
     assert all(path.is_dir() for path in mounts.values())
     assert all((MONITORING / file).is_file() for file in prometheus["rule_files"])
-    assert [(one["names"], str(one["port"])) for one in found] == [(["worker"], services["worker"]["expose"][0])]
+    assert [(each["names"], str(each["port"])) for each in found] == [(["worker"], services["worker"]["expose"][0])]
     assert list(mounts[provider["options"]["path"]].glob("*.json"))
     assert source["url"] == f"http://prometheus:{port['target']}"
 
@@ -256,5 +256,5 @@ def test_the_build_context_holds_exactly_what_the_build_copies() -> None:
     ]
 
     assert all(any(ignore.files(PROJECT, source)) for source in copied)
-    for kept_out in (".env", ".git/config", "tests/conftest.py", "deploy/x", "worker/__pycache__/cli.pyc", ".venv/x"):
-        assert ignore.excludes(Path(kept_out)), kept_out
+    for excluded in (".env", ".git/config", "tests/conftest.py", "deploy/x", "worker/__pycache__/cli.pyc", ".venv/x"):
+        assert ignore.excludes(Path(excluded)), excluded

@@ -1,4 +1,4 @@
-"""The Dockerfile built, and docker-compose.yml run, without an engine: each instruction, each service's command."""
+"""The Dockerfile is built and docker-compose.yml is run without an engine: each instruction, and each command."""
 
 import json
 import re
@@ -29,14 +29,14 @@ Start = Callable[..., Container]
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    why_not = containers.missing()
-    need(why_not is None, str(why_not))
+    reason = containers.missing()
+    need(reason is None, str(reason))
     return containers.build(PROJECT, tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture
 def start(image: Image) -> Iterator[Start]:
-    """Starts the image as ``docker run`` does; ends what still runs after the test."""
+    """Starts the image as ``docker run`` does. After the test, ends containers that still run."""
     started: list[Container] = []
 
     def start(*command: str, **environment: str) -> Container:
@@ -63,12 +63,12 @@ def test_the_image_has_the_program_and_no_build_tools(image: Image) -> None:
 
 
 def test_the_program_runs_as_a_user_without_rights(image: Image, start: Start) -> None:
-    who = Container(
+    identity = Container(
         image, ["/bin/sh", "-c", "id -u; id -g; grep CapEff /proc/1/status; touch /app/x"], {}, True
     ).finish()
 
-    assert who.stdout.split("\n")[:3] == ["10001", "10001", "CapEff:\t0000000000000000"]
-    assert "Read-only file system" in who.stdout
+    assert identity.stdout.split("\n")[:3] == ["10001", "10001", "CapEff:\t0000000000000000"]
+    assert "Read-only file system" in identity.stdout
     assert "confirm-offer:x:10001:10001:" in (image.root / "etc/passwd").read_text()
     assert start("--version").finish().stdout.startswith("confirm-offer, version")
     assert len(start("keygen").finish().stdout.strip()) == 44
@@ -82,22 +82,22 @@ def test_a_wrong_setting_is_named_with_exit_code_2(start: Start) -> None:
 
 
 class Composed:
-    """docker-compose.yml as containers, with private servers in place of rabbitmq and postgresql."""
+    """docker-compose.yml as containers, with private servers instead of rabbitmq and postgresql."""
 
-    def __init__(self, services: dict[str, Any], places: dict[str, str], start: Start) -> None:
-        self._services, self._places, self._start = services, places, start
+    def __init__(self, services: dict[str, Any], replacements: dict[str, str], start: Start) -> None:
+        self._services, self._replacements, self._start = services, replacements, start
 
     def up(self, name: str) -> Container:
         service = self._services[name]
-        environment = {key: self._here(value) for key, value in service["environment"].items()}
-        return self._start(*map(self._here, service["command"]), **environment)
+        environment = {key: self._replaced(value) for key, value in service["environment"].items()}
+        return self._start(*map(self._replaced, service["command"]), **environment)
 
     def healthcheck(self, name: str) -> list[str]:
-        return [self._here(word) for word in self._services[name]["healthcheck"]["test"][1:]]
+        return [self._replaced(word) for word in self._services[name]["healthcheck"]["test"][1:]]
 
-    def _here(self, text: str) -> str:
-        for there, here in self._places.items():
-            text = text.replace(there, here)
+    def _replaced(self, text: str) -> str:
+        for original, replacement in self._replacements.items():
+            text = text.replace(original, replacement)
         return text
 
 
@@ -114,31 +114,31 @@ def composed(
     postgresql.create_database("confirm_offer")
     with postgresql.connect() as connection:
         connection.execute("ALTER DATABASE confirm_offer OWNER TO confirm_offer")
-    made = {
+    values = {
         "$(docker run --rm confirm-offer keygen)": start("keygen").finish().stdout.strip(),
         "RABBITMQ_PASSWORD=$(openssl rand -hex 16)": f"RABBITMQ_PASSWORD={rabbitmq_password}",
         "POSTGRES_PASSWORD=$(openssl rand -hex 16)": f"POSTGRES_PASSWORD={postgresql_password}",
     }
-    written = ENV_FILE
-    for command, value in made.items():
-        assert command in written
-        written = written.replace(command, value)
-    (tmp_path / ".env").write_text(written)
-    read = run(
+    env_file = ENV_FILE
+    for command, value in values.items():
+        assert command in env_file
+        env_file = env_file.replace(command, value)
+    (tmp_path / ".env").write_text(env_file)
+    config = run(
         "docker-compose",
         *("--file", PROJECT / "docker-compose.yml", "--project-directory", tmp_path, "--profile", "*"),
         *("config", "--format", "json"),
     )
-    assert read.returncode == 0, read.stderr
+    assert config.returncode == 0, config.stderr
     sandbox = str(free_port())
-    places = {
+    replacements = {
         "@rabbitmq:5672//": f"@127.0.0.1:{rabbitmq.port}/{vhost}",
         "@postgresql:5432/": f"@127.0.0.1:{postgresql.port}/",
         "sandbox:8900": f"127.0.0.1:{sandbox}",
         "8900": sandbox,
         "9100": str(free_port()),
     }
-    yield Composed(json.loads(read.stdout)["services"], places, start)
+    yield Composed(json.loads(config.stdout)["services"], replacements, start)
     postgresql.drop_database("confirm_offer")
     with postgresql.connect() as connection:
         connection.execute("DROP ROLE confirm_offer")

@@ -1,4 +1,4 @@
-"""The user that KEDA asks RabbitMQ with, as docs/deployment.md makes it."""
+"""The RabbitMQ user of KEDA, as docs/deployment.md creates it."""
 
 import json
 import shlex
@@ -33,7 +33,7 @@ def test_keda_can_read_only_the_length_of_the_queue(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{server.http_ports['rabbitmq_management']}/api/queues/{VHOST}/{topology.JOBS}"
     credentials = {"Authorization": f"Basic {b64encode(f'keda:{PASSWORD}'.encode()).decode()}"}
 
-    def asked(path: str = "", data: bytes | None = None) -> Any:
+    def request(path: str = "", data: bytes | None = None) -> Any:
         with urlopen(Request(address + path, data, {**credentials, "Content-Type": "application/json"})) as answer:
             return json.load(answer)
 
@@ -44,13 +44,13 @@ def test_keda_can_read_only_the_length_of_the_queue(tmp_path: Path) -> None:
             Producer(channel).publish(b"{}", exchange="confirm-offer", routing_key=topology.JOBS)
         assert until(lambda: channel.basic_get(topology.JOBS))
 
-        def counted() -> Any:
-            queue = asked()
+        def queue_as_expected() -> Any:
+            queue = request()
             return queue if queue.get("messages") == 3 and queue["messages_unacknowledged"] == 1 else None
 
-        until(counted, every=0.5)
+        until(queue_as_expected, every=0.5)
         with pytest.raises(HTTPError) as refused:
-            asked("/get", json.dumps({"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}).encode())
+            request("/get", json.dumps({"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}).encode())
         reason = json.loads(refused.value.read())["reason"]
         refused.value.close()
     server.stop()

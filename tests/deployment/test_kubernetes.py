@@ -1,4 +1,4 @@
-"""Kubernetes' manifests: as kustomize makes them, by the published schemas, and against what the program really has."""
+"""Kubernetes manifests, as kustomize makes them: checked by the published schemas, and against the program."""
 
 import inspect
 import json
@@ -26,22 +26,22 @@ import yaml  # noqa: E402
 
 MANIFESTS = PROJECT / "deploy" / "kubernetes"
 OVERLAYS = ["worker", "migrations", "example", "example/migrations"]
-VERSIONS = ["1.31", "1.37"]  # the oldest that has all that is used, and a new one
+VERSIONS = ["1.31", "1.37"]  # the oldest with all used features, and a new one
 SCHEMAS = Path(__file__).parent / "schemas"
-CONNECTIONS = 97  # that PostgreSQL gives to others than its administrators, by default
+CONNECTIONS = 97  # PostgreSQL's default for users other than administrators
 
 Manifest = dict[str, Any]
 
 
 @cache
-def made(overlay: str) -> list[Manifest]:
+def build(overlay: str) -> list[Manifest]:
     done = run("kubectl", "kustomize", MANIFESTS / overlay)
     assert (done.returncode, done.stderr) == (0, "")
     return list(yaml.safe_load_all(done.stdout))
 
 
-def one(kind: str, overlay: str = "example") -> Manifest:
-    (found,) = [manifest for manifest in made(overlay) if manifest["kind"] == kind]
+def find(kind: str, overlay: str = "example") -> Manifest:
+    (found,) = [manifest for manifest in build(overlay) if manifest["kind"] == kind]
     return found
 
 
@@ -54,24 +54,24 @@ def pod(manifest: Manifest) -> Manifest:
 
 
 def container(manifest: Manifest) -> Manifest:
-    (only,) = pod(manifest)["containers"]
-    return dict(only)
+    (found,) = pod(manifest)["containers"]
+    return dict(found)
 
 
 def closed(schema: Any) -> Any:
-    """The schema of a custom resource, with unknown keys refused: the API server drops them without a word."""
+    """The schema of a custom resource, with unknown keys forbidden: the API server drops them silently."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    shut = {key: closed(part) for key, part in schema.items()}
+    strict = {key: closed(part) for key, part in schema.items()}
     if "properties" in schema and schema.get("type") == "object":
-        shut.setdefault("additionalProperties", False)
-    return shut
+        strict.setdefault("additionalProperties", False)
+    return strict
 
 
 def check(manifest: Manifest, version: str) -> None:
-    """Raises jsonschema.ValidationError where the manifest breaks its kind's schema."""
+    """Raises jsonschema.ValidationError if the manifest violates the schema of its kind."""
     group, _, of_group = manifest["apiVersion"].rpartition("/")
     if "." in group and not group.endswith(".k8s.io"):
         schema = closed(json.loads((SCHEMAS / f"{manifest['kind'].lower()}_{of_group}.json").read_text()))
@@ -84,7 +84,7 @@ def check(manifest: Manifest, version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", [*OVERLAYS, "secrets"])
 def test_every_manifest_follows_the_published_schema(overlay: str, version: str) -> None:
-    manifests = secrets() if overlay == "secrets" else made(overlay)
+    manifests = secrets() if overlay == "secrets" else build(overlay)
 
     assert manifests
     for manifest in manifests:
@@ -93,28 +93,28 @@ def test_every_manifest_follows_the_published_schema(overlay: str, version: str)
 
 @pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "TriggerAuthentication", "PodMonitor", "NetworkPolicy"])
 def test_a_misspelt_key_is_found(kind: str) -> None:
-    manifest = one(kind)
+    manifest = find(kind)
 
     with pytest.raises(jsonschema.ValidationError, match=r"Additional properties"):
         check({**manifest, "spec": {**manifest["spec"], "replica": 2}}, VERSIONS[-1])
 
 
-def test_the_example_holds_all_of_the_parts() -> None:
-    kinds = sorted(manifest["kind"] for manifest in made("example"))
+def test_the_example_has_all_parts() -> None:
+    kinds = sorted(manifest["kind"] for manifest in build("example"))
 
     assert kinds == [
         *("ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"),
         *("PodMonitor", "ScaledObject", "TriggerAuthentication"),
     ]
-    assert {manifest["metadata"]["namespace"] for manifest in made("example")} == {"confirm-offer"}
-    assert container(one("Deployment"))["image"] == container(one("Job", "example/migrations"))["image"]
-    assert all("namespace" not in manifest["metadata"] for manifest in made("worker") + made("migrations"))
+    assert {manifest["metadata"]["namespace"] for manifest in build("example")} == {"confirm-offer"}
+    assert container(find("Deployment"))["image"] == container(find("Job", "example/migrations"))["image"]
+    assert all("namespace" not in manifest["metadata"] for manifest in build("worker") + build("migrations"))
 
 
 @pytest.mark.parametrize(("kind", "overlay"), [("Deployment", "worker"), ("Job", "migrations")])
 def test_pods_are_restricted(kind: str, overlay: str) -> None:
-    """As the Pod Security Standard "restricted" wants it, and with a root that can't be written to."""
-    manifest = one(kind, overlay)
+    """Pods follow the Pod Security Standard "restricted", and have a read-only root."""
+    manifest = find(kind, overlay)
 
     assert pod(manifest)["securityContext"] == {
         "runAsNonRoot": True,
@@ -132,96 +132,98 @@ def test_pods_are_restricted(kind: str, overlay: str) -> None:
 
 
 def test_pods_run_commands_that_exist() -> None:
-    worker = container(one("Deployment"))
+    worker = container(find("Deployment"))
 
     assert parse(worker["args"]) == "worker"
-    assert parse(container(one("Job", "migrations"))["args"]) == "upgrade"
+    assert parse(container(find("Job", "migrations"))["args"]) == "upgrade"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         command = worker[probe]["exec"]["command"]
         assert (command[0], parse(command[1:])) == ("confirm-offer", "health")
 
 
 def test_a_worker_that_waits_for_a_server_is_not_restarted() -> None:
-    probes = {name: container(one("Deployment"))[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    probes = {name: container(find("Deployment"))[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
 
     assert {name for name, probe in probes.items() if "--live" in probe["exec"]["command"]} == {"startup", "liveness"}
 
 
 def test_a_worker_has_time_to_finish_its_calls() -> None:
-    timeout = float(one("ConfigMap", "worker")["data"]["XONE_TIMEOUT"])
+    timeout = float(find("ConfigMap", "worker")["data"]["XONE_TIMEOUT"])
 
-    assert pod(one("Deployment", "worker"))["terminationGracePeriodSeconds"] >= timeout + MARGIN
+    assert pod(find("Deployment", "worker"))["terminationGracePeriodSeconds"] >= timeout + MARGIN
 
 
-def given_by(manifest: Manifest) -> dict[str, str]:
-    """The environment of a pod: plain values, and the names of those that come from a Secret."""
+def environment_of(manifest: Manifest) -> dict[str, str]:
+    """The environment of a pod: plain values, and the names of variables from a Secret."""
     return {entry["name"]: entry.get("value", "from a Secret") for entry in container(manifest)["env"]}
 
 
 def test_workers_get_all_required_settings_and_only_settings() -> None:
-    plain = one("ConfigMap")["data"]
-    given = given_by(one("Deployment"))
+    plain = find("ConfigMap")["data"]
+    environment = environment_of(find("Deployment"))
 
-    assert (plain.keys() | given.keys()) <= SETTINGS.keys()
-    assert REQUIRED.keys() <= given.keys()
-    read_sections({**plain, **REQUIRED, "METRICS_PORT": given["METRICS_PORT"]})
-    assert container(one("Deployment"))["envFrom"] == [{"configMapRef": {"name": one("ConfigMap")["metadata"]["name"]}}]
-    assert given_by(one("Job", "migrations")).keys() == {"DATABASE_URL"}
+    assert (plain.keys() | environment.keys()) <= SETTINGS.keys()
+    assert REQUIRED.keys() <= environment.keys()
+    read_sections({**plain, **REQUIRED, "METRICS_PORT": environment["METRICS_PORT"]})
+    assert container(find("Deployment"))["envFrom"] == [
+        {"configMapRef": {"name": find("ConfigMap")["metadata"]["name"]}}
+    ]
+    assert environment_of(find("Job", "migrations")).keys() == {"DATABASE_URL"}
 
 
 def references() -> Iterator[tuple[str, str, bool]]:
-    """Secret, key, whether it may be missing, of all that the manifests refer to."""
-    for manifest in (one("Deployment"), one("Job", "migrations")):
+    """All references of the manifests to Secrets: Secret, key, and whether it may be missing."""
+    for manifest in (find("Deployment"), find("Job", "migrations")):
         for entry in container(manifest)["env"]:
             if "valueFrom" in entry:
                 key = entry["valueFrom"]["secretKeyRef"]
                 assert key["key"] == entry["name"]
                 yield key["name"], key["key"], key.get("optional", False)
-    for target in one("TriggerAuthentication")["spec"]["secretTargetRef"]:
+    for target in find("TriggerAuthentication")["spec"]["secretTargetRef"]:
         yield target["name"], target["key"], False
 
 
 def test_secrets_are_referenced_and_listed_in_the_example() -> None:
-    told = {(secret["metadata"]["name"], key) for secret in secrets() for key in secret["stringData"]}
+    listed = {(secret["metadata"]["name"], key) for secret in secrets() for key in secret["stringData"]}
 
-    assert {(secret, key) for secret, key, is_optional in references() if not is_optional} == told
+    assert {(secret, key) for secret, key, is_optional in references() if not is_optional} == listed
     assert all(re.fullmatch("<.+>", value) for secret in secrets() for value in secret["stringData"].values())
-    assert not [manifest for overlay in OVERLAYS for manifest in made(overlay) if manifest["kind"] == "Secret"]
+    assert not [manifest for overlay in OVERLAYS for manifest in build(overlay) if manifest["kind"] == "Secret"]
 
 
 def test_everything_selects_the_workers() -> None:
-    labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    labels = find("Deployment")["spec"]["template"]["metadata"]["labels"]
     selectors = [
-        one("Deployment")["spec"]["selector"],
-        one("PodDisruptionBudget")["spec"]["selector"],
-        one("NetworkPolicy")["spec"]["podSelector"],
-        one("PodMonitor")["spec"]["selector"],
-        pod(one("Deployment"))["topologySpreadConstraints"][0]["labelSelector"],
+        find("Deployment")["spec"]["selector"],
+        find("PodDisruptionBudget")["spec"]["selector"],
+        find("NetworkPolicy")["spec"]["podSelector"],
+        find("PodMonitor")["spec"]["selector"],
+        pod(find("Deployment"))["topologySpreadConstraints"][0]["labelSelector"],
     ]
 
     assert all(selector == {"matchLabels": labels} for selector in selectors)
-    assert one("Job", "migrations")["spec"]["template"]["metadata"]["labels"] != labels
+    assert find("Job", "migrations")["spec"]["template"]["metadata"]["labels"] != labels
 
 
 def test_metrics_are_found_at_the_port_that_serves_them() -> None:
-    (port,) = container(one("Deployment"))["ports"]
+    (port,) = container(find("Deployment"))["ports"]
 
-    assert str(port["containerPort"]) == given_by(one("Deployment"))["METRICS_PORT"]
-    assert one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
-    assert one("NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"port": port["name"], "protocol": "TCP"}]}]
+    assert str(port["containerPort"]) == environment_of(find("Deployment"))["METRICS_PORT"]
+    assert find("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
+    assert find("NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"port": port["name"], "protocol": "TCP"}]}]
 
 
 def test_the_number_of_workers_follows_the_number_of_jobs() -> None:
-    scaled = one("ScaledObject")["spec"]
+    scaled = find("ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     connections = inspect.signature(database.connect).parameters["connections"].default
 
     assert trigger["metadata"]["queueName"] == topology.JOBS
-    assert trigger["authenticationRef"]["name"] == one("TriggerAuthentication")["metadata"]["name"]
-    assert scaled["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
-    assert "replicas" not in one("Deployment")["spec"]
-    assert one("Deployment", "worker")["spec"]["replicas"] == scaled["minReplicaCount"]
-    assert (scaled["maxReplicaCount"] + 1) * connections <= CONNECTIONS  # and one more while they are replaced
+    assert trigger["authenticationRef"]["name"] == find("TriggerAuthentication")["metadata"]["name"]
+    assert scaled["scaleTargetRef"]["name"] == find("Deployment")["metadata"]["name"]
+    assert "replicas" not in find("Deployment")["spec"]
+    assert find("Deployment", "worker")["spec"]["replicas"] == scaled["minReplicaCount"]
+    assert (scaled["maxReplicaCount"] + 1) * connections <= CONNECTIONS  # and one more during a rollout
 
 
 def test_the_documented_rollout_names_existing_objects() -> None:
@@ -230,6 +232,6 @@ def test_the_documented_rollout_names_existing_objects() -> None:
     folders = re.findall(r"-k deploy/kubernetes/(\S+)", commands)
 
     assert folders == ["example/migrations", "example/migrations", "example"]
-    assert set(re.findall(r"-n (\S+)", commands)) == {one("Deployment")["metadata"]["namespace"]}
-    assert set(re.findall(r"job/(\S+)", commands)) == {one("Job", "example/migrations")["metadata"]["name"]}
-    assert set(re.findall(r"deployment/(\S+)", commands)) == {one("Deployment")["metadata"]["name"]}
+    assert set(re.findall(r"-n (\S+)", commands)) == {find("Deployment")["metadata"]["namespace"]}
+    assert set(re.findall(r"job/(\S+)", commands)) == {find("Job", "example/migrations")["metadata"]["name"]}
+    assert set(re.findall(r"deployment/(\S+)", commands)) == {find("Deployment")["metadata"]["name"]}

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from models.states import BatchState, State
 from models.tables import AuditEntry, Batch, BatchItem, Confirmation
@@ -19,12 +19,13 @@ from tasks import confirm
 from tasks.due_times import DISPATCH_LEASE
 from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection, match
+from tests.support.stored import insert_confirmation
 from tests.support.system import job
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
 from worker.services.scheduler import FEEDING, Scheduler
 from worker.settings import WorkerSettings
-from worker.storage.database import now, now_plus
+from worker.storage.database import now_plus
 from worker.storage.pause_cache import ALL
 
 BODY = json.dumps({name: job("any")[name] for name in ("quotes", "policyholder")}).encode()
@@ -42,20 +43,9 @@ def failed(runtime: Runtime) -> Callable[..., UUID]:
 
     def make(offer_id: str, **values: Any) -> UUID:
         confirmation_id = uuid4()
-        with runtime.engine.begin() as connection:
-            connection.execute(
-                insert(Confirmation).values(
-                    id=confirmation_id,
-                    offer_id=offer_id,
-                    echo={},
-                    idempotency_key=uuid4(),
-                    sealed_body=runtime.encryption.encrypt(confirmation_id, "body", BODY),
-                    queued_at=now(),
-                    created_at=now(),
-                    **{**DEFAULTS, **values},
-                )
-            )
-        return confirmation_id
+        body = runtime.encryption.encrypt(confirmation_id, "body", BODY)
+        content = {"id": confirmation_id, "offer_id": offer_id, "sealed_body": body}
+        return insert_confirmation(runtime.engine, **{**content, **DEFAULTS, **values})
 
     return make
 

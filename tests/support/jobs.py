@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models.job import MAX_BYTES
 
-MARK = "Geheimnis"  # stands for personal data: no rejection may repeat it
+MARK = "Geheimnis"  # represents personal data, which no rejection may repeat
 PERSON = {
     "first_name": "Ada",
     "last_name": "Example",

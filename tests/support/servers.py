@@ -353,7 +353,7 @@ class PostgreSQL(_Server):
         return None
 
     def start(self) -> None:
-        """Return when clients can connect; the first time, make the cluster before.
+        """Return when clients can connect. The first time, make the cluster before.
 
         :raises RuntimeError: the server did not start; the message ends with its log.
         """
@@ -364,13 +364,13 @@ class PostgreSQL(_Server):
         self._wait_for_start(lambda: self.connect().close(), (psycopg.OperationalError,))
 
     def stop(self) -> None:
-        """Shut down in order, breaking open connections. Does nothing if the server is not running."""
+        """Shut down in order, and close open connections. Does nothing if the server is not running."""
         for process in self.processes:
             process.send_signal(signal.SIGINT)
         self._wait_for_end()
 
     def set_tls(self, certificate: Certificate | None) -> None:
-        """Offer TLS to new connections, with this certificate, or offer it no more."""
+        """Offer TLS with this certificate to new connections, or no longer, for None."""
         if certificate:
             for source, name in (certificate.chain, "server.crt"), (certificate.key, "server.key"):
                 copy = Path(shutil.copy(source, self.home / "data" / name))
@@ -381,11 +381,11 @@ class PostgreSQL(_Server):
             connection.execute("SELECT pg_reload_conf()")
 
     def url(self, database: str = "postgres") -> str:
-        """For SQLAlchemy with psycopg."""
+        """The URL of a database, for SQLAlchemy with psycopg."""
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
-        """A connection in autocommit mode, past SQLAlchemy."""
+        """A connection in autocommit mode, without SQLAlchemy."""
         return psycopg.connect(
             host="127.0.0.1",
             port=self.port,
@@ -396,11 +396,11 @@ class PostgreSQL(_Server):
         )
 
     def create_database(self, name: str, template: str | None = None) -> None:
-        """An empty database, or a copy of `template`, to which nobody may be connected."""
+        """Create an empty database, or a copy of `template`, which must have no connections."""
         self._execute("CREATE DATABASE {} TEMPLATE {}", name, template or "template0")
 
     def drop_database(self, name: str) -> None:
-        """Drop it, if it exists, under whoever is connected to it."""
+        """Drop a database, if it exists, and close its connections."""
         self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
     def _execute(self, statement: str, *names: str) -> None:
@@ -432,12 +432,12 @@ class PostgreSQL(_Server):
 
 
 class Prometheus(_Server):
-    """Scrapes each of `jobs` every second, and knows the alerts in `rules`."""
+    """Scrapes each of `jobs` every second, and evaluates the alerts in `rules`."""
 
     end_at_once = signal.SIGKILL
 
     def __init__(self, folder: Path, jobs: Mapping[str, str], rules: Path) -> None:
-        """jobs: the URLs to scrape, by the name of the job."""
+        """jobs: the URLs to scrape, by name of the job."""
         super().__init__(folder)
         self.url = f"http://127.0.0.1:{self.port}"
         lines = ["global: {scrape_interval: 1s, evaluation_interval: 1s}", f"rule_files: ['{rules}']"]

@@ -15,7 +15,7 @@ from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, e
 from models.exact_json import write_exact
 
 EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
-MARK = "Geheimnis"  # stands for data that no event may have
+MARK = "Geheimnis"  # represents data that no event may have
 COMMON = {"partner_id": "P-1", "offer_id": "o-1", "order_reference": None, "metadata": {}, "sequence": 1}
 
 

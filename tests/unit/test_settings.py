@@ -28,7 +28,7 @@ from worker.settings import (
     read,
 )
 
-MARK = "Geheimnis"  # stands for a value: no message may repeat it
+MARK = "Geheimnis"  # represents a value, which no message may repeat
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from worker.xone.client import Xone
 from worker.xone.transport import Transport
 
 KEY = UUID("01890000-0000-4000-8000-000000000001")
-MARK = "Geheimnis"  # stands for personal data: no error may repeat it
+MARK = "Geheimnis"  # represents personal data, which no error may repeat
 BODY = json.dumps(
     {
         "quotes": [{"id": "quote-1"}, {"id": "quote-2"}],
