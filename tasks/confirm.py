@@ -27,6 +27,7 @@ from tasks.decide import (
     RetryPolicy,
     decide,
     earlier_error,
+    look_again_after,
     may_send,
     must_look_up_after,
     must_look_up_first,
@@ -247,6 +248,8 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
     if must_look_up_first(lease.history):
         try:
             lookup = look_up_booking(lease, runtime)
+            if lookup is LookupResult.UNAVAILABLE and not may_send(lease.history, retry_policy):
+                raise LookupSuspended(look_again_after(lease.history, retry_policy))
         except LookupSuspended:
             if lease.history.age < retry_policy.max_age:
                 raise

@@ -93,6 +93,14 @@ def may_send(history: History, retry_policy: RetryPolicy) -> bool:
     return not history.answer_unknown or (retry_policy.resend_after_unknown and history.age < retry_policy.max_age)
 
 
+def look_again_after(history: History, retry_policy: RetryPolicy) -> float:
+    """Seconds until the list of bookings is read again that could not be read now. They grow with the age.
+
+    What only waits for the list makes no call, and so uses up no attempt.
+    """
+    return min(max(history.age, retry_policy.base_delay), retry_policy.max_delay)
+
+
 def earlier_error(history: History) -> XoneError:
     """The answer to an earlier attempt, for a decision without a new answer."""
     code, detail = history.code or STOPPED[0], history.detail or STOPPED[1]

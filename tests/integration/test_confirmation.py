@@ -244,6 +244,26 @@ def test_a_confirmation_ends_although_the_list_always_fails(runtime: Runtime, sa
     assert only(runtime, Confirmation).state == State.CONFIRMED
 
 
+@pytest.mark.parametrize("fault", ["drop-before", "booked-nowhere"])  # the second: XONE says that a booking exists
+def test_what_only_waits_for_the_list_uses_up_no_attempt(
+    runtime: Runtime, sandbox: Sandbox, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XONE_AFTER_UNKNOWN", "review")
+    sandbox.bookings_mode = "failing"
+    run(runtime, f"offer-1~{fault}")
+    used = only(runtime, Confirmation).attempts_used
+
+    for _ in range(3):
+        resume(runtime)
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.attempts_used) == (State.RETRYING, used)
+    assert len(sandbox.calls) == 1
+    make_due(runtime, queued_at=now_plus(-runtime.retry_settings.RETRY_MAX_AGE))
+    resume(runtime)
+    assert only(runtime, Confirmation).state == State.NEEDS_REVIEW
+
+
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandbox: Sandbox) -> None:
     accepted(runtime)
     assert confirm.lease_due(only(runtime, Confirmation).id, runtime) is None, "the lease has not expired yet"
