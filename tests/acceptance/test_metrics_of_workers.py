@@ -2,9 +2,12 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from urllib.error import HTTPError
@@ -121,9 +124,45 @@ def test_a_worker_serves_nothing_but_metrics(system: System) -> None:
             scrape(port, path)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
-        assert b" 501 " in connection.recv(1000)
+        assert b" 405 " in connection.recv(1000)
     assert scrape(port, "/metrics?name[]=x")["build_info" + '{version="0.1.0"}'] == 1
     assert not any(line["event"] == "metrics_served" for line in without.logged())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_clients_that_drip_stop_neither_the_worker_nor_its_health(system: System, pool: str) -> None:
+    worker = system.start_worker(METRICS_PORT="0", WORKER_POOL=pool, WORKER_CONCURRENCY="8")
+    port = port_of(worker)
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (256, 256))
+    is_over = threading.Event()
+
+    def drip() -> None:
+        clients: list[socket.socket] = []
+        while not is_over.wait(0.1):
+            while len(clients) < 1000:
+                clients.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for client in list(clients):
+                try:
+                    client.send(b"G")
+                except OSError:
+                    client.close()
+                    clients.remove(client)
+        for client in clients:
+            client.close()
+
+    attacker = threading.Thread(target=drip)
+    attacker.start()
+    try:
+        for number in range(20):
+            system.publish([job(f"offer-{number}")])
+            system.until_events(number + 1)
+            assert values_of("build_info", scrape(port))
+        command = [sys.executable, "-m", "worker", "health"]
+        until(lambda: subprocess.run(command, env=system.environment, check=False).returncode == 0, every=0.5)
+    finally:
+        is_over.set()
+        attacker.join()
 
 
 def promtool(*arguments: str) -> str:

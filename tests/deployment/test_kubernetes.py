@@ -210,7 +210,16 @@ def test_metrics_are_found_at_the_port_that_serves_them() -> None:
 
     assert str(port["containerPort"]) == environment_of(find("Deployment"))["METRICS_PORT"]
     assert find("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
-    assert find("NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"port": port["name"], "protocol": "TCP"}]}]
+    (ingress,) = find("NetworkPolicy")["spec"]["ingress"]
+    assert ingress["ports"] == [{"port": port["name"], "protocol": "TCP"}]
+
+
+def test_only_prometheus_may_connect_to_a_worker() -> None:
+    (ingress,) = find("NetworkPolicy")["spec"]["ingress"]
+
+    (peer,) = ingress["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
+    assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
 
 
 def test_the_number_of_workers_follows_the_number_of_jobs() -> None:
