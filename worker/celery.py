@@ -5,6 +5,7 @@ Beside the tasks, a worker runs background services (worker.services.bootstep); 
 
 import gc
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
@@ -159,6 +161,8 @@ def _open_pipe(**_: Any) -> None:
 
 @signals.worker_process_init.connect  # in each process of the prefork pool
 def _follow_parent(**_: Any) -> None:
+    # billiard sets this handler of SIGUSR1 later. Its own one raises in the middle of a task.
+    asynpool._pool.soft_timeout_sighandler = logs.write_stacks
     if _end_of_parent is not None:
         _end_of_parent.follow()
 
@@ -174,6 +178,12 @@ def _interrupt_waits(**_: Any) -> None:
     current().shutting_down.set()
     if _end_of_parent is not None:
         _end_of_parent.tell()
+
+
+@signals.celeryd_init.connect
+def _forbid_core_dumps(**_: Any) -> None:
+    """A core dump holds the memory of the process: personal data, tokens, keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 @signals.celeryd_init.connect  # before Celery's first warning

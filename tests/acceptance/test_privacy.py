@@ -2,8 +2,12 @@
 
 import base64
 import json
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -176,3 +180,30 @@ def test_marked_data_is_found_only_where_it_may_be(system: System, sentry: Inbox
     assert {span.name for span in collector.spans()} >= {"record attempt", "send confirm-offer.dead-letters"}
     loggers = {line["logger"].split(".")[0] for line in worker.logged()}
     assert {"tasks", "celery", "kombu", "amqp", "sqlalchemy", "urllib3"} <= loggers
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
+def test_signals_show_places_in_the_code_and_no_values(system: System, pool: str) -> None:
+    system.sandbox.latency = 3.0
+    worker = system.start_worker(
+        WORKER_POOL=pool, WORKER_CONCURRENCY="2", CELERY_RDBSIG="1", PYTHONDEVMODE="1", PYTHONFAULTHANDLER="1"
+    )
+    system.publish([job("offer-1", **MARKED)])
+    until(lambda: system.sandbox.calls)
+
+    pids = [worker.process.pid, *map(int, children_of(worker))]
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    until(lambda: worker.log.read_text().count("most recent call first") >= len(pids))
+    system.until_events(1)
+
+    assert len(system.sandbox.calls) == 1, "the signal interrupts no task"
+    assert "LOCAL VARIABLES" not in worker.log.read_text()
+    assert found(marks_of(system), worker.log.read_text()) == set()
+    for pid in pids:
+        assert re.search(r"^Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+
+
+def children_of(worker: WorkerProcess) -> list[str]:
+    pid = worker.process.pid
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -11,7 +11,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 
 from worker import gevent_support
 from worker.errors import SettingsError
-from worker.observability import metrics, tracing
+from worker.observability import logs, metrics, tracing
 from worker.runtime import current
 from worker.services import health_file
 from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
@@ -88,6 +88,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
         return [MetricsServer(port, WorkerMetrics(instruments, engine, self.health.last_successes))]
 
     def start(self, parent: Any) -> None:
+        logs.show_stacks_on_sigusr1()
         worker = self._runtime.worker_settings
         log.info(
             "worker_started",
