@@ -1,13 +1,15 @@
 """Publishes the jobs of a file with confirms, many at a time, and continues where an earlier run was interrupted."""
 
+import errno
 import json
 import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TextIO
 
 from kombu import Connection
 
@@ -74,7 +76,8 @@ class Progress:
         0, 0 where there is no progress yet; None where the progress is that of another content or broker.
         """
         try:
-            mark = Mark(**json.loads(self.path.read_bytes()))
+            with os.fdopen(_open_own(self.path, os.O_RDONLY), "rb") as file:
+                mark = Mark(**json.load(file))
         except FileNotFoundError:
             return 0, 0
         except (ValueError, TypeError):
@@ -86,16 +89,34 @@ class Progress:
 
     def advance(self, line: int, jobs: int) -> None:
         self._mark = Mark(line, self._mark.published + jobs, self._mark.digest, self._mark.broker)
-        self._new_path.write_text(json.dumps(asdict(self._mark)))
+        with self._create() as file:
+            json.dump(asdict(self._mark), file)
         self._new_path.replace(self.path)
 
     def ensure_writable(self) -> None:
         """Raises OSError where the file can't be written."""
-        self._new_path.touch()
+        with suppress(FileNotFoundError):
+            os.close(_open_own(self.path, os.O_RDONLY))
+        self._create().close()
         self._new_path.unlink()
+
+    def _create(self) -> TextIO:
+        """The new file, in place of one that a killed command left."""
+        self._new_path.unlink(missing_ok=True)
+        return os.fdopen(_open_own(self._new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w")
 
     def end(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _open_own(path: Path, flags: int) -> int:
+    """Opens a file for its owner only. Raises OSError where it is a link or another user's: the folder may be /tmp."""
+    handle = os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    found = os.fstat(handle)
+    if found.st_uid != os.geteuid() and not stat.S_ISCHR(found.st_mode):  # such as /dev/null
+        os.close(handle)
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
+    return handle
 
 
 def _address(broker_url: str) -> str:
@@ -116,10 +137,11 @@ class Rejected:
         if self.path is None:
             return
         if self._file is None:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            handle = _open_own(self.path, os.O_WRONLY | os.O_CREAT)
             self._file = os.fdopen(handle, "wb")
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                os.fchmod(handle, 0o600)  # of a file that existed
+            if stat.S_ISREG(os.fstat(handle).st_mode):  # it may have existed
+                os.fchmod(handle, 0o600)
+                os.ftruncate(handle, 0)
             self._file.write(self._header())
         self._file.write(raw if raw.endswith(b"\n") else raw + b"\n")
 

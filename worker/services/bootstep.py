@@ -78,12 +78,15 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
         port = self._runtime.worker_settings.METRICS_PORT
         if port is None:
             return []
-        folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR or health_file.directory() / "metrics"
+        folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
-            instruments = metrics.begin(shared_folder=folder if forks else None)
+            shared_folder = (folder or health_file.own_directory() / "metrics") if forks else None
+            instruments = metrics.begin(shared_folder)
         except OSError as error:
-            raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {folder} can't be written to ({error.strerror})") from None
+            place = folder or health_file.directory()
+            reason = error.strerror or error
+            raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {place} can't be written to ({reason})") from None
         engine = database.connect(read(DatabaseSettings).url, connections=1)
         return [MetricsServer(port, WorkerMetrics(instruments, engine, self.health.last_successes))]
 

@@ -5,10 +5,12 @@ share the folder, where a process id means nothing. A probe runs every few secon
 imports nothing of ours.
 """
 
+import errno
 import fcntl
 import json
 import os
 import secrets
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -67,6 +69,20 @@ def directory() -> Path:
     return Path(tempfile.gettempdir()) / f"confirm-offer-{os.getuid()}"
 
 
+def own_directory() -> Path:
+    """``directory()``, which is created if it is missing. Raises OSError where somebody else could put files into it.
+
+    The folder around it is for all users: another one may have made this first, as a link or with a file in it.
+    """
+    folder = directory()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        reason = f"{folder} is not a folder of this user that nobody else can write to: remove it"
+        raise PermissionError(errno.EPERM, reason)
+    return folder
+
+
 class HealthFile:
     """The file of one worker."""
 
@@ -85,11 +101,7 @@ class HealthFile:
 
     def _create(self, content: bytes) -> None:
         self.close()
-        folder = directory()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{folder} belongs to another user")
-        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
+        path = own_directory() / f"{os.getpid()}-{secrets.token_hex(4)}.json"
         new = path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,8 +121,10 @@ def read_workers() -> list[WorkerHealth]:
 
     Raises OSError where the files can't be read.
     """
-    workers = []
-    for path in sorted(directory().glob("*.json")):
+    workers: list[WorkerHealth] = []
+    if not os.path.lexists(directory()):
+        return workers
+    for path in sorted(own_directory().glob("*.json")):
         with suppress(FileNotFoundError):  # the worker has just ended
             if (worker := _read(path)) is not None:
                 workers.append(worker)
