@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import re
 import struct
 from contextlib import suppress
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from amqp.basic_message import Message
 from amqp.exceptions import NotFound
 
@@ -20,7 +22,7 @@ from tasks.celery_tasks import MAX_DELIVERIES
 from tests.support.messages import problems_of_dead_letter
 from tests.support.queues import as_bytes
 from tests.support.servers import RabbitMQ
-from tests.support.system import System, job, until
+from tests.support.system import System, WorkerProcess, job, until
 from worker.messaging import topology
 
 MARK = "Lovelace"
@@ -276,3 +278,30 @@ def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: 
     assert system.states() == {State.CONFIRMED: 5}
     until(lambda: "dead_letters_taken" in worker.log.read_text())
     assert worker.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_bodies_that_are_too_large_are_held_one_at_a_time(system: System, rabbitmq: RabbitMQ, pool: str) -> None:
+    worker = system.start_worker(WORKER_POOL=pool)
+    system.publish([job("first")])
+    system.until_events(1)
+    before = peak_memory(worker)
+    size = 10 * 1024 * 1024
+
+    with rabbitmq.max_message_size(size):
+        for _ in range(64):
+            system.publish([b" " * size])
+        system.publish([job("last")])
+        until(lambda: system.queue_length(topology.DEAD_LETTERS) == 64, 120)
+        system.until_events(2)
+
+    assert peak_memory(worker) - before < 8 * size
+    assert worker.stop() == 0
+
+
+def peak_memory(worker: WorkerProcess) -> int:
+    """In bytes."""
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    return int(kib) * 1024

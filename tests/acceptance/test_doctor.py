@@ -106,7 +106,7 @@ def test_a_correct_set_up_has_no_findings(system: System) -> None:
     assert report.code == 0
     assert {entry.check for entry in report.findings} == {
         "settings", "time-outs", "open files", "workers here", "Sentry", "database", "tables", "clock", "data keys",
-        "due", "outbox", "broker", "queues", "jobs", "token",
+        "due", "outbox", "broker", "message size", "queues", "jobs", "token",
     }  # fmt: skip
     assert report.of("jobs").message == "1 worker takes them, 0 wait"
     assert report.of("data keys").message == "the first opens the newest and the oldest that is stored"
@@ -115,6 +115,14 @@ def test_a_correct_set_up_has_no_findings(system: System) -> None:
 
 def examine_system(system: System) -> Report:
     return examine(system.environment)
+
+
+def test_a_broker_that_takes_large_messages_is_found(settings: dict[str, str], rabbitmq: RabbitMQ) -> None:
+    with rabbitmq.max_message_size(16 * 1024 * 1024):
+        finding = examine(settings).of("message size")
+
+    assert finding.level == "warning"
+    assert finding.remedy == "max_message_size = 2097152 in rabbitmq.conf"
 
 
 def test_the_doctor_changes_nothing(settings: dict[str, str], sandbox: Sandbox, rabbitmq: RabbitMQ) -> None:

@@ -114,9 +114,8 @@ def test_a_message_that_the_queue_refuses_is_not_confirmed(broker_url: str, conn
 @pytest.fixture
 def small_messages_only(rabbitmq: RabbitMQ) -> Iterator[None]:
     """RabbitMQ closes the channel for a message of more than 1,000 bytes."""
-    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
-    yield
-    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+    with rabbitmq.max_message_size(1000):
+        yield
 
 
 @pytest.mark.usefixtures("small_messages_only")

@@ -137,11 +137,8 @@ def test_an_event_that_closes_the_channel_does_not_block_the_others(
     ids = [confirmation(runtime) for _ in range(40)]
     for id_ in ids:
         write(runtime, id_, 1, size=5000 if id_ == ids[17] else 0)
-    rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
-    try:
+    with rabbitmq.max_message_size(1000):
         OutboxRelay(runtime).flush()
-    finally:
-        rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
 
     assert published(runtime) == 39
     assert {event["of"] for event in received(connection)} == {str(id_) for id_ in ids} - {str(ids[17])}

@@ -30,6 +30,7 @@ import pytest
 from psycopg import sql
 
 from tests.support.certificates import Authority, Certificate
+from worker.messaging.topology import MAX_MESSAGE_SIZE
 
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -197,6 +198,7 @@ class RabbitMQ(_Server):
             "disk_free_limit.absolute": "1MB",
             "vm_memory_high_watermark.absolute": "512MB",
             "raft.wal_max_size_bytes": "16777216",
+            "max_message_size": str(MAX_MESSAGE_SIZE),
         }
         for name, port in self.http_ports.items():
             settings[f"{self._http_settings[name]}.ip"] = "127.0.0.1"
@@ -293,6 +295,13 @@ class RabbitMQ(_Server):
         if done.returncode != 0:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    @contextmanager
+    def max_message_size(self, size: int) -> Iterator[None]:
+        """Closes channels for larger messages meanwhile. size: in bytes."""
+        self.ctl("eval", f"application:set_env(rabbit, max_message_size, {size}).")
+        yield
+        self.ctl("eval", f"application:set_env(rabbit, max_message_size, {MAX_MESSAGE_SIZE}).")
 
     def virtual_host(self) -> str:
         """The name of a new, empty virtual host. Twenty are made at once, because one costs as much as twenty."""

@@ -34,6 +34,8 @@ def check(settings: BrokerSettings) -> Iterator[Finding]:
             yield from _declarations(comparisons)
             for exchange, outcome in inspection.try_publishing():
                 yield from _publishing(exchange, outcome)
+                if exchange == topology.confirm_offer.name and outcome is Publishing.ACCEPTED:
+                    yield _message_size(inspection)
             yield from _depths({each.name: each.depth for each in comparisons if each.depth is not None})
     except Exception as error:
         yield _connection_error(error, settings.url)
@@ -121,6 +123,15 @@ def _publishing(exchange: str, outcome: Publishing) -> Iterator[Finding]:
         )
     elif outcome is Publishing.FORBIDDEN:
         yield Finding.error(RIGHTS, f"the user may not publish to {exchange}", GRANT_REMEDY)
+
+
+def _message_size(inspection: Inspection) -> Finding:
+    limit = f"{topology.MAX_MESSAGE_SIZE // 1024**2} MiB"
+    if inspection.takes_larger_messages():
+        message = f"messages of more than {limit} are taken: they cost workers and RabbitMQ memory"
+        remedy = f"max_message_size = {topology.MAX_MESSAGE_SIZE} in rabbitmq.conf"
+        return Finding.warning("message size", message, remedy)
+    return Finding.ok("message size", f"messages of more than {limit} are refused")
 
 
 def _depths(depths: dict[str, QueueDepth]) -> Iterator[Finding]:

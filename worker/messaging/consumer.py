@@ -6,6 +6,7 @@ protocols, strategies, remote control and events) can't be reached from outside.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from vine import promise
 from worker.errors import BrokerError
 from worker.messaging import broker, topology
 from worker.messaging.guarded_trace import trace
+from worker.messaging.large_bodies import is_large, large_bodies
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +53,7 @@ class ConsumeUndecoded(Tasks):  # type: ignore[misc]
     requires = (ConnectAndDeclare,)
 
     def start(self, c: Any) -> None:
+        large_bodies.connection_lost()  # the last one, if any
         channel = c.connection.default_channel
         if isinstance(channel, pyamqp.Channel):
             channel.auto_decode = False
@@ -74,6 +77,7 @@ class UndecodedMessage(pyamqp.Message):
         if isinstance(headers, dict):
             headers.pop("compression", None)
         super().__init__(msg, channel=channel, **kwargs)  # type: ignore[no-untyped-call]
+        self.is_dropped: bool = msg.is_dropped is True
 
 
 class PlainJsonConsumer(Consumer):  # type: ignore[misc]
@@ -123,17 +127,26 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         }
 
         def on_message(message: Any) -> None:
-            queue, number = self._queue_of(message), self._health.progress.message_came()
+            if getattr(message, "is_dropped", False):  # the in-memory broker has messages of its own
+                large_bodies.wait(
+                    partial(self.call_soon_ack, message.reject_log_error, log, self.connection_errors, True)
+                )
+                return
+            queue, body = self._queue_of(message), _bytes(message.body)
+            number = self._health.progress.message_came()
+            if is_large(len(body)):
+                large_bodies.came()
+            end = partial(self._end, number, is_large(len(body)))
             request = requests[queue](
                 message,
-                on_ack=promise(self._end, (number, message.ack_log_error)),
-                on_reject=promise(self._end, (number, message.reject_log_error)),
+                on_ack=promise(end, (message.ack_log_error,)),
+                on_reject=promise(end, (message.reject_log_error,)),
                 app=self.app,
                 hostname=self.hostname,
                 task=tasks[queue],
                 connection_errors=self.connection_errors,
                 headers=celery_headers(TASK_OF_QUEUE[queue], message),
-                body=((_bytes(message.body),), {}, {}),
+                body=((body,), {}, {}),
                 decoded=True,
             )
             task_reserved(request)
@@ -141,10 +154,13 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
 
         return on_message
 
-    def _end(self, number: int, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _end(self, number: int, was_large: bool, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledges or rejects a message. number: that Progress has given it. Called in the thread of its task."""
         self._health.progress.message_ended(number)
-        return self.call_soon_ack(answer, *args, **kwargs)
+        ending = self.call_soon_ack(answer, *args, **kwargs)
+        if was_large:
+            large_bodies.ended()
+        return ending
 
     def _queue_of(self, message: Any) -> str:
         """The queue of a message, by its consumer tag; the in-memory broker has only the routing key."""
@@ -181,5 +197,5 @@ def _deliveries(message: Any, headers: dict[str, Any]) -> int:
     return count if message.delivery_info.get("redelivered") and isinstance(count, int) else 0
 
 
-def _bytes(body: Any) -> bytes:
-    return body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogatepass")
+def _bytes(body: Any) -> bytes | bytearray:
+    return body if isinstance(body, bytes | bytearray) else str(body).encode("utf-8", "surrogatepass")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Self
 
-from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, ContentTooLarge, NotAllowed, NotFound, PreconditionFailed
 from kombu import Exchange, Queue
 
 from worker.messaging import broker, topology
@@ -131,11 +131,20 @@ class Inspection:
             if outcome is Publishing.BLOCKED:
                 return
 
-    def _publish(self, exchange: str, routing_key: str) -> Publishing:
+    def takes_larger_messages(self) -> bool:
+        """Whether the broker takes a job of more than MAX_MESSAGE_SIZE."""
+        too_large = b" " * (topology.MAX_MESSAGE_SIZE + 1)
+        try:
+            return self._publish(topology.confirm_offer.name, topology.JOBS, too_large) is Publishing.ACCEPTED
+        except (PreconditionFailed, ContentTooLarge):
+            return False
+
+    def _publish(self, exchange: str, routing_key: str, body: bytes = b"") -> Publishing:
+        """Publishes in a transaction that is rolled back: no queue gets the message."""
         channel = self._connection.channel()
         try:
             channel.tx_select()
-            channel.basic_publish(channel.prepare_message(b""), exchange=exchange, routing_key=routing_key)
+            channel.basic_publish(channel.prepare_message(body), exchange=exchange, routing_key=routing_key)
             channel.tx_rollback()
             channel.close()
         except _Blocked:

@@ -17,6 +17,9 @@ DEAD_LETTERS = "confirm-offer.dead-letters"
 
 DELIVERY_LIMIT = 60  # above MAX_DELIVERIES of the task, which acts first; RabbitMQ 4 has 20 by default, 3.x none
 
+# Bytes. RabbitMQ's max_message_size should be that: no job and no event is larger. By default it takes 16 to 128 MiB.
+MAX_MESSAGE_SIZE = 2 * 1024 * 1024
+
 confirm_offer = Exchange("confirm-offer", type="direct", durable=True)
 unrouted = Exchange("booking-events.unrouted", type="fanout", durable=True)
 booking_events = Exchange("booking-events", type="topic", durable=True, arguments={"alternate-exchange": unrouted.name})
