@@ -4,16 +4,18 @@ import json
 import re
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Self
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from models.same import canonical_id
 
 MAX_BYTES = 256 * 1024
 MAX_QUOTES = 100
-MAX_INSURED = 100
+MAX_INSURED = 100  # of a quote
+MAX_INSURED_OF_JOB = 200  # each has an e-mail, of which a hash is stored
 MAX_DEPTH = 32
 
 
@@ -120,6 +122,13 @@ class Job(BaseModel):
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=20)] = Field(
         {}, description="Comes back in every event, in clear: no personal data.", examples=[{"channel": "web"}]
     )
+
+    @model_validator(mode="after")
+    def _limit_insured(self) -> Self:
+        if sum(len(quote.insured or ()) for quote in self.quotes) > MAX_INSURED_OF_JOB:
+            limit = f"at most {MAX_INSURED_OF_JOB} insured in all quotes together"
+            raise PydanticCustomError("too_many_insured", "{limit}", {"limit": limit})
+        return self
 
     def __repr_args__(self) -> list[tuple[str, str]]:
         """The ids, and nothing personal."""

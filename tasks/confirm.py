@@ -50,6 +50,9 @@ log = structlog.get_logger(__name__)
 DEFECT_DELAY = 300.0  # seconds until a confirmation that could not be leased is tried again; grows with each try
 MAX_TRIES = 6  # to lease a confirmation that the database refuses: 3 s
 SAMPLE_AFTER = 5.0  # seconds for which a job is refused and no other comes, until a sample is tried
+MAX_EMAILS_IN_GROUP = (
+    10  # of a job; one with more has a transaction of its own, so that others do not wait for its rows
+)
 RECORD_GRACE = 5.0  # seconds for which a process that stops still tries to record an answer
 MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
@@ -78,7 +81,8 @@ def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | Non
 
     with tracing.transaction("accept job", runtime.engine):
         try:
-            lease = runtime.commit_in_group(accept_job_batch, new) if not wait else None
+            is_small = len(new.email_hashes) <= MAX_EMAILS_IN_GROUP
+            lease = runtime.commit_in_group(accept_job_batch, new) if is_small and not wait else None
             return lease or runtime.commit_group(store)
         except SQLAlchemyError as error:
             if not database.is_error(error):

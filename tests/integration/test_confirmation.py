@@ -18,7 +18,7 @@ from sqlalchemy.event import listen, remove
 from models import booking as xone_booking
 from models.job import JobRejected, read_job
 from models.states import Outcome, State
-from models.tables import Attempt, Booking, Confirmation, OutboxEvent, Policy, Policyholder
+from models.tables import Attempt, Booking, Confirmation, FurtherEmail, OutboxEvent, Policy, Policyholder
 from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
@@ -104,6 +104,20 @@ def test_personal_data_is_stored_encrypted(runtime: Runtime) -> None:
                       for row in rows(runtime, table))  # fmt: skip
     for mark in ("Lovelace", "ada@example.com", '"Ada"'):  # encrypted values are base64, in which a bare Ada may occur
         assert mark not in stored
+
+
+def test_a_job_with_many_emails_shares_no_transaction(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    insured = [{"email": f"{number // 2}@example.com"} for number in range(100)]  # each address twice
+
+    def share(*_: Any) -> None:
+        raise AssertionError("it would make others wait for its rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "commit_in_group", share)
+        lease = accepted(runtime, quotes=[{"id": "quote-1", "insured": insured}])
+
+    assert {row.confirmation_id for row in rows(runtime, FurtherEmail)} == {lease.id}
+    assert len(rows(runtime, FurtherEmail)) == 50
 
 
 def test_the_same_job_again_changes_nothing(runtime: Runtime, sandbox: Sandbox) -> None:

@@ -79,6 +79,9 @@ ACCEPTED = {
     "tilde at the end": to_bytes(changed("offer_id", "o~drop-after~2")),
     "100 quotes": to_bytes(changed("quotes", [{"id": str(number)} for number in range(100)])),
     "100 insured": to_bytes(changed("quotes.0.insured", [{}] * 100)),
+    "200 insured in all": to_bytes(
+        changed("quotes", [{"id": str(number), "insured": [{}] * 20} for number in range(10)])
+    ),
     "20 metadata": to_bytes(changed("metadata", {str(number): "" for number in range(20)})),
     "no order reference": to_bytes(changed("order_reference", None)),
     "insured null": to_bytes(changed("quotes.0.insured", None)),

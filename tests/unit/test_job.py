@@ -134,6 +134,14 @@ MALFORMED = {
 }
 
 
+def test_the_insured_of_all_quotes_together_are_limited() -> None:
+    quotes = [{"id": str(number), "insured": [{}] * 67} for number in range(3)]
+
+    with pytest.raises(JobRejected, match="the job: at most 200 insured in all quotes together") as rejected:
+        read_job(to_bytes(changed("quotes", quotes)))
+    assert rejected.value.code == "invalid-job"
+
+
 @pytest.mark.parametrize(("body", "code", "detail"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_message_is_rejected(body: bytes, code: str, detail: str) -> None:
     rejected = rejection(body)

@@ -14,7 +14,7 @@ from pydantic_core import core_schema
 
 from models.booking import Booking
 from models.event import EVENT_MODELS, EventType, booking_data, cloud_event, error_data
-from models.job import MAX_BYTES, MAX_DEPTH, Job
+from models.job import MAX_BYTES, MAX_DEPTH, MAX_INSURED_OF_JOB, Job
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = "1"
@@ -65,8 +65,8 @@ def job_schema(refs: str = "#/$defs/{model}") -> dict[str, Any]:
     schema = Job.model_json_schema(schema_generator=_Published, ref_template=refs)
     limits = (
         f"What no schema can say: UTF-8 without byte order mark, at most {MAX_BYTES} bytes, nested at most {MAX_DEPTH}"
-        " deep, no key twice in one object, no integer of more than 64 digits, no number beyond those of a double, no"
-        " half of a surrogate pair."
+        f" deep, at most {MAX_INSURED_OF_JOB} insured in all quotes together, no key twice in one object, no integer of"
+        " more than 64 digits, no number beyond those of a double, no half of a surrogate pair."
     )
     return {
         "$schema": DIALECT,
