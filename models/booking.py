@@ -1,7 +1,8 @@
 """The booking as XONE answers it. Source: the Confirm Offer page of XONE's reference, "Responses".
 
 Only ``id`` and ``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and
-values that do not fit their field, are kept as they came (``leftovers``).
+values that do not fit their field, are kept as they came (``leftovers``). It is refused for its size only: every broker
+has to take its event.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,24 @@ from decimal import Decimal
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.exact_json import depth_exceeds, write_exact
+
+MAX_BOOKING_BYTES = 512 * 1024  # as JSON. Its event is in ASCII, and at most six times as long
+MAX_POLICIES = 1000
+MAX_DEPTH = 64
+
+
+def excess(booking: Any) -> str | None:
+    """Why a booking, read from JSON, is too large to be stored and announced; None if it is not."""
+    policies = booking.get("policies") if isinstance(booking, dict) else None
+    if isinstance(policies, list) and len(policies) > MAX_POLICIES:
+        return f"has {len(policies)} policies; at most {MAX_POLICIES} can be stored"
+    if depth_exceeds(booking, MAX_DEPTH):
+        return f"is nested deeper than {MAX_DEPTH}"
+    if len(write_exact(booking)) > MAX_BOOKING_BYTES:
+        return f"is larger than {MAX_BOOKING_BYTES // 1024} KiB"
+    return None
 
 
 def _storable(text: str) -> str:

@@ -5,11 +5,13 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+MAX_EXPONENT = 100
+
 
 def read_exact(text: str | bytes) -> Any:
     """Reads JSON and keeps decimals as they were written: 19.90 gives ``Decimal("19.90")``. Raises ValueError.
 
-    NaN, Infinity and decimals with an exponent of 1,000 or more stay texts: they have no JSON form to be stored in.
+    NaN, Infinity and decimals with an exponent of 100 or more stay texts: they have no JSON form, or a very long one.
     """
     return json.loads(text, parse_float=_decimal, parse_constant=str)
 
@@ -19,7 +21,7 @@ def _decimal(text: str) -> Decimal | str:
         number = Decimal(text)
     except InvalidOperation:
         return text
-    return number if abs(number.adjusted()) < 1000 else text
+    return number if abs(number.adjusted()) < MAX_EXPONENT else text
 
 
 def write_exact(content: Any) -> str:
@@ -46,3 +48,18 @@ def decimal_text(value: Decimal) -> str:
 def moment(value: datetime) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-01-01T00:00:00.000000Z``."""
     return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def depth_exceeds(content: Any, limit: int) -> bool:
+    """Whether lists and objects are nested deeper than ``limit``."""
+    level = [content]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return True

@@ -10,6 +10,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from models.exact_json import depth_exceeds
 from models.same import canonical_id
 
 MAX_BYTES = 256 * 1024
@@ -211,7 +212,7 @@ def _read_json(body: bytes) -> Any:
         raise JobRejected("invalid-json", f"{what} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
         raise JobRejected("invalid-json", f"nested deeper than {MAX_DEPTH}") from None
-    if _depth_exceeds(content, MAX_DEPTH):
+    if depth_exceeds(content, MAX_DEPTH):
         raise JobRejected("invalid-json", f"nested deeper than {MAX_DEPTH}")
     if "\\u" in text:
         _refuse_lone_surrogates(content)
@@ -265,20 +266,6 @@ def _write(content: Any) -> bytes:
         parts = written.split(f'"{mark}"')
         written = parts[0] + "".join(number + part for number, part in zip(numbers, parts[1:], strict=True))
     return written.encode()
-
-
-def _depth_exceeds(content: Any, limit: int) -> bool:
-    level = [content]
-    for _ in range(limit + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _refuse_lone_surrogates(content: Any) -> None:

@@ -36,7 +36,7 @@ from tasks.decide import (
 from tasks.due_times import MAX_DEFECT_DELAY
 from tasks.lease import Lease, LeaseLost, acquire, postpone, release
 from tasks.record import OwnerUnknown, RecordedAttempt, keep_answer, record
-from worker.errors import Poison, Refused, ShuttingDown, XoneError
+from worker.errors import Oversized, Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
 from worker.runtime import Runtime
@@ -185,6 +185,8 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
     except CallsSuspended as suspended:
         put_back(lease, suspended.wait, runtime)
         return
+    except Oversized as oversized:  # in the list of bookings
+        result = oversized
     decision = decide(result, lease.history, retry_policy, runtime.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", runtime.engine):
@@ -305,6 +307,8 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
         )
     except Refused:
         return LookupResult.IMPOSSIBLE
+    except Oversized:
+        raise
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE

@@ -15,7 +15,7 @@ from models.booking import Booking
 from models.states import Outcome, State
 from tasks.lease import STOPPED, History
 from worker.backoff import exponential, full_jitter
-from worker.errors import AlreadyBooked, BadCredentials, Busy, Poison, Refused, Unknown, XoneError
+from worker.errors import AlreadyBooked, BadCredentials, Busy, Oversized, Poison, Refused, Unknown, XoneError
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import BookingReceived
 
@@ -113,6 +113,8 @@ def must_look_up_after(error: XoneError, history: History, retry_policy: RetryPo
     match error:
         case AlreadyBooked():
             return error.booking is None
+        case Oversized():
+            return False  # the list holds the same booking
         case Refused():
             return history.answer_unknown
         case Unknown():
@@ -130,7 +132,7 @@ def decide(result: AttemptResult, history: History, retry_policy: RetryPolicy, d
             return booked(booking, result.http_status, retry_policy.confirmed_statuses)
         case BookingNotFound(lookup, error):
             return _not_found(lookup, error, history, retry_policy, dice)
-        case Poison():
+        case Poison() | Oversized():
             return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, result, unknown=True)
         case Refused() if not history.answer_unknown:
             return _ended(State.FAILED, Outcome.REFUSED, result)

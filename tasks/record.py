@@ -22,12 +22,13 @@ from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent
 from tasks import email_index
 from tasks.decide import Decision
 from tasks.lease import Lease, close_abandoned_attempts
+from worker.errors import Oversized
 from worker.storage.database import StatementBatch, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
 log = structlog.get_logger(__name__)
 
-MAX_STORED_ANSWER = 64 * 1024  # bytes of an answer that held no booking
+MAX_STORED_ANSWER = 64 * 1024  # bytes of an answer that held no booking; one that holds a large one is kept whole
 NOT_RECORDED = "connection-lost", "XONE answered, but the answer could not be recorded"
 
 EVENT_OF = {
@@ -190,7 +191,9 @@ def _answer_of(decision: Decision, keeps_booking: bool) -> bytes | None:
     if decision.booking is not None:
         return write_exact(decision.booking.model_dump()).encode() if keeps_booking else None
     error = decision.error
-    return error.answer[:MAX_STORED_ANSWER] if error is not None and error.answer else None
+    if error is None or not error.answer:
+        return None
+    return error.answer if isinstance(error, Oversized) else error.answer[:MAX_STORED_ANSWER]
 
 
 def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> None:

@@ -15,6 +15,7 @@ ConfirmOfferError
     ├── AlreadyBooked       a booking exists                 already-booked
     └── Unknown             XONE may have booked             timeout, connection-lost, bad-answer, wrong-offer,
         │                                                    too-large, http-408, http-425, http-5xx
+        ├── Oversized       its answer can't be stored       too-large
         └── Poison          workers die on it                poison
 """
 
@@ -97,6 +98,10 @@ class AlreadyBooked(XoneError):
 
 class Unknown(XoneError):
     """XONE may have booked."""
+
+
+class Oversized(Unknown):
+    """XONE answered with a booking, probably, that is too large to be stored. A person has to look at it."""
 
 
 class Poison(Unknown):

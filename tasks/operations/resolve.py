@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, case, select
 from sqlalchemy.exc import IntegrityError
 
-from models.booking import Booking
+from models.booking import Booking, excess
 from models.event import EventType
 from models.exact_json import read_exact
 from models.same import is_same_id
@@ -47,8 +47,11 @@ def read_booking(content: bytes, offer_id: str) -> Booking:
     except (ValueError, RecursionError) as error:
         place = f": line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ResolveError(f"the booking is no JSON{place}") from None
+    data = answer["data"] if isinstance(answer, dict) and "data" in answer else answer
+    if (reason := excess(data)) is not None:
+        raise ResolveError(f"the booking {reason}: leave out what no consumer needs")
     try:
-        booking = Booking.model_validate(answer["data"] if isinstance(answer, dict) and "data" in answer else answer)
+        booking = Booking.model_validate(data)
     except ValidationError as error:
         fields = sorted({str(problem["loc"][0]) for problem in error.errors() if problem["loc"]})
         lacks = f"lacks a usable {' and '.join(fields)}" if fields else "is no JSON object"

@@ -122,7 +122,7 @@ def test_a_broker_that_takes_large_messages_is_found(settings: dict[str, str], r
         finding = examine(settings).of("message size")
 
     assert finding.level == "warning"
-    assert finding.remedy == "max_message_size = 2097152 in rabbitmq.conf"
+    assert finding.remedy == "max_message_size = 4194304 in rabbitmq.conf"
 
 
 def test_the_doctor_changes_nothing(settings: dict[str, str], sandbox: Sandbox, rabbitmq: RabbitMQ) -> None:

@@ -278,6 +278,17 @@ def test_what_only_waits_for_the_list_uses_up_no_attempt(
     assert only(runtime, Confirmation).state == State.NEEDS_REVIEW
 
 
+def test_a_booking_that_is_too_large_is_kept_whole_for_a_person(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "offer-1~many-policies")
+
+    confirmation, attempt = only(runtime, Confirmation), only(runtime, Attempt)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "too-large")
+    answer = runtime.encryption.decrypt(confirmation.id, "answer 1", attempt.sealed_answer)
+    assert json.loads(answer)["data"]["id"] == sandbox.bookings["P-100", "offer-1~many-policies"]["id"]
+    assert json.loads(only(runtime, OutboxEvent).payload)["type"] == "confirmation.needs_review"
+    assert len(sandbox.calls) == 1
+
+
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandbox: Sandbox) -> None:
     accepted(runtime)
     assert confirm.lease_due(only(runtime, Confirmation).id, runtime) is None, "the lease has not expired yet"

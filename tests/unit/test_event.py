@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.booking import Booking, Coi, Person, Policyholder
+from models.booking import MAX_BOOKING_BYTES, MAX_POLICIES, Booking, Coi, Person, Policyholder
 from models.event import BOOKING_EVENTS, EventType, booking_data, cloud_event, error_data, without_links
 from models.exact_json import write_exact
+from worker.messaging.topology import MAX_MESSAGE_SIZE
 
 EVENT_ID = UUID("01890000-0000-7000-8000-000000000001")
 MARK = "Geheimnis"  # represents data that no event may have
@@ -214,3 +215,20 @@ def test_any_text_is_published_as_python_s_json_encodes_it(text: str) -> None:
 
     assert payload == write_exact(json.loads(payload))
     assert json.loads(payload)["data"] == data
+
+
+@pytest.mark.parametrize("character", ["x", "ä", "🎟", "\x7f", '"'])
+def test_the_largest_event_is_one_that_brokers_take(character: str) -> None:
+    policies: list[dict[str, Any]] = [{}] * MAX_POLICIES
+    size = len(write_exact(character)) - 2 if character == '"' else len(character.encode())
+    status = character * ((MAX_BOOKING_BYTES - 3 * MAX_POLICIES - 200) // size)
+    answer = json.dumps(
+        {"id": "i" * 255, "offer_id": "o-1", "status": status, "policies": policies}, ensure_ascii=False
+    )
+    booking = Booking.model_validate_json(answer.encode())
+    metadata = {f"{number}".rjust(128, "🎟"): "🎟" * 1024 for number in range(20)}
+    data = {**COMMON, "order_reference": "🎟" * 128, "metadata": metadata, **booking_data(booking, False)}
+
+    event = cloud_event(EVENT_ID, EventType.BOOKING_CONFIRMED, "p" * 128, "o" * 128, datetime.now(UTC), data)
+
+    assert len(event.encode()) < MAX_MESSAGE_SIZE - 8192  # headers and properties

@@ -269,6 +269,7 @@ ANSWERED = {  # status, booked
     "odd-types": (201, True),
     "minimal": (201, True),
     "capitals": (201, True),
+    "many-policies": (201, True),
     "unicode": (201, True),
 }
 UNANSWERED = {"truncated": True, "drop-before": False, "drop-after": True, "reset-mid": True}  # booked

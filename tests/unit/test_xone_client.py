@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, SSLError
 
 from tests.support.system import until
-from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
+from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Oversized, Refused, Unknown, XoneError
 from worker.sandbox.faults import FAULTS
 from worker.sandbox.server import Sandbox
 from worker.settings import XoneSettings
@@ -232,6 +232,7 @@ EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "booked-nowhere": (AlreadyBooked, "already-booked", 422),
     "odd-types": None,
     "minimal": None,
+    "many-policies": (Oversized, "too-large", 201),
     "unicode": None,
 }
 REFUSALS = (400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422)
@@ -321,6 +322,45 @@ def test_a_2xx_without_a_booking_is_unknown_and_stored(body: bytes) -> None:
         error = failure(lambda: confirm(client_of(script.url)))
 
     assert (type(error), error.code, error.http_status, error.answer) == (Unknown, "bad-answer", 200, body)
+
+
+def booking_with(**fields: Any) -> bytes:
+    return as_json({"data": {"id": "INS-1", "offer_id": "o-1", **fields}})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (booking_with(policies=[{}] * 1_000_000), "is larger than 512 KiB"),
+        (booking_with(policies=[{}] * 20_000), "has more than 20000 values"),
+        (booking_with(policies=[{}] * 1001), "has 1001 policies; at most 1000 can be stored"),
+        (booking_with(status="x" * 600_000), "is larger than 512 KiB"),
+        (booking_with(odd=json.loads("[" * 70 + "]" * 70)), "is nested deeper than 64"),
+    ],
+)
+def test_a_booking_that_is_too_large_is_kept_whole_for_a_person(body: bytes, reason: str) -> None:
+    with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+
+    assert (type(error), error.code, error.answer) == (Oversized, "too-large", body)
+    assert error.detail == f"XONE's answer (200) {reason}"
+
+
+def test_a_listed_booking_that_is_too_large_is_kept_for_a_person() -> None:
+    listed = {"id": "INS-1", "offer_id": "o-1", "policies": [{}] * 1001}
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [listed]}))]}) as script:
+        error = failure(lambda: client_of(script.url).find_booking("P-1", "o-1", frozenset()))
+
+    assert (type(error), error.code) == (Oversized, "too-large")
+    assert error.answer == as_json(listed).replace(b" ", b"")
+
+
+def test_a_409_with_a_booking_that_is_too_large_is_settled_by_the_list() -> None:
+    with scripted({CONFIRM_PATH: [Reply(409, booking_with(policies=[{}] * 1001))]}) as script:
+        error = failure(lambda: confirm(client_of(script.url)))
+
+    assert isinstance(error, AlreadyBooked)
+    assert error.booking is None
 
 
 @pytest.mark.parametrize("errors", [[], None, {}, ""])

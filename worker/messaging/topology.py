@@ -18,7 +18,7 @@ DEAD_LETTERS = "confirm-offer.dead-letters"
 DELIVERY_LIMIT = 60  # above MAX_DELIVERIES of the task, which acts first; RabbitMQ 4 has 20 by default, 3.x none
 
 # Bytes. RabbitMQ's max_message_size should be that: no job and no event is larger. By default it takes 16 to 128 MiB.
-MAX_MESSAGE_SIZE = 2 * 1024 * 1024
+MAX_MESSAGE_SIZE = 4 * 1024 * 1024
 
 confirm_offer = Exchange("confirm-offer", type="direct", durable=True)
 unrouted = Exchange("booking-events.unrouted", type="fanout", durable=True)

@@ -119,6 +119,10 @@ def minimal(booking: Json) -> Json:
     return {name: booking[name] for name in ("id", "offer_id", "status")}
 
 
+def many_policies(booking: Json) -> Json:
+    return booking | {"policies": [{}] * 2000}
+
+
 def many_scripts(booking: Json) -> Json:
     words = "Größe und Überschuß · Ελληνικά · Русский · 日本語の保険 · العربية · 🎟️🛡️ · "
     content = {"title": words, "description": words * 200, "inclusions": [words]}

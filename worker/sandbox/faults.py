@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from worker.sandbox.answers import Answer, Json, already_booked, answer, any_status, refusal
-from worker.sandbox.bookings import in_capitals, many_scripts, minimal, odd_types, pending
+from worker.sandbox.bookings import in_capitals, many_policies, many_scripts, minimal, odd_types, pending
 from worker.sandbox.sending import (
     Connection,
     dripping_body,
@@ -103,6 +103,7 @@ FAULTS = {
     "odd-types": Fault("A price and a time are words, a tax is a list.", BOOKED, shape=odd_types),
     "minimal": Fault("The booking has an id, an offer_id and a status, no more.", BOOKED, shape=minimal),
     "capitals": Fault("The booking names the offer in capitals.", BOOKED, shape=in_capitals),
+    "many-policies": Fault("The booking has 2,000 policies.", BOOKED, shape=many_policies),
     "unicode": Fault("A long policy_content in many scripts.", BOOKED, shape=many_scripts),
 }
 

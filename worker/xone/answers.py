@@ -13,16 +13,17 @@ import requests
 from pydantic import ValidationError
 from urllib3.exceptions import ConnectTimeoutError
 
-from models.booking import Booking
+from models.booking import MAX_BOOKING_BYTES, Booking, excess
 from models.exact_json import read_exact
 from models.job import quote_ids
 from models.same import differs_in_case_only, holds_id, is_same_id
-from worker.errors import AlreadyBooked, Busy, NotSent, Refused, Unknown, XoneError
+from worker.errors import AlreadyBooked, Busy, NotSent, Oversized, Refused, Unknown, XoneError
 from worker.xone.booked_before import may_mean_booked, reference_in
 from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import NotDelivered, TlsError
 
 MAX_RETRY_AFTER = 3600.0  # seconds
+MAX_VALUES = 20_000  # in one answer
 # Statuses; any other one may mean that XONE has booked.
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
 LATER = frozenset({423, 429, 503})
@@ -46,18 +47,26 @@ class HttpAnswer:
     headers: Any
     body: bytes
 
-    def json(self) -> Any:
-        """The body as JSON with exact decimals; None if it is no JSON."""
+    def json(self, max_values: int = MAX_VALUES) -> Any:
+        """The body as JSON with exact decimals; None if it is no JSON, or may hold more values than ``max_values``."""
+        if self.count_values() > max_values:
+            return None
         try:
             return read_exact(self.body)
         except (ValueError, RecursionError):
             return None
+
+    def count_values(self) -> int:
+        """How many values the body holds at most, if it is JSON. Each is an object in memory, 20 times its size."""
+        return sum(map(self.body.count, (b",", b"[", b"{")))
 
 
 def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"") -> BookingReceived:
     """The booking in an answer to confirm. Raises XoneError for any other answer. request: its body."""
     if not 200 <= answer.status < 300:
         raise failure_of(answer, offer_id, request)
+    if answer.body.lstrip()[:1] == b"{":
+        _check_size(answer)
     content = answer.json()
     if content is None:
         raise _unreadable(answer, "no JSON")
@@ -65,6 +74,8 @@ def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"")
         raise _unreadable(answer, "no JSON object")
     if content.get("errors"):
         raise _unreadable(answer, "errors beside the data")
+    if (reason := excess(content.get("data"))) is not None:
+        raise _oversized(answer, reason)
     booking = _booking(content.get("data"))
     if booking is None:
         raise _unreadable(answer, "no booking id and offer id")
@@ -86,6 +97,17 @@ def _booking(data: Any) -> Booking | None:
         return Booking.model_validate(data)
     except ValidationError:
         return None
+
+
+def _check_size(answer: HttpAnswer) -> None:
+    if len(answer.body) > MAX_BOOKING_BYTES:
+        raise _oversized(answer, f"is larger than {MAX_BOOKING_BYTES // 1024} KiB")
+    if answer.count_values() > MAX_VALUES:
+        raise _oversized(answer, f"has more than {MAX_VALUES} values")
+
+
+def _oversized(answer: HttpAnswer, reason: str) -> Oversized:
+    return Oversized("too-large", f"XONE's answer ({answer.status}) {reason}", answer.status, answer.body)
 
 
 def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
@@ -124,7 +146,8 @@ def _may_be_booked(answer: HttpAnswer, offer_id: str, request: bytes) -> bool:
 def _booking_shown(answer: HttpAnswer, offer_id: str, request: bytes) -> Booking | None:
     """The booking of the offer in the body of a refusal."""
     content = answer.json()
-    booking = _booking(content.get("data")) if isinstance(content, dict) else None
+    data = content.get("data") if isinstance(content, dict) else None
+    booking = _booking(data) if excess(data) is None else None
     return booking if booking is not None and _is_of(booking, offer_id, request) else None
 
 

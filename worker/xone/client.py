@@ -16,8 +16,9 @@ from uuid import UUID
 import requests
 from pydantic import ValidationError
 
-from models.booking import Booking
-from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown
+from models.booking import Booking, excess
+from models.exact_json import write_exact
+from worker.errors import BadCredentials, Busy, NotSent, Oversized, Refused, Unknown
 from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
@@ -38,6 +39,7 @@ from worker.xone.read_back import ReadBack
 from worker.xone.transport import AnswerTooLarge, TooLate, Transport
 
 MAX_PAGES = 50  # of the list of bookings
+MAX_LISTED_VALUES = 500_000  # in one page, which has at most 5 MiB
 TOO_LATE_DELAY = 1.0  # seconds until a call is tried again for which too little time was left
 
 
@@ -112,6 +114,10 @@ class Xone:
         listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting, may_be_anothers)
         if listed is None:
             return None
+        if (reason := excess(listed)) is not None:
+            raise Oversized(
+                "too-large", f"the booking in the list of bookings {reason}", 200, write_exact(listed).encode()
+            )
         try:
             return Booking.model_validate({**listed, "offer_id": offer_id})
         except ValidationError:
@@ -126,7 +132,7 @@ class Xone:
             answer = self._authorized("bookings", "GET", template, url, {}, None, before_call, before_send)
             if answer.status != 200:
                 raise failure_of(answer)
-            content = answer.json()
+            content = answer.json(MAX_LISTED_VALUES)
             if not isinstance(content, dict) or not isinstance(content.get("data"), list):
                 raise Unknown("bad-answer", "the list of bookings is not as expected", answer.status)
             yield from (listed for listed in content["data"] if isinstance(listed, dict))
