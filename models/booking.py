@@ -1,10 +1,12 @@
 """The booking as XONE answers it. Source: the Confirm Offer page of XONE's reference, "Responses".
 
-Only ``id`` and ``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and
+What is stored in clear is known by name, and has a form that no person's data has; all else is encrypted. Only ``id``
+and ``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and
 values that do not fit their field, are kept as they came (``leftovers``). It is refused for its size only: every broker
 has to take its event.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +19,7 @@ from models.exact_json import depth_exceeds, write_exact
 MAX_BOOKING_BYTES = 512 * 1024  # as JSON. Its event is in ASCII, and at most six times as long
 MAX_POLICIES = 1000
 MAX_DEPTH = 64
+CODE = r"^[A-Za-z0-9_.:/+ -]*$"
 
 
 def excess(booking: Any) -> str | None:
@@ -47,7 +50,18 @@ def _with_zone(moment: datetime) -> datetime:
     return moment
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+def _reference(text: str) -> str:
+    """A number or code that identifies something: no name, e-mail or telephone number looks so."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,254}", text) or not re.search(r"\d", text):
+        raise ValueError("no reference")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]  # words that are the same for all customers
+Code = Annotated[str, Field(max_length=255, pattern=CODE)]  # such as a status
+CodeOrNumber = Annotated[str, Field(max_length=255, pattern=CODE, coerce_numbers_to_str=True)]
+Reference = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_reference)]
+PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s@?#]+$"), AfterValidator(_storable)]
 Id = Annotated[str, Field(min_length=1, max_length=255, coerce_numbers_to_str=True), AfterValidator(_storable)]
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 Amount = Annotated[Decimal, Field(max_digits=32)]
@@ -77,6 +91,22 @@ class Received(BaseModel):
             return model
 
 
+class PolicyContent(Received):
+    """What the customer was told of the product: words that are the same for all."""
+
+    title: Text | None = None
+    header: Text | None = None
+    description: Text | None = None
+    optout_msg: Text | None = None
+    inclusions: list[Text] | None = None
+    exclusions: list[Text] | None = None
+    disclaimer: Text | None = None
+    disclaimer_html: Text | None = None
+    payment_disclaimer: Text | None = None
+    in_path_disclaimer: Text | None = None
+    extra_content: list[Text] | None = None
+
+
 class ExtraFields(Received):
     seller_entity: Text | None = None
     event_datetime: Time | None = None
@@ -90,27 +120,27 @@ class ExtraFields(Received):
 
 
 class Policy(Received):
-    id: Id | None = None
-    parent_id: Id | None = None
-    status: Text | None = None
-    policy_type: Text | None = None
-    policy_code: Text | None = None
-    policy_version: Text | None = None
+    id: CodeOrNumber | None = None
+    parent_id: CodeOrNumber | None = None
+    status: Code | None = None
+    policy_type: Code | None = None
+    policy_code: Code | None = None
+    policy_version: Code | None = None
     policy_start_date: Time | None = None
-    policy_start_date_tz_offset: Text | None = None
+    policy_start_date_tz_offset: Code | None = None
     policy_end_date: Time | None = None
-    policy_end_date_tz_offset: Text | None = None
+    policy_end_date_tz_offset: Code | None = None
     price: Amount | None = None
     tax: Amount | None = None
     commission: Amount | None = None
     cover_amount: Amount | None = None
-    claim_selector_id: Text | None = None
-    pds_url: Text | None = None
+    claim_selector_id: Reference | None = None
+    pds_url: PublicUrl | None = None
     confirmed_at: Time | None = None
     cancelled_at: Time | None = None
     created_at: Time | None = None
     updated_at: Time | None = None
-    policy_content: dict[str, Any] | None = None
+    policy_content: PolicyContent | None = None
     extra_fields: ExtraFields | None = None
 
 
@@ -131,13 +161,13 @@ class Person(Received):
 
 
 class Policyholder(Person):
-    id: Id | None = None
+    id: Reference | None = None
     created_at: Time | None = None
     updated_at: Time | None = None
 
 
 class QuoteRef(Received):
-    uuid: Text | None = None
+    uuid: Reference | None = None
 
 
 class Coi(Received):
@@ -150,17 +180,17 @@ class Coi(Received):
 class Booking(Received):
     id: Id
     offer_id: Id
-    provider_reference: Text | None = None
-    language: Text | None = None
-    provider_customer_id: Text | None = None
-    status: Text | None = None
-    currency: Text | None = None
+    provider_reference: Reference | None = None
+    language: Code | None = None
+    provider_customer_id: Reference | None = None
+    status: Code | None = None
+    currency: Code | None = None
     price: Amount | None = None
     security_token: Text | None = None
     created_at: Time | None = None
     updated_at: Time | None = None
     is_instant_booking: bool | None = None
-    payment_status: Text | None = None
+    payment_status: Code | None = None
     policies: list[Policy] = []
     policyholder: Policyholder | None = None
     quote: QuoteRef | None = None
@@ -176,8 +206,6 @@ class Booking(Received):
 
 def _leftovers(node: Any, path: str) -> list[tuple[str, Any]]:
     leftovers: list[tuple[str, Any]] = []
-    if isinstance(node, ExtraFields):
-        return leftovers  # stored whole, with its unknown fields
     if isinstance(node, Received):
         prefix = f"{path}." if path else ""
         leftovers += [(prefix + name, value) for name, value in (node.model_extra or {}).items()]

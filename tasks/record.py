@@ -264,8 +264,7 @@ def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], 
         {
             "confirmation_id": confirmation_id,
             "partner_id": row.partner_id,
-            **_values(booking, _BOOKING_COLUMNS),
-            "quote_uuid": booking.quote.uuid if booking.quote else None,
+            **booking_values(booking),
             "sealed_security_token": encrypt("security_token", booking.security_token),
             "sealed_coi_url": encrypt("coi_url", booking.coi.url if booking.coi else None),
             "sealed_coi_pdf": encrypt("coi_pdf", booking.coi.pdf if booking.coi else None),
@@ -294,15 +293,28 @@ def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], 
         batch.add(
             _INSERT_POLICY,
             *(
-                {"confirmation_id": confirmation_id, "position": position, **_policy_values(policy)}
+                {"confirmation_id": confirmation_id, "position": position, **policy_values(policy)}
                 for position, policy in enumerate(booking.policies)
             ),
         )
 
 
-def _policy_values(policy: xone.Policy) -> dict[str, Any]:
-    extra = policy.extra_fields
-    return {**_values(policy, xone.Policy.model_fields), "extra_fields": extra.model_dump() if extra else None}
+def booking_values(booking: xone.Booking) -> dict[str, Any]:
+    """The columns of a booking that are stored in clear."""
+    return {**_values(booking, _BOOKING_COLUMNS), "quote_uuid": booking.quote.uuid if booking.quote else None}
+
+
+def policy_values(policy: xone.Policy) -> dict[str, Any]:
+    """The columns of a policy."""
+    values = _values(policy, xone.Policy.model_fields)
+    return {**values, **{name: _known(values[name]) for name in ("policy_content", "extra_fields")}}
+
+
+def _known(received: xone.Received | None) -> dict[str, Any] | None:
+    """The known fields that came, as JSON. The others are among the leftovers."""
+    if received is None:
+        return None
+    return _values(received, sorted(received.model_fields_set & set(type(received).model_fields)))
 
 
 def _values(received: xone.Received, names: Iterable[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from models.states import PURGEABLE, State
 from models.tables import Confirmation, FurtherEmail, OutboxEvent
 from tasks import email_index
 from tasks.operations.failures import in_literally
+from tasks.privacy.clear_columns import remove_misfits
 from tasks.privacy.sealed_columns import SEALED, id_in
 from worker.outages import may_blame_item
 from worker.storage.database import locked, now
@@ -118,6 +119,7 @@ def blank(connection: Connection, ids: Collection[UUID]) -> None:
     """Purges confirmations, which the caller has locked."""
     if not ids:
         return
+    remove_misfits(connection, ids)
     for table, columns in SEALED.items():
         connection.execute(update(table).where(id_in(table).in_(ids)).values(dict.fromkeys(columns)))
     connection.execute(delete(FurtherEmail).where(FurtherEmail.confirmation_id.in_(ids)))

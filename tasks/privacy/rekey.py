@@ -15,10 +15,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from models.exact_json import write_exact
 from models.job import quote_ids
 from models.same import as_uuid
 from models.tables import Booking, Confirmation, FurtherEmail
 from tasks import email_index
+from tasks.privacy.clear_columns import remove_misfits
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
 from worker.errors import DecryptionError
 from worker.outages import may_blame_item
@@ -132,7 +134,18 @@ def _rekey(connection: Connection, encryption: Encryption, ids: set[UUID]) -> Re
         _write(connection, table, changed)
     done.indexed = _index(connection, encryption, ids - {id_ for id_, _ in done.unreadable}, decrypted)
     _complete(connection, ids, decrypted)
+    _seal_misfits(connection, encryption, ids - {id_ for id_, _ in done.unreadable}, decrypted)
     return done
+
+
+def _seal_misfits(
+    connection: Connection, encryption: Encryption, ids: set[UUID], decrypted: dict[tuple[UUID, str], bytes]
+) -> None:
+    """Encrypts what an earlier version stored in clear."""
+    for id_, misfits in remove_misfits(connection, ids).items():
+        rest = {**json.loads(decrypted.get((id_, "rest"), b"{}")), **misfits}
+        sealed = encryption.encrypt_text(id_, "rest", write_exact(rest))
+        connection.execute(update(Booking).where(Booking.confirmation_id == id_).values(sealed_rest=sealed))
 
 
 def _complete(connection: Connection, ids: set[UUID], decrypted: dict[tuple[UUID, str], bytes]) -> None:

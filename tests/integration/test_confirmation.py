@@ -23,12 +23,15 @@ from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import Lease, LeaseLost, acquire, renew
+from tasks.privacy.purge import blank
+from tasks.privacy.rekey import rekey
 from tasks.record import EVENT_OF, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import job, until
 from worker.errors import Unknown
 from worker.runtime import Runtime
+from worker.sandbox.bookings import new_booking
 from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 from worker.xone.answers import BookingReceived
@@ -100,10 +103,69 @@ def test_personal_data_is_stored_encrypted(runtime: Runtime) -> None:
     run(runtime)
     run(runtime, "offer-2~html~1")
 
-    stored = " ".join(str(row) for table in (Confirmation, Attempt, Booking, Policy, Policyholder, OutboxEvent)
-                      for row in rows(runtime, table))  # fmt: skip
     for mark in ("Lovelace", "ada@example.com", '"Ada"'):  # encrypted values are base64, in which a bare Ada may occur
-        assert mark not in stored
+        assert mark not in stored(runtime)
+
+
+MARK = "Quxomat"  # in every value that may be personal
+
+
+def test_what_xone_adds_is_encrypted_if_it_may_be_personal(runtime: Runtime) -> None:
+    """Nothing of it is in clear in a row or an event; all of it can be revealed."""
+    lease = accepted(runtime)
+    known = new_booking("P-100", "offer-1", job("offer-1"))
+    policy = {
+        **known["policies"][0],
+        "claim_selector_id": MARK,
+        "pds_url": f"https://x.example/?name={MARK}",
+        "policy_content": {"title": "Ticket protection", "dear": MARK, "extra_content": [{"to": MARK}]},
+        "extra_fields": {**known["policies"][0]["extra_fields"], "nickname": MARK},
+    }
+    personal = {"provider_reference": MARK, "provider_customer_id": f"{MARK}@x.example", "note": MARK}
+    booking = xone_booking.Booking.model_validate({**known, **personal, "policies": [policy]})
+    decision = decide(BookingReceived(booking, 200), lease.history, RetryPolicy(), 0.5)
+    with runtime.engine.begin() as connection:
+        record(connection, runtime.encryption, [RecordedAttempt(lease, decision, 0.1)], True)
+
+    assert MARK not in stored(runtime)
+    rest = json.loads(runtime.encryption.decrypt(lease.id, "rest", only(runtime, Booking).sealed_rest))
+    assert rest["policies[0].policy_content.dear"] == rest["note"] == rest["provider_reference"] == MARK
+    assert only(runtime, Policy).policy_content == {"title": "Ticket protection"}
+
+
+def stored(runtime: Runtime) -> str:
+    tables = (Confirmation, Attempt, Booking, Policy, Policyholder, OutboxEvent)
+    return " ".join(str(row) for table in tables for row in rows(runtime, table))
+
+
+@pytest.mark.parametrize("way", ["rekey", "purge"])
+def test_what_an_earlier_version_stored_in_clear_is_encrypted_or_blanked(runtime: Runtime, way: str) -> None:
+    run(runtime)
+    id_ = only(runtime, Confirmation).id
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Booking).values(provider_reference=MARK))
+        connection.execute(
+            update(Policy).values(policy_content={"title": "x", "dear": MARK}, extra_fields={"of": MARK})
+        )
+    known = only(runtime, Policy).price
+    assert MARK in stored(runtime)
+
+    if way == "rekey":
+        list(rekey(runtime.engine, runtime.encryption))
+    else:
+        with runtime.engine.begin() as connection:
+            blank(connection, [id_])
+
+    assert MARK not in stored(runtime)
+    assert (only(runtime, Policy).policy_content, only(runtime, Policy).price) == ({"title": "x"}, known)
+    if way == "rekey":
+        rest = json.loads(runtime.encryption.decrypt(id_, "rest", only(runtime, Booking).sealed_rest))
+        assert rest == {
+            "sandbox": True,
+            "provider_reference": MARK,
+            "policies[0].policy_content.dear": MARK,
+            "policies[0].extra_fields.of": MARK,
+        }
 
 
 def test_a_job_with_many_emails_shares_no_transaction(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
