@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, tuple_
 
@@ -15,6 +16,13 @@ from models.tables import Confirmation, OutboxEvent, is_offer
 from worker.storage.database import now
 
 PAGE = 500
+CLOCK_SKEW = 86400.0  # seconds; of a worker, whose clock ids are of, against the database's, with room to spare
+
+
+def _first_id(at: datetime, seconds: float) -> UUID:
+    """The first id of a time, and so many seconds later. Ids are UUIDs of version 7, which begin with the time."""
+    milliseconds = min(max(int((at.timestamp() + seconds) * 1000), 0), 2**48 - 1)
+    return UUID(int=milliseconds << 80)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class EventSelection:
         """Conditions on events."""
         conditions: list[ColumnElement[bool]] = [
             OutboxEvent.published_at.is_not(None),
+            OutboxEvent.id >= _first_id(self.since, -CLOCK_SKEW),
+            OutboxEvent.id < _first_id(self.until, CLOCK_SKEW),
             OutboxEvent.created_at >= self.since,
             OutboxEvent.created_at < self.until,
         ]

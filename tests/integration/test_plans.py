@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import Connection, event, insert, select, text, update
 
 from benchmarks.seed import seed
 from models.tables import Confirmation, OutboxEvent
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.booking_owner import may_be_anothers
-from tasks.operations import batches, event_replay, failures, lookup
+from tasks.operations import batches, event_replay, failures, lookup, pauses
 from tasks.privacy import purge
 from tests.support.system import job
 from worker.doctor import work
@@ -22,7 +23,7 @@ from worker.runtime import Runtime
 from worker.services.outbox_relay import OutboxRelay
 from worker.services.scheduler import Scheduler
 from worker.settings import EncryptionSettings, read
-from worker.storage.database import now_plus
+from worker.storage.database import now, now_plus
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -147,3 +148,51 @@ def test_no_statement_of_the_doctor_reads_a_growing_table(runtime: Runtime) -> N
     assert (found["due"], found["outbox"]) == ("warning", "warning")
     assert len(statements) > 8
     assert not full_scans(runtime, statements)
+
+
+@pytest.mark.parametrize("way", ["scheduler", "paused partner", "relay"])
+def test_what_has_ended_under_an_open_transaction_is_not_looked_at(runtime: Runtime, way: str) -> None:
+    """The entries of its index stay until the transaction ends, and each costs a look at its row."""
+    ids = [uuid4() for _ in range(3000)]
+    with runtime.engine.connect() as holder, runtime.engine.connect() as connection:
+        holder.execute(text("set transaction isolation level repeatable read"))
+        holder.execute(select(1).select_from(Confirmation).limit(1))
+        times = {"queued_at": now(), "created_at": now(), "updated_at": now(), "due_at": now_plus(-600.0)}
+        values = {"partner_id": "P-1", "echo": {}, "state": "retrying", "answer_unknown": False}
+        rows = [{**values, "id": id_, "offer_id": str(id_), "idempotency_key": id_} for id_ in ids]
+        due = {**rows[0], "id": uuid4(), "partner_id": "P-2"}
+        connection.execute(insert(Confirmation).values(**times), [*rows, due])
+        event = {"aggregatetype": "confirmation", "aggregateid": "P-1/x", "type": "x", "payload": "{}", "sequence": 1}
+        events = [{**event, "id": id_, "confirmation_id": id_} for id_ in ids]
+        connection.execute(insert(OutboxEvent).values(created_at=now_plus(-600.0)), events)
+        connection.commit()
+        if way != "paused partner":
+            connection.execute(update(Confirmation).where(Confirmation.id.in_(ids)).values(due_at=None, state="confirmed"))
+        connection.execute(update(OutboxEvent).where(OutboxEvent.id.in_(ids)).values(published_at=now()))
+        connection.commit()
+
+        connection.execute(text("analyze confirmations, outbox"))
+        connection.commit()
+        with recorded(runtime) as statements:
+            if way == "relay":
+                OutboxRelay(runtime).run_once()
+            else:
+                pauses.pause(connection, "P-1", "test", "me")
+                connection.commit()
+                Scheduler(runtime).run_once()
+        with runtime.engine.connect() as connection:
+            blocks = {
+                sql: blocks_read(connection, sql, parameters)
+                for sql, parameters in statements.items()
+                if "RECURSIVE" in sql or "ready" in sql
+            }
+            connection.rollback()
+    assert len(blocks) == (1 if way == "relay" else 3)
+    assert max(blocks.values()) < 300, blocks
+
+
+def blocks_read(connection: Connection, sql: str, parameters: Any) -> int:
+    """How many blocks of tables and indexes a statement looks at."""
+    (plan,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", parameters).one()
+    root = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+    return int(root["Shared Hit Blocks"] + root["Shared Read Blocks"])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,6 +31,8 @@ MAX_RANKED = 10_000  # confirmations, those of each partner that are due for lon
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
+LOOK_BACK_EVERY = 30.0  # seconds
+MAX_TRANSACTION = timedelta(minutes=1)  # one that began before may still write a time from before
 INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
 
 
@@ -57,7 +60,8 @@ class Scheduler(Service):
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
-        self._clamped_at = float("-inf")
+        self._clamped_at = self._looked_back_at = float("-inf")
+        self._since: datetime | None = None  # no confirmation is due since before
         self._failing: dict[int, _Failure] = {}  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
@@ -70,14 +74,15 @@ class Scheduler(Service):
         self._clamp_times()
         self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
+            since = self._due_since(connection)
             paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
             free = (1 if calls.is_half_open else self._max_in_flight) - _dispatched(connection)
-            due = _take_due(connection, _TAKE_LIVE, free, paused)
+            due = _take_due(connection, _TAKE_LIVE, free, since, paused)
             batch_items = batches.under_way(connection)
             room = self._room() - batch_items.at_work
-            retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), paused)
+            retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), since, paused)
             to_feed = [] if calls.is_half_open else batches.running(connection)
         fed: list[UUID] = []
         try:
@@ -88,6 +93,18 @@ class Scheduler(Service):
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
+    def _due_since(self, connection: Connection) -> datetime:
+        """When the confirmation that is due for longest was due, or earlier.
+
+        While any transaction of the database stays open, the index keeps the entries of all confirmations that have
+        ended since. Looks at them now and then only.
+        """
+        if self._since is None or time.monotonic() - self._looked_back_at >= LOOK_BACK_EVERY:
+            oldest, at = connection.execute(_OLDEST_DUE).one()
+            self._since = min(oldest or at, at - MAX_TRANSACTION)
+            self._looked_back_at = time.monotonic()
+        return self._since
+
     def _clamp_times(self) -> None:
         """Corrects due times that are further ahead than they can be: see clamp_times."""
         if time.monotonic() - self._clamped_at < CLAMP_EVERY:
@@ -97,6 +114,7 @@ class Scheduler(Service):
             count = clamp_times(connection, max_delay)
         if count:
             log.warning("times_ahead", count=count)
+            self._since = None  # they are due now, by a clock that was set back
         if count < MAX_CLAMPED:
             self._clamped_at = time.monotonic()
 
@@ -171,13 +189,17 @@ def _dispatched(connection: Connection) -> int:
     return connection.execute(_DISPATCHED).scalar_one()
 
 
-def _take_due(connection: Connection, statement: Any, limit: int, paused: Sequence[str]) -> list[UUID]:
-    """Marks due confirmations as dispatched. statement: made by _take; paused: partners to leave out."""
+def _take_due(connection: Connection, statement: Any, limit: int, since: datetime, paused: Sequence[str]) -> list[UUID]:
+    """Marks confirmations that are due since ``since`` as dispatched. statement: made by _take; paused: partners."""
     if limit <= 0:
         return []
-    partners = max(connection.execute(_COUNT_PARTNERS).scalar_one(), 1)
-    last = max(min(limit, MAX_RANKED // partners), 1) - 1  # of those of one partner that are ranked, from 0
-    return list(connection.execute(statement, {"limit": limit, "last": last, "paused": paused}).scalars())
+    found = connection.execute(_FIND_PARTNERS, {"since": since}).scalars()
+    partners = [partner for partner in found if partner is not None and partner not in paused]
+    if not partners:
+        return []
+    last = max(min(limit, MAX_RANKED // len(partners)), 1) - 1  # of those of one partner that are ranked, from 0
+    parameters = {"limit": limit, "last": last, "since": since, "partners": partners}
+    return list(connection.execute(statement, parameters).scalars())
 
 
 def _take(of_batches: bool) -> Any:
@@ -194,21 +216,25 @@ def _take(of_batches: bool) -> Any:
 
 def _is_due(row: Any, of_batches: bool) -> tuple[ColumnElement[bool], ...]:
     return (
+        row.partner_id.in_(bindparam("partners")),
         row.batch_id.is_not(None) if of_batches else row.batch_id.is_(None),
+        row.due_at >= bindparam("since"),
         row.due_at <= now(),
         or_(row.dispatched_until.is_(None), not_(is_dispatched(row))),
-        row.partner_id.not_in(bindparam("paused")),
     )
 
 
 def _partners() -> CTE:
-    """The partners with confirmations that have not ended: one step in an index for each, however many they have."""
+    """The partners with confirmations that have not ended: one step in an index for each, however many they have.
+
+    The last row is null.
+    """
     row = aliased(Confirmation)
-    first = select(func.min(row.partner_id).label("partner_id")).where(row.due_at.is_not(None))
+    first = select(func.min(row.partner_id).label("partner_id")).where(row.due_at >= bindparam("since"))
     partners = first.cte("partners", recursive=True)
     following = aliased(Confirmation)
     after = select(func.min(following.partner_id)).where(
-        following.due_at.is_not(None), following.partner_id > partners.c.partner_id
+        following.due_at >= bindparam("since"), following.partner_id > partners.c.partner_id
     )
     return partners.union_all(select(after.scalar_subquery()).where(partners.c.partner_id.is_not(None)))
 
@@ -225,7 +251,8 @@ def _round_robin(of_batches: bool) -> Select[tuple[UUID]]:
         .correlate(partners)
         .scalar_subquery()
     )
-    upto = select(partners.c.partner_id, func.coalesce(last, now()).label("due_at")).cte("upto")
+    latest = func.coalesce(last, now()).label("due_at")
+    upto = select(partners.c.partner_id, latest).cte("upto")
     upto = upto.prefix_with("MATERIALIZED")  # once for each partner, and not for each row
     rank = func.row_number().over(partition_by=row.partner_id, order_by=row.due_at)
     ranked = (
@@ -240,4 +267,5 @@ def _round_robin(of_batches: bool) -> Select[tuple[UUID]]:
 # Built once: building a statement costs more than executing it.
 _DISPATCHED = select(func.count()).select_from(Confirmation).where(is_dispatched())
 _TAKE_LIVE, _TAKE_OF_BATCHES = _take(of_batches=False), _take(of_batches=True)
-_COUNT_PARTNERS = select(func.count()).select_from(_partners())
+_FIND_PARTNERS = select(_partners().c.partner_id)
+_OLDEST_DUE = select(func.min(Confirmation.due_at), now())
