@@ -167,7 +167,9 @@ def test_what_has_ended_under_an_open_transaction_is_not_looked_at(runtime: Runt
         connection.execute(insert(OutboxEvent).values(created_at=now_plus(-600.0)), events)
         connection.commit()
         if way != "paused partner":
-            connection.execute(update(Confirmation).where(Confirmation.id.in_(ids)).values(due_at=None, state="confirmed"))
+            connection.execute(
+                update(Confirmation).where(Confirmation.id.in_(ids)).values(due_at=None, state="confirmed")
+            )
         connection.execute(update(OutboxEvent).where(OutboxEvent.id.in_(ids)).values(published_at=now()))
         connection.commit()
 
@@ -189,6 +191,18 @@ def test_what_has_ended_under_an_open_transaction_is_not_looked_at(runtime: Runt
             connection.rollback()
     assert len(blocks) == (1 if way == "relay" else 3)
     assert max(blocks.values()) < 300, blocks
+
+
+def test_doctor_names_the_oldest_open_transaction(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "OLD_TRANSACTION", 0.0)
+    with runtime.engine.connect() as holder, runtime.engine.connect() as connection:
+        holder.execute(text("set application_name to 'a report'"))
+        process = holder.execute(text("select pg_backend_pid()")).scalar_one()
+
+        (finding,) = [finding for finding in work.check(connection, None) if finding.check == "transactions"]
+
+    assert f"(a report, process {process})" in finding.message
+    assert f"pg_terminate_backend({process})" in (finding.remedy or "")
 
 
 def blocks_read(connection: Connection, sql: str, parameters: Any) -> int:

@@ -14,12 +14,13 @@ from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
 from worker.formatting import duration, pluralize
 from worker.settings import EncryptionSettings
-from worker.storage.database import now, now_plus, seconds_since
+from worker.storage.database import now, now_plus, oldest_transaction, seconds_since
 from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import ALL
 
 MAX_SKEW = 5.0  # seconds
 LATE = 60.0  # seconds; Scheduler and Relay run several times a second
+OLD_TRANSACTION = 600.0  # seconds
 MAX_ROWS = 100_000  # counted at most
 KEYS = "data keys"
 
@@ -39,6 +40,14 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
         commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
         scopes = [paused_scope(partner) for partner in paused]
         yield Finding.warning("calls", f"paused by a person for {_first_few(scopes)}", _first_few(commands))
+    oldest = oldest_transaction(connection)
+    if oldest is not None and oldest.seconds > OLD_TRANSACTION:
+        session = f"{oldest.application or 'a session without a name'}, process {oldest.pid}"
+        yield Finding.warning(
+            "transactions",
+            f"one has been open for {duration(oldest.seconds)} ({session}): PostgreSQL keeps all that has ended since",
+            f"end that session, or: select pg_terminate_backend({oldest.pid})",
+        )
     yield _due(connection, paused)
     yield _events(connection)
     if reviews := _count(connection, in_literally(State.NEEDS_REVIEW)):

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
-from worker.storage.database import in_literally, limit_statement_time, seconds_since
+from worker.storage.database import in_literally, limit_statement_time, oldest_transaction, seconds_since
 from worker.storage.pause_cache import ALL
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,7 @@ GAUGES = {
     "outbox_events": (f"Events that are not published yet (at most {MAX_ROWS})", []),
     "outbox_lag_seconds": ("How long the oldest of them has waited", []),
     "batch_items": (f"Items of batches that have not ended (the oldest {MAX_BATCHES})", ["batch", "progress"]),
+    "oldest_transaction_seconds": ("How long the oldest transaction has been open that another session has", []),
     "pauses": ("Pauses that a person has set, for all partners or for single ones", ["scope"]),
 }
 # By gauge, then by the values of its labels. None: there is no row to measure.
@@ -48,6 +49,7 @@ def read_backlog(connection: Connection) -> Backlog:
     outbox = connection.execute(_UNPUBLISHED).one()
     paused = connection.execute(select(Pause.partner_id)).scalars().all()
     of_all_partners = paused.count(ALL)
+    transaction = oldest_transaction(connection)
     return {
         "confirmations": {(state,): row.number for state, row in states.items()},
         "oldest_confirmation_seconds": {(state,): row.oldest for state, row in states.items()},
@@ -55,6 +57,7 @@ def read_backlog(connection: Connection) -> Backlog:
         "outbox_events": {(): outbox.number},
         "outbox_lag_seconds": {(): outbox.oldest},
         "batch_items": _batch_progress(connection),
+        "oldest_transaction_seconds": {(): transaction.seconds if transaction else 0.0},
         "pauses": {("all",): of_all_partners, ("partner",): len(paused) - of_all_partners},
     }
 

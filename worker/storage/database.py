@@ -4,7 +4,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -143,6 +143,34 @@ def locked(query: Select[Any], skip_locked: bool = False, of: Any = None) -> Sel
     of: the table whose rows are locked; None for all in the query.
     """
     return query.with_for_update(skip_locked=skip_locked, of=of)
+
+
+class OpenTransaction(NamedTuple):
+    """A transaction that another session of the database has open. seconds: since it began."""
+
+    seconds: float
+    pid: int
+    application: str
+
+
+def oldest_transaction(connection: Connection) -> OpenTransaction | None:
+    """The oldest one that this role may see: of its own sessions, and of all with ``pg_read_all_stats``.
+
+    None on SQLite, where a transaction that is open stops all other writers.
+    """
+    if connection.dialect.name == "sqlite":
+        return None
+    row = connection.exec_driver_sql(_OLDEST_TRANSACTION).one_or_none()
+    return None if row is None else OpenTransaction(float(row.seconds), row.pid, row.application_name)
+
+
+_OLDEST_TRANSACTION = """
+    select extract(epoch from clock_timestamp() - xact_start) as seconds, pid, application_name
+    from pg_stat_activity
+    where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
+      and xact_start is not null
+    order by xact_start limit 1
+"""
 
 
 def advisory_lock(connection: Connection, lock: int) -> None:
