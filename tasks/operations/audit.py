@@ -1,9 +1,11 @@
 """The audit: every command that changes something leaves a row."""
 
-import getpass
+import os
+import pwd
 import socket
 import time
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Self
 
 from sqlalchemy import Connection, Engine, insert, update
@@ -14,19 +16,32 @@ from worker.storage.database import now
 WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
 
 
+MAX_NAME = 100
+_claimed: ContextVar[str | None] = ContextVar("claimed", default=None)
+
+
+def claim(name: str | None) -> None:
+    """Who a person says to be (``--by``), for this command. Raises ValueError if it is no name."""
+    if name is not None and not (name.isprintable() and 1 <= len(name.strip()) <= MAX_NAME):
+        raise ValueError(f"should be a name of 1 to {MAX_NAME} characters")
+    _claimed.set(name.strip() if name is not None else None)
+
+
 def who() -> str:
-    """The user of this process, as ``user@host``."""
+    """``user@host``, by the system's user id and not by variables such as LOGNAME; beside it, whom ``claim`` named."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user without a name
+        user = f"uid-{os.geteuid()}"
+    on_system = f"{user}@{socket.gethostname()}"
+    claimed = _claimed.get()
+    return f"{claimed} ({on_system})" if claimed else on_system
 
 
 def audit(connection: Connection, command: str, by: str, reason: str | None, count: int, **details: Any) -> int:
     """Writes an audit row and returns its id.
 
-    by: ``user@host``; count: confirmations, letters or events that were changed; details: ids, filters and numbers, no
+    by: of who(); count: confirmations, letters or events that were changed; details: ids, filters and numbers, no
     personal data.
     """
     return connection.execute(

@@ -1,7 +1,9 @@
 """Every command that changes something writes an audit row: who, when, what, why, how many."""
 
-import getpass
 import json
+import os
+import pwd
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -90,10 +92,26 @@ def test_each_command_that_changes_something_is_audited(broker_url: str, tmp_pat
         ("erase", WHY, 0),
     ]
     for row in rows:
-        assert row.by.startswith(f"{getpass.getuser()}@")
+        assert row.by.startswith(f"{pwd.getpwuid(os.geteuid()).pw_name}@")
         assert abs(datetime.now(UTC) - row.at) < timedelta(minutes=5)
         assert "ada" not in json.dumps(row.details)
 
 
 def groups() -> set[tuple[str, ...]]:
     return {path for path, command in COMMANDS.items() if isinstance(command, click.Group)}
+
+
+def test_the_name_is_the_systems_and_the_claimed_one_is_kept_beside_it(
+    broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/confirm-offer.db", "BROKER_URL": broker_url}
+    for command in (["db", "upgrade"], ["pause", "--reason", "x", "--by", "Ana"], ["resume"]):
+        assert CliRunner().invoke(cli, command, env=settings).exit_code == 0
+    refused = CliRunner().invoke(cli, ["resume", "--by", "\x1b[31m"], env=settings)
+
+    with database.connect(settings["DATABASE_URL"]).connect() as connection:
+        names = list(connection.execute(select(AuditEntry.by).order_by(AuditEntry.id)).scalars())
+    user = f"{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
+    assert names == [user, f"Ana ({user})", user]
+    assert refused.exit_code == 2

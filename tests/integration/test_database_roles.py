@@ -115,6 +115,28 @@ def test_the_worker_cannot_change_the_schema(statement: str, migrated: PostgreSQ
     assert isinstance(raised.value, InsufficientPrivilege) or "must be owner" in str(raised.value)
 
 
+ENTRY = "INSERT INTO audit (at, by, command, count, details) VALUES (now(), 'me', 'x', 1, '{}')"
+
+
+def test_the_worker_can_only_add_to_the_audit(migrated: PostgreSQL) -> None:
+    with as_role(migrated, WORKER) as connection:
+        connection.execute(ENTRY)
+        connection.execute("UPDATE audit SET count = 2")  # a command counts what it does
+        for statement in (
+            "UPDATE audit SET by = 'somebody else'",
+            "UPDATE audit SET count = 1",
+            "UPDATE audit SET count = 3, at = now()",
+            "UPDATE audit SET details = '{\"a\": 1}'",
+            "DELETE FROM audit",
+            "TRUNCATE audit",
+        ):
+            with pytest.raises(InsufficientPrivilege):
+                connection.execute(statement)
+        assert connection.execute("SELECT by, count FROM audit").fetchall() == [("me", 2)]
+    with as_role(migrated, OWNER) as connection:
+        connection.execute("DELETE FROM audit")
+
+
 def test_tables_of_later_migrations_can_be_used(migrated: PostgreSQL) -> None:
     with as_role(migrated, OWNER) as connection:
         connection.execute("CREATE TABLE later (id serial PRIMARY KEY, word text)")

@@ -8,9 +8,11 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, delete, inspect, update
+from sqlalchemy.exc import IntegrityError
 
-from models.tables import Base
+from models.tables import AuditEntry, Base
+from tasks.operations.audit import audit
 from tests.support.servers import PostgreSQL
 from tests.support.system import PROJECT
 from worker.storage import database, migrator
@@ -34,6 +36,16 @@ def test_a_downgrade_and_an_upgrade_restore_the_schema(engine: Engine) -> None:
 
 def test_an_upgraded_database_is_not_changed(engine: Engine) -> None:
     assert migrator.upgrade(engine) == (migrator.newest(), migrator.newest())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_audit_of_sqlite_is_append_only(engine: Engine) -> None:
+    with engine.begin() as connection:
+        audit(connection, "x", "me", None, 1)
+        connection.execute(update(AuditEntry).values(count=2))
+    for statement in update(AuditEntry).values(by="you"), update(AuditEntry).values(count=0), delete(AuditEntry):
+        with pytest.raises(IntegrityError, match="append-only"), engine.begin() as connection:
+            connection.execute(statement)
 
 
 def test_simultaneous_upgrades_run_once(postgresql: PostgreSQL) -> None:

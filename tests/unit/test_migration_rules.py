@@ -22,6 +22,8 @@ from tests.support.system import PROJECT
 from worker.storage import migrator
 
 CHANGES_TABLES = re.compile(r"\b(alter|create|drop|rename|truncate|lock|grant|revoke)\b", re.IGNORECASE)
+# Running code only adds rows to the audit, and lets the count of one grow.
+TRIGGERS_OF_AUDIT = re.compile(r"create (function.*?end \$\$|trigger.*? on audit.*?\(\));", re.IGNORECASE | re.DOTALL)
 REVISIONS = list(ScriptDirectory.from_config(migrator._without_connection()).walk_revisions())
 
 
@@ -78,7 +80,7 @@ def _problem_of(operation: MigrateOperation, left_empty: set[tuple[str, str]]) -
         case ops.AlterColumnOp():
             return _problem_of_alter(operation)
         case ops.ExecuteSQLOp():
-            is_sql_of_tables = CHANGES_TABLES.search(str(operation.sqltext))
+            is_sql_of_tables = CHANGES_TABLES.search(TRIGGERS_OF_AUDIT.sub("", str(operation.sqltext)))
             return "SQL that changes tables is not understood; use Alembic's operations" if is_sql_of_tables else None
         case ops.BulkInsertOp():
             return None

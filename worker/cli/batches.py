@@ -17,6 +17,7 @@ from tasks.operations.batches import BatchProgress, ItemOutcome
 from worker.cli.ui.batch_progress import follow, outcome
 from worker.cli.ui.console import (
     Failed,
+    by_option,
     handle_errors,
     json_option,
     out,
@@ -161,6 +162,7 @@ def _add_move(name: str, to: BatchState, does: str) -> None:
     @batch.command(name, help=f"{does}\n\nExample: confirm-offer batch {name} 12")
     @click.argument("batch_id", metavar="ID", type=COUNT)
     @reason_option
+    @by_option
     @json_option
     @handle_errors
     def move(batch_id: int, reason: str | None, as_json: bool) -> None:

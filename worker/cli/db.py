@@ -3,7 +3,7 @@
 import click
 
 from tasks.operations.audit import audit, who
-from worker.cli.ui.console import Failed, handle_errors, json_option, print_result
+from worker.cli.ui.console import Failed, by_option, handle_errors, json_option, print_result
 from worker.settings import DatabaseSettings, read
 from worker.storage import database, migrator
 
@@ -14,6 +14,7 @@ def db() -> None:
 
 
 @db.command()
+@by_option
 @json_option
 @handle_errors
 def upgrade(as_json: bool) -> None:

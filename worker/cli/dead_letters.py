@@ -20,6 +20,7 @@ from tasks.operations.audit import Tally
 from worker.cli.ui.console import (
     Failed,
     ask,
+    by_option,
     handle_errors,
     json_option,
     out,
@@ -218,6 +219,7 @@ def _wrapped(text: str, indent: str) -> str:
 @click.option("--edit", is_flag=True, help=f"Open each in $EDITOR first: at most {MAX_EDITED}, or --limit.")
 @yes_option
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def replay_letters(
@@ -369,6 +371,7 @@ def _open_editor(file: Path) -> None:
 @code_option
 @limit_option
 @click.option("--reason", required=True, help="Why, for the audit.")
+@by_option
 @yes_option
 @json_option
 @handle_errors

@@ -16,6 +16,7 @@ import click
 from worker.cli.ui.console import (
     Failed,
     UsageError,
+    by_option,
     handle_errors,
     json_option,
     out,
@@ -51,6 +52,7 @@ class ListedLine:
     help="Where bad lines go; by default FILE.rejected, or nowhere for standard input.",
 )
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | None, as_json: bool) -> None:

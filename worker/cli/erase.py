@@ -11,7 +11,7 @@ from tasks import email_index
 from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
 from tasks.privacy.purge import PersonsConfirmation
-from worker.cli.ui.console import ask, handle_errors, json_option, print_error, print_json, print_note
+from worker.cli.ui.console import ask, by_option, handle_errors, json_option, print_error, print_json, print_note
 from worker.formatting import pluralize
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
@@ -22,6 +22,7 @@ from worker.storage.encryption import Encryption
 @click.option("--email", required=True, help='The person\'s e-mail; its case does not count ("-": standard input).')
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--reason", help="Why, for the audit: write no personal data.")
+@by_option
 @json_option
 @handle_errors
 def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from tasks.operations.event_replay import EventSelection, clock, count, pages
 from worker.cli.ui.console import (
     Failed,
     ask,
+    by_option,
     handle_errors,
     json_option,
     print_error,
@@ -52,6 +53,7 @@ def events() -> None:
 @click.option("--rate", type=Rate(0.1), help="Events a second, at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def replay(

@@ -8,7 +8,7 @@ from models.tables import Confirmation
 from tasks.operations import pauses
 from tasks.operations.audit import who
 from tasks.operations.pauses import paused_scope
-from worker.cli.ui.console import handle_errors, json_option, out, print_json, reason_option
+from worker.cli.ui.console import by_option, handle_errors, json_option, out, print_json, reason_option
 from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import print_text
 from worker.formatting import to_json
@@ -35,6 +35,7 @@ def _not_empty(_: click.Context, param: click.Parameter, value: str) -> str:
 @click.command("pause")
 @click.option("--partner", callback=_partner, help="Only this partner's calls; all without it.")
 @click.option("--reason", required=True, callback=_not_empty, help="Why; other operators see it.")
+@by_option
 @json_option
 @handle_errors
 def pause(partner: str, reason: str, as_json: bool) -> None:
@@ -65,6 +66,7 @@ def pause(partner: str, reason: str, as_json: bool) -> None:
 @click.command("resume")
 @click.option("--partner", callback=_partner, help="End this partner's pause; without it, the pause for all.")
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def resume(partner: str, reason: str | None, as_json: bool) -> None:

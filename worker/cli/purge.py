@@ -14,6 +14,7 @@ from tasks.privacy import purge as purging
 from worker.cli.ui.console import (
     Failed,
     ask,
+    by_option,
     handle_errors,
     json_option,
     print_error,
@@ -39,6 +40,7 @@ from worker.storage import database
 @click.option("--dry-run", is_flag=True, help="Only show how many there are.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def purge(before: datetime, dry_run: bool, yes: bool, reason: str | None, as_json: bool) -> None:

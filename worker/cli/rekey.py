@@ -11,6 +11,7 @@ from tasks.privacy import rekey as rekeying
 from tasks.privacy.rekey import Rekeyed
 from worker.cli.ui.console import (
     Failed,
+    by_option,
     handle_errors,
     json_option,
     out,
@@ -32,6 +33,7 @@ MAX_NAMED = 20  # confirmations that are named to a person
 
 @click.command(short_help="Encrypts what is stored with the first of DATA_KEYS again.")
 @reason_option
+@by_option
 @json_option
 @handle_errors
 def rekey(reason: str | None, as_json: bool) -> None:

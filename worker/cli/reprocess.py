@@ -13,7 +13,17 @@ from tasks.operations.audit import who
 from tasks.operations.failures import FailureGroup, LeftOut, Matched, Selection
 from tasks.operations.pauses import ActivePause
 from worker.cli.ui.batch_progress import follow
-from worker.cli.ui.console import ask, err, handle_errors, json_option, out, print_json, print_note, reason_option
+from worker.cli.ui.console import (
+    ask,
+    by_option,
+    err,
+    handle_errors,
+    json_option,
+    out,
+    print_json,
+    print_note,
+    reason_option,
+)
 from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.number_param import Rate
 from worker.cli.ui.offers_file import read_offers
@@ -41,6 +51,7 @@ class Plan:
 @click.option("--dry-run", is_flag=True, help="Only show what would be tried again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @reason_option
+@by_option
 @click.option("--rate", type=Rate(), help="Confirmations a second, at most.")
 @click.option("--follow", "is_followed", is_flag=True, help="Show progress until all have ended.")
 @json_option

@@ -6,7 +6,7 @@ import click
 
 from tasks.operations.audit import who
 from tasks.operations.resolve import check_why, read_booking, resolve_booked, resolve_failed
-from worker.cli.ui.console import Failed, handle_errors, json_option, print_result
+from worker.cli.ui.console import Failed, by_option, handle_errors, json_option, print_result
 from worker.errors import ResolveError
 from worker.settings import DatabaseSettings, EncryptionSettings, EventSettings, StatusSettings, read
 from worker.storage import database
@@ -37,6 +37,7 @@ def _why(_context: click.Context, _option: click.Parameter, text: str | None) ->
     "personal data. At most 500 characters.",
 )
 @click.option("--reason", help="For the audit only, such as where you looked.")
+@by_option
 @json_option
 @handle_errors
 def resolve(

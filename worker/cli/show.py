@@ -11,7 +11,7 @@ from tasks.operations.lookup import FoundConfirmation
 from tasks.privacy import reveal
 from tasks.privacy.reveal import Persons, Secrets
 from worker.cli.ui.confirmation_screen import revealed_screen, screen
-from worker.cli.ui.console import Failed, handle_errors, json_option, out, print_json
+from worker.cli.ui.console import Failed, by_option, handle_errors, json_option, out, print_json
 from worker.cli.ui.tables import print_commands, print_text
 from worker.errors import DecryptionError, SettingsError
 from worker.formatting import to_json
@@ -24,6 +24,7 @@ from worker.storage.encryption import Encryption
 @click.argument("offer", metavar="OFFER_ID")
 @click.option("--partner", help="If several partners have an offer or order of this name.")
 @click.option("--reveal", "in_clear", is_flag=True, help="Personal data in clear; needs DATA_KEYS, and is audited.")
+@by_option
 @json_option
 @handle_errors
 def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None:

@@ -25,6 +25,24 @@ err = Console(stderr=True, highlight=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", help="Why, for the audit.")
 
+
+def _claim(_context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
+    from tasks.operations.audit import claim  # with the database, which commands that change nothing do not need
+
+    try:
+        claim(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+by_option = click.option(
+    "--by",
+    metavar="NAME",
+    expose_value=False,
+    callback=_claim,
+    help="Who does it, beside the system's user, for the audit.",
+)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
