@@ -1,6 +1,7 @@
 """Numbers, times and texts for people, and values for JSON."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -39,11 +40,46 @@ def encodable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with a replacement character for each one that a terminal might obey, line breaks included."""
+    """The text with a replacement character for each one that a terminal might obey, or not show; also line breaks."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", encodable(text))
 
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # line breaks and direction overrides too
+def printable_lines(text: str) -> str:
+    """As ``printable``, but line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def terminal_json(text: str) -> str:
+    """JSON with escapes for the same characters: its values stay what they are."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+
+
+# C0 and C1; line and paragraph separators; what has no width or changes the direction of what follows.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A value of a CSV file: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def from_spreadsheet(text: str) -> str:
+    """The text that ``spreadsheet_cell`` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH PLUS SIGN}",
+            "\N{FULLWIDTH HYPHEN-MINUS}", "\N{FULLWIDTH COMMERCIAL AT}")  # fmt: skip
+
+
+def shell_word(text: str) -> str:
+    """A word of a command line that a person may copy into a shell."""
+    return text if re.fullmatch(r"[A-Za-z0-9._-][A-Za-z0-9._~-]*", text) else shlex.quote(text)
+
+
+def argument(text: str) -> str:
+    """As ``shell_word``, for the end of a command line: an id may look like an option."""
+    return f"-- {shell_word(text)}" if text.startswith("-") else shell_word(text)
 
 
 def pluralize(number: int, one: str, many: str | None = None) -> str:

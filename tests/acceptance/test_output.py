@@ -1,10 +1,13 @@
 """The output of all commands: on a terminal and elsewhere, and on errors."""
 
+import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -130,3 +133,57 @@ def test_what_an_encoding_can_not_show_is_no_defect(url: str, encoding: str) -> 
     assert json.loads(run("failed", "--json"))["groups"]
     for command in (["show", "offer-1"], ["failed"], ["failed", "--list"], ["batches"], ["--help"], ["show", "--help"]):
         assert run(*command)
+
+
+HOSTILE = "=1+1\t\x1b[31m\x9b31m\u202e\u200b\u200f\u061c\ufeff\u2028x"
+OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+@pytest.fixture
+def hostile_url(sqlite_url: str) -> str:
+    """Offers whose ids look like options, with texts that terminals and spreadsheets would obey."""
+    keys = Fernet.generate_key().decode()
+    texts = {"order_reference": HOSTILE, "error_detail": HOSTILE, "partner_id": "-P"}
+    fail(sqlite_url, keys, ["--yes", "~root"], error_http_status=422, **texts)
+    fail(sqlite_url, keys, ["-h"], state="needs_review", **texts)
+    return sqlite_url
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(hostile_url: str) -> None:
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, arguments, env={"DATABASE_URL": hostile_url})
+        assert done.exit_code in (0, 1), done.output
+        assert OBEYED.search(done.output) is None, arguments
+        return done.stdout
+
+    run("pause", "--partner", "-x", "--reason", HOSTILE)
+    run("reprocess", "--yes", "--code", "http-422", "--reason", HOSTILE)
+    run("batch", "show", "1", "--json")
+    run("resume", "--partner", "-y")
+    for command in (["failed"], ["failed", "--list"], ["batches"], ["show", "--", "--yes"]):
+        run(*command)
+        shown = json.loads(run(command[0], "--json", *command[1:]))
+        if command[0] == "show":
+            assert shown["order_reference"] == HOSTILE, "JSON stays exact"
+
+
+def test_cells_are_no_formulas_and_can_be_read_again(hostile_url: str, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(cli, arguments, env={"DATABASE_URL": hostile_url}).output
+
+    text = run("failed", "--list", "--csv")
+    rows = list(csv.DictReader(StringIO(text, newline="")))
+
+    assert {row["offer_id"] for row in rows} == {"'--yes", "~root"}
+    assert {row["partner_id"] for row in rows} == {"'-P"}
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for row in rows for cell in row.values())
+    (tmp_path / "offers.csv").write_text(text)
+    assert "Batch 1 runs: 2 confirmations." in run("reprocess", "--offers", str(tmp_path / "offers.csv"), "--yes")
+
+
+def test_a_printed_command_is_right_as_it_is(hostile_url: str) -> None:
+    done = CliRunner().invoke(cli, ["show", "--", "-h"], env={"DATABASE_URL": hostile_url})
+
+    (command,) = re.findall(r"confirm-offer (resolve .* --failed WHY .*)", done.stdout)
+    resolved = CliRunner().invoke(cli, shlex.split(command), env={"DATABASE_URL": hostile_url})
+    assert resolved.exit_code == 0, resolved.output

@@ -217,8 +217,8 @@ def test_a_confirmation_in_needs_review_is_shown_with_what_to_do(
     assert "already-booked: XONE says that a booking exists as INS-" in screen
     assert screen.endswith(
         "Look in XONE whether a booking exists, then do one of\n"
-        "  confirm-offer resolve offer-1~drop-after~1 --partner P-100 --booking FILE\n"
-        "  confirm-offer resolve offer-1~drop-after~1 --partner P-100 --failed WHY\n"
+        "  confirm-offer resolve --partner P-100 --booking FILE offer-1~drop-after~1\n"
+        "  confirm-offer resolve --partner P-100 --failed WHY offer-1~drop-after~1\n"
     )
 
 

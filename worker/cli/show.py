@@ -14,7 +14,7 @@ from worker.cli.ui.confirmation_screen import revealed_screen, screen
 from worker.cli.ui.console import Failed, by_option, handle_errors, json_option, out, print_json
 from worker.cli.ui.tables import print_commands, print_text
 from worker.errors import DecryptionError, SettingsError
-from worker.formatting import to_json
+from worker.formatting import argument, shell_word, to_json
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
@@ -54,10 +54,10 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
         out.print(revealed_screen(*revealed))
     details = confirmation.details
     if details.state is State.NEEDS_REVIEW:
-        resolve = f"confirm-offer resolve {details.offer_id} --partner {details.partner_id}"
+        resolve, offer = f"confirm-offer resolve --partner {shell_word(details.partner_id)}", argument(details.offer_id)
         print_text(out)
         print_text(out, "Look in XONE whether a booking exists, then do one of")
-        print_commands(out, f"{resolve} --booking FILE", f"{resolve} --failed WHY")
+        print_commands(out, f"{resolve} --booking FILE {offer}", f"{resolve} --failed WHY {offer}")
 
 
 def _the_only(found: list[FoundConfirmation], name: str, partner: str | None) -> FoundConfirmation:

@@ -12,7 +12,7 @@ from tasks.operations.failures import in_literally
 from tasks.operations.pauses import paused_scope
 from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
-from worker.formatting import duration, pluralize
+from worker.formatting import duration, pluralize, shell_word
 from worker.settings import EncryptionSettings
 from worker.storage.database import now, now_plus, oldest_transaction, seconds_since
 from worker.storage.encryption import Encryption
@@ -37,7 +37,9 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
         yield _keys(connection, Encryption(encryption.keys))
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
     if paused:
-        commands = ["confirm-offer resume" + (f" --partner {partner}" if partner else "") for partner in paused]
+        commands = [
+            "confirm-offer resume" + (f" --partner {shell_word(partner)}" if partner else "") for partner in paused
+        ]
         scopes = [paused_scope(partner) for partner in paused]
         yield Finding.warning("calls", f"paused by a person for {_first_few(scopes)}", _first_few(commands))
     oldest = oldest_transaction(connection)

@@ -15,7 +15,7 @@ from tasks.operations import batches, pauses
 from tasks.operations.batches import BatchProgress
 from tasks.operations.pauses import paused_scope
 from worker.cli.ui.tables import print_commands, print_text
-from worker.formatting import duration
+from worker.formatting import duration, printable_lines
 from worker.storage import database
 
 READ_EVERY = 0.5  # seconds
@@ -140,7 +140,7 @@ def _screen(batch: BatchProgress, pace: Pace, why: str) -> Group:
         f"   under way {batch.running:,}   waiting {batch.waiting:,}",
         f"   skipped {batch.skipped:,}" if batch.skipped else "",
     )
-    return Group(line, counts, *([Text(why, style="yellow")] if why else []))
+    return Group(line, counts, *([Text(printable_lines(why), style="yellow")] if why else []))
 
 
 def _in_lines(engine: Engine, batch_id: int, console: Console) -> BatchProgress:

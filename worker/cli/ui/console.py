@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.errors import ConfirmOfferError, SettingsError, describe, where
+from worker.formatting import printable_lines, spreadsheet_cell, terminal_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -48,7 +49,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def print_wrapped(console: Console, text: str) -> None:
     """Prints lines: wrapped at words on a terminal, whole elsewhere, so that they can be searched."""
-    console.print(Text(text), soft_wrap=not console.is_terminal)
+    console.print(Text(printable_lines(text)), soft_wrap=not console.is_terminal)
 
 
 def print_note(text: str) -> None:
@@ -160,15 +161,18 @@ def print_json(content: Any) -> None:
     with _ignoring_closed_pipe():
         is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else JSON escapes, in its own way
         indent = None if not sys.stdout.isatty() else 2
-        click.echo(json.dumps(content, ensure_ascii=not is_unicode, indent=indent))
+        click.echo(terminal_json(json.dumps(content, ensure_ascii=not is_unicode, indent=indent)))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Prints a header and rows. columns: keys of the rows, in order; other keys are left out."""
+    """Prints a header and rows. columns: keys of the rows, in order; other keys are left out.
+
+    The reader may be a spreadsheet, so no cell is a formula.
+    """
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
     with _ignoring_closed_pipe():
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
         sys.stdout.flush()
 
 

@@ -3,10 +3,12 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from typing import Any, BinaryIO
 
 from models.job import is_path_id
 from worker.cli.ui.console import UsageError
+from worker.formatting import from_spreadsheet
 
 Offer = tuple[str | None, str]  # partner (None: any) and offer id
 
@@ -22,7 +24,7 @@ def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError("the file of offers is no UTF-8") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         return ()
     first = lines[0][1]
@@ -53,10 +55,11 @@ def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]
 
 
 def _of_csv(text: str) -> Iterator[tuple[int, Any, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
+    reader = csv.DictReader(StringIO(text, newline=""), skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     for row in reader:
-        yield reader.line_num, (row.get("partner_id") or "").strip(), (row["offer_id"] or "").strip()
+        partner, offer = (from_spreadsheet((row.get(name) or "").strip()) for name in ("partner_id", "offer_id"))
+        yield reader.line_num, partner, offer
 
 
 def _of_words(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]:

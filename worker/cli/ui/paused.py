@@ -6,7 +6,7 @@ from rich.console import Console
 
 from tasks.operations.pauses import ActivePause, paused_scope
 from worker.cli.ui.tables import print_commands, print_text
-from worker.formatting import local_time
+from worker.formatting import local_time, shell_word
 
 
 def print_paused(console: Console, pauses: Sequence[ActivePause]) -> None:
@@ -23,4 +23,4 @@ def print_paused(console: Console, pauses: Sequence[ActivePause]) -> None:
 
 
 def _resume_command(pause: ActivePause) -> str:
-    return "confirm-offer resume" + (f" --partner {pause.partner_id}" if pause.partner_id else "")
+    return "confirm-offer resume" + (f" --partner {shell_word(pause.partner_id)}" if pause.partner_id else "")

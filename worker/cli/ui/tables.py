@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from worker.formatting import printable
+from worker.formatting import printable, printable_lines
 
 
 def new_table(*columns: str, numbers: Sequence[str] = (), title: str | None = None) -> Table:
@@ -55,10 +55,10 @@ def plain(text: str, keep_lines: bool = False) -> Text:
 
 def print_text(console: Console, text: str = "", style: str = "", indent: int = 0) -> None:
     """A sentence or more, wrapped at words; without text an empty line."""
-    console.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False) if text else "")
+    console.print(Padding(Text(printable_lines(text), style=style), (0, 0, 0, indent), expand=False) if text else "")
 
 
 def print_commands(console: Console, *lines: str) -> None:
     """Command lines to be copied. Each stays whole, however narrow the terminal."""
     for line in lines:
-        console.print(Text(f"  {line}"), soft_wrap=True)
+        console.print(Text(f"  {printable(line)}"), soft_wrap=True)
