@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers tools node demo test test-slow compose-check chaos bench lint audit schemas configuration lock clean
+.PHONY: help setup servers tools node demo test test-slow compose-check chaos bench lint audit schemas configuration sbom lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 
 schemas: setup  ## renew docs/schemas from what the program says
 	@for name in job event asyncapi; do $(BIN)/confirm-offer schema $$name > docs/schemas/$$name.json || exit 1; done
+
+sbom: setup  ## sbom.json: the locked packages of the program, as CycloneDX
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o sbom.json
 
 lock:  ## renew the lock files from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml -o requirements.lock

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,9 +114,34 @@ def test_no_secret_is_in_the_file() -> None:
 
 def test_the_environment_of_our_services_consists_of_settings(services: dict[str, Any]) -> None:
     for name in OURS:
-        environment = services[name]["environment"]
+        environment = services[name].get("environment", {})
         assert environment.keys() <= SETTINGS.keys()
         read_sections({**REQUIRED, **environment})
+
+
+def test_the_sandbox_has_no_secret_of_the_workers(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("XONE_CLIENT_SECRET=secret\nDATA_KEYS=key\n")
+    services = run(
+        "docker-compose",
+        *("--file", COMPOSE, "--project-directory", tmp_path, "--profile", "*", "config", "--format", "json"),
+        **PASSWORDS,
+    )
+    environments = {
+        name: service.get("environment", {}) for name, service in json.loads(services.stdout)["services"].items()
+    }
+
+    assert {"XONE_CLIENT_SECRET", "DATA_KEYS", "DATABASE_URL"} <= environments["worker"].keys()
+    assert not environments["sandbox"]
+
+
+def test_the_bill_of_materials_lists_each_locked_package(tmp_path: Path) -> None:
+    sbom = tmp_path / "sbom.json"
+    command = ["-m", "cyclonedx_py", "requirements", PROJECT / "requirements.lock", "--of", "JSON", "-o", sbom]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+
+    components = {f"{each['name'].lower()}=={each['version']}" for each in json.loads(sbom.read_text())["components"]}
+    locked = re.findall(r"^([\w.-]+==[^ ;]+)", (PROJECT / "requirements.lock").read_text(), re.MULTILINE)
+    assert components == set(locked)
 
 
 def test_our_services_run_commands_that_exist(services: dict[str, Any]) -> None:

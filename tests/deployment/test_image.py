@@ -89,7 +89,7 @@ class Composed:
 
     def up(self, name: str) -> Container:
         service = self._services[name]
-        environment = {key: self._replaced(value) for key, value in service["environment"].items()}
+        environment = {key: self._replaced(value) for key, value in service.get("environment", {}).items()}
         return self._start(*map(self._replaced, service["command"]), **environment)
 
     def healthcheck(self, name: str) -> list[str]:
