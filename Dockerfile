@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
 WORKDIR /build
 COPY requirements-build.lock requirements-extras.lock ./
 RUN python -m venv /tools \
@@ -15,7 +15,7 @@ COPY migrations migrations
 RUN /tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
  && /tools/bin/pip --python /app/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 RUN groupadd --system --gid 10001 confirm-offer \
  && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin confirm-offer
 COPY --from=build /app /app

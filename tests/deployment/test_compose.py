@@ -119,6 +119,16 @@ def test_the_environment_of_our_services_consists_of_settings(services: dict[str
         read_sections({**REQUIRED, **environment})
 
 
+def test_images_are_pinned_by_digest(services: dict[str, Any]) -> None:
+    bases = [line.split()[1] for line in (PROJECT / "Dockerfile").read_text().splitlines() if line.startswith("FROM ")]
+    images = [service["image"] for service in services.values() if service["image"] != "confirm-offer"]
+
+    assert len(images) >= 4
+    assert [
+        image for image in {*bases, *images} if not re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
+    ] == []
+
+
 def test_the_sandbox_has_no_secret_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("XONE_CLIENT_SECRET=secret\nDATA_KEYS=key\n")
     services = run(
