@@ -51,6 +51,9 @@ def test_an_invalid_time_is_refused(given: str) -> None:
         ("offer_id\na\nb", ((None, "a"), (None, "b"))),
         ('state, offer_id, partner_id\n"failed", a, P-1\nfailed,b,', (("P-1", "a"), (None, "b"))),
         ('offer_id,detail\na,"two\nlines"\nb,', ((None, "a"), (None, "b"))),
+        ("offer_id,detail\r\na,x\rb,y\u2028z\n", ((None, "a"), (None, "b"))),
+        ("offer_id\n'-a\n", ((None, "-a"),)),
+        ('{"offer_id": "a", "x": "y\u2028z\x85"}', ((None, "a"),)),
         (
             '{"offer_id": "a", "partner_id": null, "x": 1}\n{"offer_id": "b", "partner_id": "P"}',
             ((None, "a"), ("P", "b")),
@@ -73,6 +76,7 @@ def test_offers_are_read_from_a_file(content: str, offers: tuple[tuple[str | Non
         ('{"offer_id": 7}', 1),
         ('{"offer_id": "a", "partner_id": ["P"]}', 1),
         ("../a", 1),
+        ('{"offer_id": "a"}\n{"x": ' + "[" * 100_000, 2),
     ],
 )
 def test_an_invalid_line_is_named_by_its_number(content: str, line: int) -> None:

@@ -24,6 +24,7 @@ def read_offers(file: BinaryIO) -> tuple[Offer, ...]:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError("the file of offers is no UTF-8") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         return ()
@@ -47,7 +48,7 @@ def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any, Any]]
     for number, line in lines:
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             raise UsageError(f"line {number} of the file of offers is no JSON object")
