@@ -37,7 +37,7 @@ demo: setup  ## the whole system in one process: nothing to install but Python p
 	@$(BIN)/confirm-offer demo
 
 # Files go to the processes in their order: those of acceptance, which take longest, come first, and short ones fill up.
-PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: setup servers tools node  ## the tests, against private, throw-away RabbitMQ and PostgreSQL servers
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -80,6 +80,7 @@ def test_the_metrics_of_a_worker_count_its_jobs(system: System, pool: str) -> No
     assert list(system.folder.glob("confirm-offer-*/metrics/*")) == []
 
 
+@pytest.mark.slow
 def test_calls_in_flight_of_a_killed_process_are_not_shown(system: System) -> None:
     system.sandbox.latency = 60.0
     worker = system.start_worker(METRICS_PORT="0", WORKER_POOL="prefork", WORKER_CONCURRENCY="2", XONE_TIMEOUT="100")

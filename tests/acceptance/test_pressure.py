@@ -73,6 +73,7 @@ def test_revoked_tokens_are_replaced_without_suspending_calls(system: System) ->
     assert system.sandbox.token_requests <= 3
 
 
+@pytest.mark.slow
 def test_a_429_throttles_the_process_and_uses_up_no_attempt(system: System) -> None:
     system.sandbox.rate = 10
     system.start_worker()
