@@ -34,8 +34,8 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.due_times import MAX_DEFECT_DELAY
-from tasks.lease import Lease, LeaseLost, acquire, postpone, release
-from tasks.record import OwnerUnknown, RecordedAttempt, keep_answer, record
+from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, exists, postpone, release
+from tasks.record import Gone, OwnerUnknown, Recorded, RecordedAttempt, keep_answer, record
 from worker.errors import Oversized, Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
@@ -174,14 +174,23 @@ def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[
 
 
 def attempt(lease: Lease, runtime: Runtime) -> None:
-    """Makes one attempt for a leased confirmation: asks XONE with no transaction open, and records the outcome."""
+    """Makes one attempt for a leased confirmation: asks XONE with no transaction open, and records the outcome.
+
+    Raises ConfirmationGone if the confirmation is not stored any more.
+    """
+    try:
+        _attempt(lease, runtime)
+    except LeaseLost:
+        if not runtime.commit(lambda connection: exists(connection, lease)):
+            raise ConfirmationGone from None
+        log.warning("lease_lost")
+
+
+def _attempt(lease: Lease, runtime: Runtime) -> None:
     started = time.monotonic()
     retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
     try:
         result = ask(lease, retry_policy, runtime)
-    except LeaseLost:
-        log.warning("lease_lost")
-        return
     except CallsSuspended as suspended:
         put_back(lease, suspended.wait, runtime)
         return
@@ -191,19 +200,21 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", runtime.engine):
         state = record_answer(RecordedAttempt(lease, decision, duration), runtime)
+    if isinstance(state, Gone):
+        raise ConfirmationGone
     runtime.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _log_outcome(decision, state, duration)
 
 
-def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
+def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> Recorded:
     """Records an attempt, and tries until it stands: an answer that XONE has given is not dropped.
 
     Keeps the lease meanwhile, so that no other worker asks XONE again. If the process stops, tries for RECORD_GRACE and
     raises ShuttingDown. Then, and at a defect, at least the attempt keeps the answer, if the database takes that.
     """
 
-    def alone() -> State | None:
+    def alone() -> Recorded:
         keep_lease(attempt.lease, runtime)
         return _record_unless_anothers(attempt, runtime)
 
@@ -220,7 +231,7 @@ def record_answer(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
         raise
 
 
-def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[State | None]:
+def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[Recorded]:
     """Records attempts in one transaction. Returns what ``record`` returns."""
     try:
         return runtime.commit_group(
@@ -230,10 +241,10 @@ def record_batch(runtime: Runtime, attempts: Sequence[RecordedAttempt]) -> list[
         return [_record_unless_anothers(attempt, runtime) for attempt in attempts]
 
 
-def _record_unless_anothers(attempt: RecordedAttempt, runtime: Runtime) -> State | None:
+def _record_unless_anothers(attempt: RecordedAttempt, runtime: Runtime) -> Recorded:
     """Records an attempt. If its booking is stored for another confirmation, a person decides whose it is."""
 
-    def store(connection: Connection) -> list[State | None]:
+    def store(connection: Connection) -> list[Recorded]:
         checked = without_anothers_booking(connection, attempt)
         return record(connection, runtime.encryption, [checked], runtime.event_links, owners_are_known=True)
 
@@ -321,7 +332,10 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
 
 
 def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
-    """Releases a lease without a call: the confirmation is due again in ``wait`` seconds, and uses up no attempt."""
+    """Releases a lease without a call: the confirmation is due again in ``wait`` seconds, and uses up no attempt.
+
+    Raises LeaseLost.
+    """
     delay = wait + runtime.dice() if wait > 0 else 0.0
     runtime.in_transaction("put back", lambda connection: release(connection, lease, delay))
     log.debug("call_held", wait_s=round(wait, 1))

@@ -26,6 +26,12 @@ class LeaseLost(Exception):
     """The lease has expired and another worker holds one, or the confirmation has ended."""
 
 
+class ConfirmationGone(Exception):
+    """The confirmation's row does not exist any more: the database lost its last commits, such as by a failover to a
+    replica that lagged.
+    """
+
+
 @dataclass(frozen=True)
 class History:
     """What earlier attempts have shown."""
@@ -124,8 +130,16 @@ def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> 
     )
 
 
+def exists(connection: Connection, lease: Lease) -> bool:
+    """Whether the confirmation is still stored."""
+    return connection.execute(select(Confirmation.id).where(Confirmation.id == lease.id)).first() is not None
+
+
 def release(connection: Connection, lease: Lease, wait: float) -> None:
-    """Ends a lease as if it had not been given: nothing was sent. The confirmation is due in ``wait`` seconds."""
+    """Ends a lease as if it had not been given: nothing was sent. The confirmation is due in ``wait`` seconds.
+
+    Raises LeaseLost if another worker holds it.
+    """
     released = connection.execute(
         update(Confirmation)
         .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
@@ -138,8 +152,9 @@ def release(connection: Connection, lease: Lease, wait: float) -> None:
             updated_at=now(),
         )
     )
-    if released.rowcount == 1:
-        connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
+    if released.rowcount != 1:
+        raise LeaseLost
+    connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
 
 
 def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None:

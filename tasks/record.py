@@ -7,6 +7,7 @@ functions: see tasks/operations/resolve.py.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -48,6 +49,13 @@ class RecordedAttempt:
     duration: float
 
 
+class Gone(Enum):
+    GONE = "the confirmation is not stored any more"
+
+
+Recorded = State | Gone | None
+
+
 class OwnerUnknown(Exception):
     """An earlier version has stored a booking with an id of this group, and not whose it is alone."""
 
@@ -58,8 +66,8 @@ def record(
     attempts: Sequence[RecordedAttempt],
     with_links: bool,
     owners_are_known: bool = False,
-) -> list[State | None]:
-    """Records attempts. Returns the state that each confirmation has now, or None if the answer came too late.
+) -> list[Recorded]:
+    """Records attempts. Returns the state that each confirmation has now, None if the answer came too late, or GONE.
 
     with_links: whether events carry customers' links. owners_are_known: as by booking_owner.without_anothers_booking.
     Without, raises OwnerUnknown if an earlier version may have stored a booking for another confirmation, and
@@ -71,14 +79,16 @@ def record(
     if not owners_are_known and any(row.stored_before for row in rows.values()):
         raise OwnerUnknown
     batch = StatementBatch(connection)
-    states = []
+    states: list[Recorded] = []
     for attempt in attempts:
         confirmation_id = attempt.lease.id
         if confirmation_id not in rows:  # another attempt of this confirmation was recorded just before
             batch.flush()
-            rows[confirmation_id] = connection.execute(
-                _LOCK_FOR_DECISION, {"ids": [confirmation_id], "booking_ids": []}
-            ).one()
+            row = connection.execute(_LOCK_FOR_DECISION, {"ids": [confirmation_id], "booking_ids": []}).one_or_none()
+            if row is None:
+                states.append(Gone.GONE)
+                continue
+            rows[confirmation_id] = row
         states.append(_record(connection, batch, encryption, rows.pop(confirmation_id), attempt, with_links))
     batch.flush()
     return states

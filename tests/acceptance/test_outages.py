@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from models.states import State
-from models.tables import Attempt
+from models.tables import Attempt, Confirmation
 from tests.support.servers import PostgreSQL, RabbitMQ, require
 from tests.support.system import System, job, until
 from worker.messaging import broker, topology
@@ -227,3 +228,22 @@ def test_a_confirmation_that_kills_its_workers_needs_review(system: System) -> N
     (event,) = system.until_events(1)
 
     assert (event["type"], event["data"]["error"]["code"]) == ("confirmation.needs_review", "poison")
+
+
+def test_a_job_whose_confirmation_the_database_has_lost_comes_again(system: System) -> None:
+    system.sandbox.latency = 1.0
+    worker = system.start_worker()
+    system.publish([job("offer-1")])
+    until(lambda: system.states()["confirming"])
+
+    with system.engine.begin() as connection:  # as by a failover to a replica that lagged
+        connection.execute(delete(Attempt))
+        connection.execute(delete(Confirmation))
+
+    (event,) = system.until_events(1)
+    assert (event["type"], event["data"]["booking"]["id"]) == (
+        "booking.confirmed",
+        system.sandbox.bookings["P-100", "offer-1"]["id"],
+    )
+    assert any(line["event"] == "confirmation_gone" for line in worker.logged())
+    assert not any(line["level"] in ("error", "critical") for line in worker.logged())

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from threading import Barrier, Event
@@ -12,7 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.event import listen, remove
 
 from models import booking as xone_booking
@@ -22,10 +23,10 @@ from models.tables import Attempt, Booking, Confirmation, FurtherEmail, OutboxEv
 from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
-from tasks.lease import Lease, LeaseLost, acquire, renew
+from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, renew
 from tasks.privacy.purge import blank
 from tasks.privacy.rekey import rekey
-from tasks.record import EVENT_OF, RecordedAttempt, record
+from tasks.record import EVENT_OF, Gone, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import job, until
@@ -349,6 +350,42 @@ def test_a_booking_that_is_too_large_is_kept_whole_for_a_person(runtime: Runtime
     assert json.loads(answer)["data"]["id"] == sandbox.bookings["P-100", "offer-1~many-policies"]["id"]
     assert json.loads(only(runtime, OutboxEvent).payload)["type"] == "confirmation.needs_review"
     assert len(sandbox.calls) == 1
+
+
+def lose(runtime: Runtime) -> None:
+    """As a failover to a replica that had not got the last commits."""
+    with runtime.engine.begin() as connection:
+        connection.execute(delete(Attempt))
+        connection.execute(delete(Confirmation))
+
+
+@pytest.mark.parametrize("moment", ["before the call", "with the answer", "with calls suspended"])
+def test_a_confirmation_that_the_database_has_lost_is_told(runtime: Runtime, sandbox: Sandbox, moment: str) -> None:
+    lease, other = accepted(runtime), accepted(runtime, "offer-2")
+    if moment == "with the answer":
+        decision = decide(Unknown("timeout", "late"), lease.history, RetryPolicy(), 0.5)
+        lose(runtime)
+        of_group = confirm.record_batch(runtime, [RecordedAttempt(each, decision, 0.1) for each in (lease, other)])
+        assert of_group == [Gone.GONE, Gone.GONE]
+        return
+    lose(runtime)
+    if moment == "before the call":
+        lease.leased_at -= runtime.xone_settings.lease_seconds
+    else:
+        runtime.shutting_down.set()
+    with pytest.raises(ConfirmationGone):
+        confirm.attempt(lease, runtime)
+    assert not sandbox.calls
+
+
+def test_others_of_a_group_are_recorded_though_one_is_gone(runtime: Runtime) -> None:
+    kept = accepted(runtime)
+    gone = replace(kept, id=uuid4(), token=uuid4())
+    decision = decide(Unknown("timeout", "late"), kept.history, RetryPolicy(), 0.5)
+
+    states = confirm.record_batch(runtime, [RecordedAttempt(lease, decision, 0.1) for lease in (gone, kept)])
+
+    assert states == [Gone.GONE, State.RETRYING]
 
 
 def test_a_dead_workers_attempt_leaves_an_unknown_answer(runtime: Runtime, sandbox: Sandbox) -> None:
