@@ -121,6 +121,28 @@ def test_all_who_ask_at_once_share_a_collection(port: int, collector: Counting) 
     assert collector.collections <= 2
 
 
+@pytest.mark.parametrize("version", ["x", "", "1.0.0\nX-Other: y", "9" * 3000, "1.0.\xe9"])
+def test_a_version_that_nobody_has_is_no_defect(port: int, version: str, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(port) as client:
+        accept = f"Accept: application/openmetrics-text; version={version}"
+        client.sendall(f"GET /metrics HTTP/1.1\r\n{accept}\r\n\r\n".encode("latin-1"))
+        answer = client.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"X-Other" not in answer
+    assert b"999" not in answer
+    assert not caplog.records
+
+
+def test_whatever_clients_accept_there_are_two_encodings(collector: Counting) -> None:
+    values = metrics_server._Values(collector)
+    for number in range(100):
+        for kind in "application/openmetrics-text", "text/plain":
+            values.answer(f"GET /metrics HTTP/1.1\r\nAccept: {kind}; version=1.0.{number}".encode())
+
+    assert len(values._encoded) == 2
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [

@@ -26,6 +26,7 @@ from worker.services.service import Service
 log = structlog.get_logger(__name__)
 
 PATH = "/metrics"
+OPENMETRICS = "application/openmetrics-text"
 MAX_CONNECTIONS = 32  # one more closes the oldest
 MAX_HEAD = 8192  # bytes of a request
 REQUEST_TIMEOUT = 5.0  # seconds for a whole request, and then for its whole answer
@@ -141,7 +142,8 @@ class _Values(Collector):
         if time.monotonic() - self._collected_at >= FRESH_FOR:
             self._metrics, self._encoded = list(self._collector.collect()), {}
             self._collected_at = time.monotonic()
-        encode, content_type = choose_encoder(accept)
+        # Not what the client wrote: each version would be an encoding of its own, and an odd one raises TypeError.
+        encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if OPENMETRICS in accept else "")
         if content_type not in self._encoded:
             self._encoded[content_type] = encode(self)
         return content_type, self._encoded[content_type]
