@@ -325,7 +325,8 @@ class WorkerSettings(Section):
     """Port that serves metrics for Prometheus at `/metrics`, on all addresses. Each worker of a machine needs its own.
     Empty: no metrics."""
     PROMETHEUS_MULTIPROC_DIR: Annotated[Path | None, BeforeValidator(none_if_empty)] = None
-    """With `prefork`, the folder of the files in which processes share metrics. Empty: a temporary one."""
+    """With `prefork`, where workers create a folder of their own for the files in which processes share metrics. Empty:
+    the folder for temporary files."""
 
     @cached_property
     def parts(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.messaging.bulk_publish import Progress, Rejected
+from worker.observability import metrics
 from worker.services import health_file
 from worker.services.health_file import HealthFile, read_workers
 
@@ -70,6 +71,34 @@ def test_the_files_of_workers_are_their_owners(shared: Path) -> None:
     (path,) = (shared / f"confirm-offer-{os.getuid()}").iterdir()
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
     file.close()
+
+
+def test_the_folder_of_shared_metrics_is_led_astray_by_no_link(shared: Path, victim: Path) -> None:
+    abandoned = victim / f"worker-{2**22 + 1}"  # no process has this id
+    abandoned.mkdir()
+    (shared / "prometheus").symlink_to(victim)
+
+    metrics.begin(health_file.own_directory(shared / "prometheus") / "metrics")
+    metrics.end()
+
+    assert abandoned.exists()
+
+
+def test_a_folder_for_shared_metrics_that_all_may_write_to_has_one_of_our_own(shared: Path) -> None:
+    """As an emptyDir of Kubernetes."""
+    folder = health_file.own_directory(shared)
+
+    assert (folder.parent, stat.S_IMODE(folder.stat().st_mode)) == (shared, 0o700)
+
+
+@pytest.mark.parametrize("prepare", [link, open_to_all, pytest.param(anothers, marks=as_root)])
+def test_a_folder_of_metrics_that_somebody_else_has_made_is_not_used(
+    shared: Path, victim: Path, prepare: Callable[[Path, Path], None]
+) -> None:
+    prepare(shared / f"confirm-offer-{os.getuid()}", victim)
+
+    with pytest.raises(PermissionError, match="remove it"):
+        health_file.own_directory(shared)
 
 
 def test_progress_follows_no_link(shared: Path, victim: Path) -> None:

@@ -81,8 +81,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
         folder = self._runtime.worker_settings.PROMETHEUS_MULTIPROC_DIR
         forks = issubclass(parent.pool_cls, PreforkPool)
         try:
-            shared_folder = (folder or health_file.own_directory() / "metrics") if forks else None
-            instruments = metrics.begin(shared_folder)
+            instruments = metrics.begin(health_file.own_directory(folder) / "metrics" if forks else None)
         except OSError as error:
             place = folder or health_file.directory()
             reason = error.strerror or error

@@ -64,18 +64,18 @@ class WorkerHealth(NamedTuple):
         return not self.is_frozen and not self.stuck
 
 
-def directory() -> Path:
-    """The folder of this user's health files, in the folder for temporary files."""
-    return Path(tempfile.gettempdir()) / f"confirm-offer-{os.getuid()}"
+def directory(parent: Path | None = None) -> Path:
+    """The folder of this user's files in ``parent``; for health files, in the folder for temporary files."""
+    return (parent or Path(tempfile.gettempdir())) / f"confirm-offer-{os.getuid()}"
 
 
-def own_directory() -> Path:
+def own_directory(parent: Path | None = None) -> Path:
     """``directory()``, which is created if it is missing. Raises OSError where somebody else could put files into it.
 
     The folder around it is for all users: another one may have made this first, as a link or with a file in it.
     """
-    folder = directory()
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = directory(parent)
+    folder.mkdir(mode=0o700, parents=parent is not None, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         reason = f"{folder} is not a folder of this user that nobody else can write to: remove it"
