@@ -5,7 +5,6 @@ Beside the tasks, a worker runs background services (worker.services.bootstep); 
 
 import gc
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
-from worker import gevent_support
+from worker import core_dumps, gevent_support
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
@@ -182,8 +181,8 @@ def _interrupt_waits(**_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _forbid_core_dumps(**_: Any) -> None:
-    """A core dump holds the memory of the process: personal data, tokens, keys."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Of ``celery -A worker``; ``confirm-offer`` has done so already."""
+    core_dumps.forbid()
 
 
 @signals.celeryd_init.connect  # before Celery's first warning

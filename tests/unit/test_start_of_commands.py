@@ -70,3 +70,20 @@ def test_the_list_of_commands_has_the_help_of_each_command(name: str) -> None:
     assert command is not None
     assert command.name == name
     assert ENTRIES[name].short_help == command.get_short_help_str(limit=80)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux'")
+@pytest.mark.parametrize("command", ["--version", "keygen"])
+def test_no_command_dumps_core(command: str) -> None:
+    """Not even where the kernel gives core dumps to a program, which no limit prevents."""
+    report = (
+        "import atexit, ctypes, resource, sys;"
+        "get_dumpable = 3;"
+        "is_dumpable = lambda: ctypes.CDLL(None).prctl(get_dumpable, 0, 0, 0, 0);"
+        "limits = lambda: resource.getrlimit(resource.RLIMIT_CORE);"
+        "atexit.register(lambda: print(is_dumpable(), *limits(), file=sys.stderr));"
+    )
+    program = f"{report} sys.argv[1:] = {[command]!r}; from worker.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env={"PATH": ""}, capture_output=True, text=True)
+
+    assert done.stderr.splitlines()[-1] == "0 0 0"
