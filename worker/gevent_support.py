@@ -7,7 +7,9 @@ is started with ``-P gevent``.
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 
 def patch_if_requested() -> None:
@@ -28,6 +30,18 @@ def is_installed() -> bool:
 def is_active() -> bool:
     """Whether this process is patched."""
     return "gevent.monkey" in sys.modules and bool(sys.modules["gevent.monkey"].is_module_patched("threading"))
+
+
+def report_errors(report: Callable[[BaseException], None]) -> None:
+    """Gives what greenlets raise to ``report``. gevent itself prints the error's text and the greenlet's arguments."""
+    if is_active():
+        from gevent.hub import Hub
+
+        def print_exception(_hub: Any, _context: Any, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+            if error is not None:
+                report(error)
+
+        Hub.print_exception = print_exception
 
 
 def restart_with_gevent() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 import threading
 import warnings
@@ -207,6 +208,30 @@ def log_as_celery(description: str) -> None:
         logging.getLogger("celery.app.trace").error(
             "Task %(name)s[%(id)s] %(description)s: %(exc)s", data, exc_info=True, extra={"data": data}
         )
+
+
+FAILING_GREENLET = f"""
+from gevent.monkey import patch_all
+patch_all()
+import gevent
+from worker.observability import logs
+from worker.settings import LogSettings
+
+def work(_body):
+    raise ConnectionResetError("{MARK}")
+
+logs.configure(LogSettings(LOG_FORMAT="json"))
+gevent.spawn(work, b"{MARK}").join()
+"""
+
+
+def test_an_uncaught_exception_of_a_greenlet_is_a_defect() -> None:
+    """gevent itself prints the text and the greenlet's arguments."""
+    run = subprocess.run([sys.executable, "-c", FAILING_GREENLET], capture_output=True, text=True, check=True)
+
+    (line,) = map(json.loads, run.stderr.splitlines())
+    assert (line["event"], line["error"], line["thread"]) == ("defect", "ConnectionResetError", "greenlet")
+    assert MARK not in run.stderr
 
 
 def test_celery_s_line_on_a_task_is_rewritten(output: io.StringIO) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from worker import gevent_support
 from worker.errors import describe, where
 from worker.observability.log_context import bound
 from worker.observability.sentry import report
@@ -79,6 +80,7 @@ def configure(settings: LogSettings, stream: TextIO = sys.stderr) -> None:
     sys.excepthook = _report_uncaught
     threading.excepthook = _report_uncaught_in_thread
     sys.unraisablehook = _report_unraisable
+    gevent_support.report_errors(lambda error: report(error, thread="greenlet"))
 
 
 def show_stacks_on_sigusr1() -> None:
