@@ -8,7 +8,7 @@ pass by itself: ``pass_time`` moves every stored time, and the clock of every wo
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from itertools import count
@@ -350,10 +350,11 @@ class Confirmations(RuleBasedStateMachine):
     @rule(lease=consumes(leases), wait=st.sampled_from([0.0, 30.0]), twice=st.booleans())
     def put_back(self, lease: Lease, wait: float, twice: bool) -> None:
         """A worker may not call now: another worker has opened the breaker, or its process stops."""
-        confirm.put_back(lease, wait, self.runtime)
-        if twice:
-            with self.runtime.engine.begin() as connection:
-                release(connection, lease, wait)
+        with suppress(LeaseLost):
+            confirm.put_back(lease, wait, self.runtime)
+            if twice:
+                with self.runtime.engine.begin() as connection:
+                    release(connection, lease, wait)
 
     # --- Shared by steps ---
 
