@@ -2,12 +2,13 @@
 
 import sys
 
-from worker import core_dumps
+from worker import celery_environment, core_dumps
 
 
 def main() -> None:
     """Runs a command. For a worker, gevent replaces parts of the standard library before anything else is imported."""
     core_dumps.forbid()
+    celery_environment.remove()
     if sys.argv[1:2] == ["worker"]:
         from worker import gevent_support
 

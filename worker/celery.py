@@ -17,19 +17,15 @@ from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
-from worker import core_dumps, gevent_support
+from worker import celery_environment, core_dumps, gevent_support
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
 from worker.runtime import Runtime, current
 from worker.services.bootstep import BackgroundServices
-from worker.settings import LogSettings, TracingSettings, drop_variables, read
+from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
-
-# Celery reads these before its settings: CELERY_BROKER_URL, CELERY_RESULT_BACKEND, CELERY_CONFIG_MODULE and others. Its
-# command line fills them from BROKER_URL, RESULT_BACKEND and others, and reads options, such as CELERY_WORKER_PURGE.
-CELERY_VARIABLES = "CELERY_"
 
 # Seconds for one answer of RabbitMQ. Without them, a worker that is to stop waits for ever for a broker that hangs.
 BROKER_TIMEOUTS = {"read_timeout": 15, "write_timeout": 15}
@@ -38,12 +34,13 @@ EMBEDDED_SHUTDOWN_TIMEOUT = 15  # seconds
 
 def make_app(runtime: Runtime) -> Celery:
     """A Celery application with the settings of a process. Raises SettingsError for an invalid one."""
+    if (obeyed := celery_environment.remove()) is not None:
+        raise SettingsError(f"{obeyed}: Celery's command obeys it; remove it, or start 'confirm-offer worker' instead")
     runtime.check_settings()
     if runtime.worker_settings.WORKER_POOL == "gevent":
         gevent_support.require()
     is_memory = runtime.broker_settings.url.startswith("memory")
     broker_url, tls = broker.with_tls(runtime.broker_settings.url)
-    ignored = _drop_celery_variables(runtime.broker_settings.url)
     app = Celery(
         "confirm-offer",
         set_as_current=True,
@@ -51,7 +48,6 @@ def make_app(runtime: Runtime) -> Celery:
         backend="disabled",
         fixups=set(),  # those of Django
     )
-    app.ignored_variables = ignored
     app.conf.update(
         broker_url=broker_url,
         broker_read_url=broker_url,
@@ -89,15 +85,6 @@ def make_app(runtime: Runtime) -> Celery:
         app.amqp.queues.deselect([topology.JOBS, topology.RESUME])
     app.steps["worker"].add(BackgroundServices)
     return app
-
-
-def _drop_celery_variables(broker_url: str) -> list[str]:
-    """Removes Celery's variables from the environment of this process, where they would win over our settings.
-
-    Returns their names, without those that Celery's command line has made of our own setting.
-    """
-    found = drop_variables(CELERY_VARIABLES)
-    return sorted(name for name, value in found.items() if (name, value) != ("CELERY_BROKER_URL", broker_url))
 
 
 @contextmanager
@@ -189,8 +176,9 @@ def _forbid_core_dumps(**_: Any) -> None:
 def _configure_logs_and_tracing(**_: Any) -> None:
     logs.configure(read(LogSettings))
     tracing.configure(read(TracingSettings))
-    if app.ignored_variables:
-        log.warning("celery_variables_ignored", names=app.ignored_variables)
+    of_our_own = ("CELERY_BROKER_URL", current().broker_settings.url)  # Celery's command has made it of BROKER_URL
+    if ignored := sorted(name for name, value in celery_environment.removed.items() if (name, value) != of_our_own):
+        log.warning("celery_variables_ignored", names=ignored)
 
 
 @signals.celeryd_after_setup.connect  # after all imports, before the pool forks

@@ -3,7 +3,6 @@
 They come in sections, so that a command needs only the settings that it uses: ``read(DatabaseSettings)``.
 """
 
-import os
 import re
 from functools import cached_property
 from importlib.metadata import version
@@ -77,11 +76,6 @@ def read(section: type[SectionType], **given: Any) -> SectionType:
         return section(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(dict(problem)) for problem in error.errors())) from None
-
-
-def drop_variables(prefix: str) -> dict[str, str]:
-    """Removes the variables whose names begin so from the environment of this process. Returns them."""
-    return {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
 
 
 def _problem(problem: dict[str, Any]) -> str:

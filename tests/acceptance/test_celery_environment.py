@@ -31,6 +31,14 @@ LEFT_OVER = {
     "CONFIG_MODULE": "no_such_module",
     "DJANGO_SETTINGS_MODULE": "another.settings",
 }
+# Celery obeys these from its import on: its own command has done so before it loads our application.
+READ_AT_IMPORT = {
+    "REMAP_SIGTERM": "SIGQUIT",  # a cold shutdown
+    "USE_FAST_LOCALS": "1",  # no task starts
+    "C_BENCH": "1",  # no slot comes back
+    "C_STRICT_APP": "1",  # the tracer raises
+    "PICKLE_PROTOCOL": "none",
+}
 
 # The tracer raises for the first messages. In prefork, SystemExit would end each new child in the same way.
 BROKEN_TRACER = """
@@ -78,10 +86,14 @@ running.start()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [OURS, CELERYS], ids=["confirm-offer", "celery"])
-def test_variables_of_celery_have_no_effect(command: Sequence[str], system: System) -> None:
+@pytest.mark.parametrize(
+    ("command", "left_over"),
+    [(OURS, LEFT_OVER | READ_AT_IMPORT), (CELERYS, LEFT_OVER)],
+    ids=["confirm-offer", "celery"],
+)
+def test_variables_of_celery_have_no_effect(command: Sequence[str], left_over: dict[str, str], system: System) -> None:
     system.publish(job(f"before-{number}") for number in range(3))
-    worker = system.start_worker(command, WORKER_CONCURRENCY="2", **LEFT_OVER)
+    worker = system.start_worker(command, WORKER_CONCURRENCY="2", **left_over)
     system.publish([job("wrong", quotes=[])])
     system.publish(job(f"offer-{number}") for number in range(12))
 
@@ -90,10 +102,25 @@ def test_variables_of_celery_have_no_effect(command: Sequence[str], system: Syst
 
     assert system.states() == {"confirmed": 15}
     [told] = [set(line["names"]) for line in worker.logged() if line["event"] == "celery_variables_ignored"]
-    celerys = {name for name in LEFT_OVER if name.startswith("CELERY_")}
-    assert told | {"CELERY_BROKER_URL"} == celerys  # which Celery's command overwrites with BROKER_URL
+    celerys = {name for name in left_over if name.startswith(("CELERY_", "KOMBU_")) or name in READ_AT_IMPORT}
+    assert celerys <= told | {"CELERY_BROKER_URL"}  # which Celery's command overwrites with BROKER_URL
+    system.sandbox.latency = 1.0
+    system.publish([job("in-flight")])
+    until(lambda: len(system.sandbox.bookings) == 16)
     assert worker.stop() == 0
+    assert system.states() == {"confirmed": 16}
     assert "Lovelace" not in worker.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["REMAP_SIGTERM", "USE_FAST_LOCALS", "C_BENCH", "C_STRICT_APP"])
+def test_what_celerys_command_obeys_already_is_refused(name: str, system: System) -> None:
+    worker = system.start_worker(CELERYS, **{name: READ_AT_IMPORT[name]})
+
+    assert worker.process.wait(30) == 2
+
+    [line] = worker.log.read_text().splitlines()
+    assert line.startswith(f"confirm-offer: {name}: Celery's command obeys it")
 
 
 def test_nothing_is_told_where_only_our_own_broker_url_is_set(system: System) -> None:

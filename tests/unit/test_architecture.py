@@ -8,9 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("models", "tasks", "worker")
-# All others use worker.settings. The demo sets what settings then reads, metrics sets the folder of prometheus-client,
-# and gevent_support runs before pydantic can be imported.
-READ_THE_ENVIRONMENT = {"worker.demo", "worker.settings", "worker.observability.metrics", "worker.gevent_support"}
+# All others use worker.settings, which reads it by pydantic. The demo sets what settings then reads, metrics sets the
+# folder of prometheus-client, gevent_support and celery_environment run before pydantic or Celery can be imported.
+READ_THE_ENVIRONMENT = {
+    "worker.demo",
+    "worker.observability.metrics",
+    "worker.gevent_support",
+    "worker.celery_environment",
+}
 
 
 def module_of(path: Path) -> str:

@@ -25,8 +25,8 @@ SHUTDOWN_POLL = 0.1  # seconds
 
 def trace(task: str, task_id: str, request: dict[str, Any], *rest: Any) -> tuple[int, Any, float]:
     """As Celery's ``fast_trace_task``: whether the task failed, its result or exception, and its seconds."""
-    run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
     try:
+        run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
         failed, result, seconds = run(task, task_id, request, *rest)
         if not failed or isinstance(_exception_of(result), Reject | Ignore):
             return failed, result, seconds
