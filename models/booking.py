@@ -1,12 +1,11 @@
 """The booking as XONE answers it. Source: the Confirm Offer page of XONE's reference, "Responses".
 
-What is stored in clear is known by name, and has a form that no person's data has; all else is encrypted. Only ``id``
-and ``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and
-values that do not fit their field, are kept as they came (``leftovers``). It is refused for its size only: every broker
-has to take its event.
+What is stored in clear is known by name and has the form of its field; all else is encrypted. Only ``id`` and
+``offer_id`` are required. A booking is never refused for a detail: the values of unknown fields, and values that do not
+fit their field, are kept as they came (``leftovers``). It is refused for its size only: every broker has to take its
+event.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +18,9 @@ from models.exact_json import depth_exceeds, write_exact
 MAX_BOOKING_BYTES = 512 * 1024  # as JSON. Its event is in ASCII, and at most six times as long
 MAX_POLICIES = 1000
 MAX_DEPTH = 64
+MAX_LINK = 8192  # characters
 CODE = r"^[A-Za-z0-9_.:/+ -]*$"
+_REFERENCE = r"^([A-Za-z0-9][A-Za-z0-9_.:/+-]*)?[0-9][A-Za-z0-9_.:/+-]*$"  # with a digit, which hardly a name has
 
 
 def excess(booking: Any) -> str | None:
@@ -50,19 +51,22 @@ def _with_zone(moment: datetime) -> datetime:
     return moment
 
 
-def _reference(text: str) -> str:
-    """A number or code that identifies something: no name, e-mail or telephone number looks so."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,254}", text) or not re.search(r"\d", text):
-        raise ValueError("no reference")
-    return text
+def _without_email(text: str) -> str:
+    if "@" in text:
+        raise ValueError("it may hold an e-mail address")
+    return _storable(text)
 
 
-Text = Annotated[str, AfterValidator(_storable)]  # words that are the same for all customers
+# Stored in clear, and partly published:
+Words = Annotated[str, AfterValidator(_without_email)]  # that are the same for all customers
 Code = Annotated[str, Field(max_length=255, pattern=CODE)]  # such as a status
-CodeOrNumber = Annotated[str, Field(max_length=255, pattern=CODE, coerce_numbers_to_str=True)]
-Reference = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_reference)]
-PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s@?#]+$"), AfterValidator(_storable)]
-Id = Annotated[str, Field(min_length=1, max_length=255, coerce_numbers_to_str=True), AfterValidator(_storable)]
+Id = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9_.:/~+-]+$", coerce_numbers_to_str=True)]
+Reference = Annotated[str, Field(max_length=255, pattern=_REFERENCE, coerce_numbers_to_str=True)]
+PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s@?#%;=]+$"), AfterValidator(_storable)]
+# Encrypted:
+Text = Annotated[str, AfterValidator(_storable)]
+Link = Annotated[str, Field(max_length=MAX_LINK), AfterValidator(_storable)]  # published with EVENT_LINKS=on
+Email = Annotated[str, Field(max_length=320)]
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 Amount = Annotated[Decimal, Field(max_digits=32)]
 
@@ -75,6 +79,10 @@ class Received(BaseModel):
     def __repr_args__(self) -> list[tuple[str, Any]]:
         """The id, and nothing personal."""
         return [("id", self.id)] if hasattr(self, "id") else []
+
+    def misfits(self) -> set[str]:
+        """The names of known fields whose values did not fit."""
+        return type(self).model_fields.keys() & (self.model_extra or {}).keys()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -94,34 +102,34 @@ class Received(BaseModel):
 class PolicyContent(Received):
     """What the customer was told of the product: words that are the same for all."""
 
-    title: Text | None = None
-    header: Text | None = None
-    description: Text | None = None
-    optout_msg: Text | None = None
-    inclusions: list[Text] | None = None
-    exclusions: list[Text] | None = None
-    disclaimer: Text | None = None
-    disclaimer_html: Text | None = None
-    payment_disclaimer: Text | None = None
-    in_path_disclaimer: Text | None = None
-    extra_content: list[Text] | None = None
+    title: Words | None = None
+    header: Words | None = None
+    description: Words | None = None
+    optout_msg: Words | None = None
+    inclusions: list[Words] | None = None
+    exclusions: list[Words] | None = None
+    disclaimer: Words | None = None
+    disclaimer_html: Words | None = None
+    payment_disclaimer: Words | None = None
+    in_path_disclaimer: Words | None = None
+    extra_content: list[Words] | None = None
 
 
 class ExtraFields(Received):
-    seller_entity: Text | None = None
+    seller_entity: Words | None = None
     event_datetime: Time | None = None
     event_cost: Amount | None = None
     retail_price: Amount | None = None
     uw_fee: Amount | None = None
     reinsurer_fee: Amount | None = None
     partner_commission: Amount | None = None
-    coverage_group: Text | None = None
+    coverage_group: Words | None = None
     cg_booking_fee: Amount | None = None
 
 
 class Policy(Received):
-    id: CodeOrNumber | None = None
-    parent_id: CodeOrNumber | None = None
+    id: Id | None = None
+    parent_id: Id | None = None
     status: Code | None = None
     policy_type: Code | None = None
     policy_code: Code | None = None
@@ -149,7 +157,7 @@ class Person(Received):
 
     first_name: str | None = None
     last_name: str | None = None
-    email: str | None = None
+    email: Email | None = None
     phone: str | None = None
     country: str | None = None
     birth_date: str | None = None
@@ -173,8 +181,8 @@ class QuoteRef(Received):
 class Coi(Received):
     """Certificate of insurance."""
 
-    url: Text | None = None
-    pdf: Text | None = None
+    url: Link | None = None
+    pdf: Link | None = None
 
 
 class Booking(Received):
@@ -195,9 +203,9 @@ class Booking(Received):
     policyholder: Policyholder | None = None
     quote: QuoteRef | None = None
     coi: Coi | None = None
-    account_url: Text | None = None
-    fnol_link: Text | None = None
-    sign_up_url: Text | None = None
+    account_url: Link | None = None
+    fnol_link: Link | None = None
+    sign_up_url: Link | None = None
 
     def leftovers(self) -> dict[str, Any]:
         """Values without a column, by their path: ``{"new_field": …, "policies[0].tax": …}``."""

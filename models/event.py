@@ -16,7 +16,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from models.booking import Booking
+from models.booking import Booking, Policy
 from models.exact_json import decimal_text, moment, write_exact
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
@@ -278,6 +278,17 @@ def without_links(payload: str) -> str:
     for link in LINKS:
         booking.pop(link, None)
     return write_exact(event)
+
+
+def without_misfits(payload: str) -> str:
+    """A booking event of an earlier version without the values that do not fit their field, which may be personal."""
+    event = json.loads(payload)
+    booking, policies = event["data"]["booking"], event["data"]["policies"]
+    read = [Booking.model_validate({**booking, "id": "-", "offer_id": "-"}), *map(Policy.model_validate, policies)]
+    misfits = [(part, name) for part, fits in zip([booking, *policies], read, strict=True) for name in fits.misfits()]
+    for part, name in misfits:
+        part[name] = None
+    return write_exact(event) if misfits else payload
 
 
 def _decimal(amount: Decimal | None) -> str | None:

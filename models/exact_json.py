@@ -6,14 +6,20 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 MAX_EXPONENT = 100
+MAX_DIGITS = 100  # of a whole number
 
 
 def read_exact(text: str | bytes) -> Any:
     """Reads JSON and keeps decimals as they were written: 19.90 gives ``Decimal("19.90")``. Raises ValueError.
 
-    NaN, Infinity and decimals with an exponent of 100 or more stay texts: they have no JSON form, or a very long one.
+    NaN, Infinity, and numbers with an exponent or digits of 100 or more stay texts: they have no JSON form, or a very
+    long one. Raises RecursionError if lists and objects are nested too deep for Python.
     """
-    return json.loads(text, parse_float=_decimal, parse_constant=str)
+    return json.loads(text, parse_float=_decimal, parse_int=_integer, parse_constant=str)
+
+
+def _integer(text: str) -> int | str:
+    return int(text) if len(text) <= MAX_DIGITS else text
 
 
 def _decimal(text: str) -> Decimal | str:

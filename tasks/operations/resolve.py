@@ -57,8 +57,7 @@ def read_booking(content: bytes, offer_id: str) -> Booking:
         lacks = f"lacks a usable {' and '.join(fields)}" if fields else "is no JSON object"
         raise ResolveError(f"the booking {lacks}; it should be as XONE answers it") from None
     if not is_same_id(booking.offer_id, offer_id):
-        other = booking.offer_id if booking.offer_id.isprintable() else "another offer"
-        raise ResolveError(f"the booking is of another offer: {other}, not {offer_id}")
+        raise ResolveError(f"the booking is of another offer: {booking.offer_id}, not {offer_id}")
     return booking.model_copy(update={"offer_id": offer_id})
 
 

@@ -312,7 +312,6 @@ def test_a_409_is_a_success_only_with_the_booking_of_this_offer(body: Any, is_sh
         b'{"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": "one"}',
         b'{"data": {"id": "INS-1", "offer_id": "o-1"}',
         b"[" * 100_000,
-        b'{"data": {"id": "INS-1", "offer_id": "o-1", "price": ' + b"9" * 5000 + b"}}",
         "{'data': {}}".encode("utf-16"),
         b"\xff\xfe\x00",
     ],
@@ -336,6 +335,8 @@ def booking_with(**fields: Any) -> bytes:
         (booking_with(policies=[{}] * 1001), "has 1001 policies; at most 1000 can be stored"),
         (booking_with(status="x" * 600_000), "is larger than 512 KiB"),
         (booking_with(odd=json.loads("[" * 70 + "]" * 70)), "is nested deeper than 64"),
+        (booking_with(odd=0).replace(b"0", b"[" * 5000 + b"]" * 5000), "is nested deeper than 64"),
+        (b"\xef\xbb\xbf" + booking_with(policies=[{}] * 20_000), "has more than 20000 values"),
     ],
 )
 def test_a_booking_that_is_too_large_is_kept_whole_for_a_person(body: bytes, reason: str) -> None:
@@ -353,6 +354,15 @@ def test_a_listed_booking_that_is_too_large_is_kept_for_a_person() -> None:
 
     assert (type(error), error.code) == (Oversized, "too-large")
     assert error.answer == as_json(listed).replace(b" ", b"")
+
+
+def test_a_number_that_is_too_long_costs_no_booking() -> None:
+    body = booking_with(price="-", note="-").replace(b'"-"', b"9" * 5000)
+    with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
+        booking = confirm(client_of(script.url)).booking
+
+    assert (booking.id, booking.price) == ("INS-1", None)
+    assert booking.leftovers() == {"price": "9" * 5000, "note": "9" * 5000}
 
 
 def test_a_409_with_a_booking_that_is_too_large_is_settled_by_the_list() -> None:

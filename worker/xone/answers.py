@@ -4,6 +4,7 @@ XONE's Confirm Offer page documents the successful answer. The meaning of refusa
 409 and "booking already exists" the observation of XONE's older API.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,7 +14,7 @@ import requests
 from pydantic import ValidationError
 from urllib3.exceptions import ConnectTimeoutError
 
-from models.booking import MAX_BOOKING_BYTES, Booking, excess
+from models.booking import MAX_BOOKING_BYTES, MAX_DEPTH, Booking, excess
 from models.exact_json import read_exact
 from models.job import quote_ids
 from models.same import differs_in_case_only, holds_id, is_same_id
@@ -24,6 +25,8 @@ from worker.xone.transport import NotDelivered, TlsError
 
 MAX_RETRY_AFTER = 3600.0  # seconds
 MAX_VALUES = 20_000  # in one answer
+SMALL = 16 * 1024  # bytes of an answer that can't be too long when it is written again
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")  # how one begins; a byte order mark may come first
 # Statuses; any other one may mean that XONE has booked.
 REFUSALS = frozenset({400, 402, 403, 404, 405, 406, 410, 413, 414, 415, 422})
 LATER = frozenset({423, 429, 503})
@@ -65,16 +68,10 @@ def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"")
     """The booking in an answer to confirm. Raises XoneError for any other answer. request: its body."""
     if not 200 <= answer.status < 300:
         raise failure_of(answer, offer_id, request)
-    if answer.body.lstrip()[:1] == b"{":
-        _check_size(answer)
-    content = answer.json()
-    if content is None:
-        raise _unreadable(answer, "no JSON")
-    if not isinstance(content, dict):
-        raise _unreadable(answer, "no JSON object")
+    content = _read_object(answer)
     if content.get("errors"):
         raise _unreadable(answer, "errors beside the data")
-    if (reason := excess(content.get("data"))) is not None:
+    if not _is_small(answer) and (reason := excess(content.get("data"))) is not None:
         raise _oversized(answer, reason)
     booking = _booking(content.get("data"))
     if booking is None:
@@ -99,11 +96,26 @@ def _booking(data: Any) -> Booking | None:
         return None
 
 
-def _check_size(answer: HttpAnswer) -> None:
+def _read_object(answer: HttpAnswer) -> dict[str, Any]:
+    """The JSON object that an answer is. Raises Unknown, and Oversized before anything large is built."""
+    if not _OBJECT.match(answer.body):
+        raise _unreadable(answer, "no JSON object")
     if len(answer.body) > MAX_BOOKING_BYTES:
         raise _oversized(answer, f"is larger than {MAX_BOOKING_BYTES // 1024} KiB")
     if answer.count_values() > MAX_VALUES:
         raise _oversized(answer, f"has more than {MAX_VALUES} values")
+    try:
+        content: dict[str, Any] = read_exact(answer.body)
+    except RecursionError:
+        raise _oversized(answer, f"is nested deeper than {MAX_DEPTH}") from None
+    except ValueError:
+        raise _unreadable(answer, "no JSON") from None
+    return content
+
+
+def _is_small(answer: HttpAnswer) -> bool:
+    """Whether an answer can't hold a booking beyond the limits: it saves to count again what has been read."""
+    return len(answer.body) <= SMALL and answer.body.count(b"[") + answer.body.count(b"{") <= MAX_DEPTH
 
 
 def _oversized(answer: HttpAnswer, reason: str) -> Oversized:
@@ -153,7 +165,7 @@ def _booking_shown(answer: HttpAnswer, offer_id: str, request: bytes) -> Booking
 
 def _already_booked(answer: HttpAnswer, offer_id: str | None, request: bytes) -> AlreadyBooked:
     reference = reference_in(answer.body, request)
-    known_as = f" as {reference}" if reference else ""
+    known_as = f" as {reference}" if reference and any(map(str.isdigit, reference)) else ""  # else it may be a name
     error = AlreadyBooked("already-booked", f"XONE says that a booking exists{known_as}", answer.status, answer.body)
     if offer_id is not None:
         error.booking = _booking_shown(answer, offer_id, request)

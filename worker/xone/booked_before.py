@@ -9,10 +9,12 @@ is already registered.
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 MAX_BODY = 64 * 1024  # bytes; a longer one is no message to people
-MAX_DEPTH = 12
+MAX_DEPTH, MAX_DEPTH_SENT = 12, 40  # levels of the answer, and of the request
+MAX_LEAVES = 1000
 MAX_TEXT = 2000  # characters of one text
 
 _SUBJECT = (
@@ -86,25 +88,32 @@ def _own_leaves(body: bytes, request: bytes) -> Iterator[tuple[str, str]]:
     """The texts of an answer, each with its key; without those that were sent to XONE."""
     if len(body) > MAX_BODY:
         return
-    sent = request.decode(errors="replace")
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        content = re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
-    for key, text in _leaves("", content, 0):
-        if not sent or json.dumps(text, ensure_ascii=False) not in sent:
+    content = _read(body)
+    if content is None:
+        content = re.sub(r"<[^<>]*>", " ", body.decode(errors="replace"))
+    sent = frozenset(text for leaf in _leaves("", _read(request), MAX_DEPTH_SENT) for text in leaf)
+    for key, text in islice(_leaves("", content, MAX_DEPTH), MAX_LEAVES):
+        if text not in sent:
             yield key, text[:MAX_TEXT]
 
 
-def _leaves(key: str, node: Any, depth: int) -> Iterator[tuple[str, str]]:
-    if depth > MAX_DEPTH:
+def _read(body: bytes) -> Any:
+    """JSON; None if it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(key: str, node: Any, levels: int) -> Iterator[tuple[str, str]]:
+    if levels < 0:
         return
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _leaves(name, value, depth + 1)
+            yield from _leaves(name, value, levels - 1)
     elif isinstance(node, list):
         for value in node:
-            yield from _leaves(key, value, depth + 1)
+            yield from _leaves(key, value, levels - 1)
     elif isinstance(node, str):
         yield key, node
     elif isinstance(node, int) and not isinstance(node, bool):

@@ -217,7 +217,7 @@ class Xone:
         if not 200 <= answer.status < 300:
             raise BadCredentials("credentials", f"XONE gives no token ({answer.status})", answer.status)
         token = content.get("access_token") if isinstance(content, dict) else None
-        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):  # what a header can hold
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):  # what a header can hold
             raise NotSent("bad-answer", "token: the answer holds no access_token", answer.status)
         return issued(token, _lifetime(content.get("expires_in")), asked_at)
 
