@@ -8,27 +8,61 @@ from uuid import UUID
 from sqlalchemy import Connection, select, update
 
 from models import booking as xone
-from models.tables import Booking, Policy
+from models.event import BOOKING_EVENTS, without_misfits
+from models.tables import Booking, OutboxEvent, Policy, Policyholder
 from tasks.record import booking_values, policy_values
+
+_IDS = {"id": "-", "offer_id": "-"}  # in place of those of a booking, which stay
 
 
 def remove_misfits(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
-    """Takes such values out of the clear columns of bookings. Returns them by confirmation and path, as leftovers()."""
-    policies = defaultdict[UUID, list[dict[str, Any]]](list)
-    is_theirs = Policy.confirmation_id.in_(ids)
-    for row in connection.execute(select(Policy.__table__).where(is_theirs).order_by(Policy.position)):
-        policies[row.confirmation_id].append({name: getattr(row, name) for name in xone.Policy.model_fields})
+    """Takes such values out of the clear columns of bookings, and out of their events.
+
+    Returns what was in columns, by confirmation and path, as leftovers().
+    """
+    _remove_from_events(connection, ids)
     removed = {}
-    for row in connection.execute(select(Booking.__table__).where(Booking.confirmation_id.in_(ids))).all():
-        id_, known = row.confirmation_id, xone.Booking.model_fields
-        stored = {name: value for name, value in row._mapping.items() if name in known}
-        booking = xone.Booking.model_validate(
-            {**stored, "quote": {"uuid": row.quote_uuid}, "policies": policies.get(id_, [])}
-        )
+    for id_, stored in _stored_bookings(connection, ids).items():
+        booking = xone.Booking.model_validate({**stored, **_IDS})
         if misfits := booking.leftovers():
             removed[id_] = misfits
-            connection.execute(update(Booking).where(Booking.confirmation_id == id_).values(booking_values(booking)))
+            values = {name: value for name, value in booking_values(booking).items() if name not in _IDS}
+            connection.execute(update(Booking).where(Booking.confirmation_id == id_).values(values))
+            if booking.policyholder is not None:
+                is_row = Policyholder.confirmation_id == id_
+                connection.execute(update(Policyholder).where(is_row).values(id=booking.policyholder.id))
             for position, policy in enumerate(booking.policies):
-                is_row = Policy.confirmation_id == id_, Policy.position == position
-                connection.execute(update(Policy).where(*is_row).values(policy_values(policy)))
+                is_policy = Policy.confirmation_id == id_, Policy.position == position
+                connection.execute(update(Policy).where(*is_policy).values(policy_values(policy)))
     return removed
+
+
+def _stored_bookings(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+    """What is stored of bookings in clear, in the form of an answer."""
+
+    def rows(table: type[Booking | Policy | Policyholder], *order: Any) -> Any:
+        return connection.execute(
+            select(table.__table__).where(table.confirmation_id.in_(ids)).order_by(*order)
+        ).mappings()
+
+    policies = defaultdict[UUID, list[dict[str, Any]]](list)
+    for row in rows(Policy, Policy.position):
+        policies[row["confirmation_id"]].append({name: row[name] for name in xone.Policy.model_fields})
+    holders = {row["confirmation_id"]: {"id": row["id"]} for row in rows(Policyholder)}
+    return {
+        row["confirmation_id"]: {
+            **{name: value for name, value in row.items() if name in xone.Booking.model_fields},
+            "quote": {"uuid": row["quote_uuid"]},
+            "policies": policies.get(row["confirmation_id"], []),
+            "policyholder": holders.get(row["confirmation_id"]),
+        }
+        for row in rows(Booking)
+    }
+
+
+def _remove_from_events(connection: Connection, ids: Collection[UUID]) -> None:
+    is_theirs = OutboxEvent.confirmation_id.in_(ids), OutboxEvent.type.in_(BOOKING_EVENTS)
+    for event in connection.execute(select(OutboxEvent.id, OutboxEvent.payload).where(*is_theirs)).all():
+        payload = without_misfits(event.payload)
+        if payload != event.payload:
+            connection.execute(update(OutboxEvent).where(OutboxEvent.id == event.id).values(payload=payload))

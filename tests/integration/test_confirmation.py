@@ -122,7 +122,12 @@ def test_what_xone_adds_is_encrypted_if_it_may_be_personal(runtime: Runtime) -> 
         "policy_content": {"title": "Ticket protection", "dear": MARK, "extra_content": [{"to": MARK}]},
         "extra_fields": {**known["policies"][0]["extra_fields"], "nickname": MARK},
     }
-    personal = {"provider_reference": MARK, "provider_customer_id": f"{MARK}@x.example", "note": MARK}
+    personal = {
+        "provider_reference": MARK,
+        "provider_customer_id": f"{MARK}@x.example",
+        "note": MARK,
+        "policyholder": {**known["policyholder"], "id": MARK},
+    }
     booking = xone_booking.Booking.model_validate({**known, **personal, "policies": [policy]})
     decision = decide(BookingReceived(booking, 200), lease.history, RetryPolicy(), 0.5)
     with runtime.engine.begin() as connection:
@@ -143,8 +148,13 @@ def stored(runtime: Runtime) -> str:
 def test_what_an_earlier_version_stored_in_clear_is_encrypted_or_blanked(runtime: Runtime, way: str) -> None:
     run(runtime)
     id_ = only(runtime, Confirmation).id
+    event = json.loads(only(runtime, OutboxEvent).payload)
+    policies = [{**event["data"]["policies"][0], "policy_type": f"{MARK}@x.example"}]
+    data = {**event["data"], "booking": {**event["data"]["booking"], "provider_reference": MARK}, "policies": policies}
     with runtime.engine.begin() as connection:
-        connection.execute(update(Booking).values(provider_reference=MARK))
+        connection.execute(update(Booking).values(id="INS 1", provider_reference=MARK))
+        connection.execute(update(Policyholder).values(id=MARK))
+        connection.execute(update(OutboxEvent).values(payload=json.dumps(event | {"data": data})))
         connection.execute(
             update(Policy).values(policy_content={"title": "x", "dear": MARK}, extra_fields={"of": MARK})
         )
@@ -159,11 +169,15 @@ def test_what_an_earlier_version_stored_in_clear_is_encrypted_or_blanked(runtime
 
     assert MARK not in stored(runtime)
     assert (only(runtime, Policy).policy_content, only(runtime, Policy).price) == ({"title": "x"}, known)
+    assert only(runtime, Booking).id == "INS 1"
+    data["booking"]["provider_reference"] = policies[0]["policy_type"] = None
+    assert json.loads(only(runtime, OutboxEvent).payload) == event | {"data": data}
     if way == "rekey":
         rest = json.loads(runtime.encryption.decrypt(id_, "rest", only(runtime, Booking).sealed_rest))
         assert rest == {
             "sandbox": True,
             "provider_reference": MARK,
+            "policyholder.id": MARK,
             "policies[0].policy_content.dear": MARK,
             "policies[0].extra_fields.of": MARK,
         }
