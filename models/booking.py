@@ -6,6 +6,7 @@ fit their field, are kept as they came (``leftovers``). It is refused for its si
 event.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,7 +19,8 @@ from models.exact_json import depth_exceeds, write_exact
 MAX_BOOKING_BYTES = 512 * 1024  # as JSON. Its event is in ASCII, and at most six times as long
 MAX_POLICIES = 1000
 MAX_DEPTH = 64
-MAX_LINK = 8192  # characters
+MAX_LINK, MAX_ID = 8192, 255  # characters
+ID = r"^[A-Za-z0-9_.:/~+-]+$"
 CODE = r"^[A-Za-z0-9_.:/+ -]*$"
 _REFERENCE = r"^([A-Za-z0-9][A-Za-z0-9_.:/+-]*)?[0-9][A-Za-z0-9_.:/+-]*$"  # with a digit, which hardly a name has
 
@@ -33,6 +35,11 @@ def excess(booking: Any) -> str | None:
     if len(write_exact(booking)) > MAX_BOOKING_BYTES:
         return f"is larger than {MAX_BOOKING_BYTES // 1024} KiB"
     return None
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a booking."""
+    return len(text) <= MAX_ID and re.fullmatch(ID, text) is not None
 
 
 def _storable(text: str) -> str:
@@ -60,7 +67,7 @@ def _without_email(text: str) -> str:
 # Stored in clear, and partly published:
 Words = Annotated[str, AfterValidator(_without_email)]  # that are the same for all customers
 Code = Annotated[str, Field(max_length=255, pattern=CODE)]  # such as a status
-Id = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9_.:/~+-]+$", coerce_numbers_to_str=True)]
+Id = Annotated[str, Field(max_length=MAX_ID, pattern=ID, coerce_numbers_to_str=True)]
 Reference = Annotated[str, Field(max_length=255, pattern=_REFERENCE, coerce_numbers_to_str=True)]
 PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s@?#%;=]+$"), AfterValidator(_storable)]
 # Encrypted:

@@ -178,6 +178,15 @@ def test_a_booking_that_names_no_offer_is_nobodys_if_it_may_be_anothers() -> Non
     assert found(OFFER, quotes, one, {**one, "offer_id": "another"}) is None
 
 
+@pytest.mark.parametrize("odd", ["a\x00", "\ud800", None, ["x"], "x" * 256])
+def test_the_database_is_not_asked_whose_an_id_is_that_it_can_not_hold(odd: Any) -> None:
+    asked: list[str] = []
+    booking = {"id": odd, "quote": {"uuid": QUOTE}}
+
+    assert found(OFFER, frozenset({QUOTE}), booking, may_be_anothers=lambda id_: bool(asked.append(id_))) == booking
+    assert [id_ for id_ in asked if id_ != "None"] == []
+
+
 def test_a_booking_that_names_no_offer_is_nobodys_if_two_wait_for_its_quote(callers: Callers) -> None:
     quotes = frozenset({"q"})
     first = callers.look_up("first")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from models.booking import is_id
 from models.same import canonical_id, differs_in_case_only
 from worker.errors import XoneError
 from worker.xone.circuit_breaker import CallsSuspended
@@ -102,7 +103,8 @@ class ReadBack:
         if offer_id in round_.bookings:
             return round_.bookings[offer_id]
         nameless = round_.nameless.get(offer_id, [])
-        ours = [listed for listed in nameless if not may_be_anothers(str(listed.get("id")))]
+        ids = [str(listed.get("id")) for listed in nameless]  # one that can't be an id is nobody's
+        ours = [listed for listed, id_ in zip(nameless, ids, strict=True) if not (is_id(id_) and may_be_anothers(id_))]
         return ours[0] if len(ours) == 1 else None
 
     def _read(self, partner_id: str, round_: _Round, reading: Reading) -> None:
