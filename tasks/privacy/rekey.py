@@ -9,6 +9,7 @@ again.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from sqlalchemy.orm import aliased
 from models.exact_json import write_exact
 from models.job import quote_ids
 from models.same import as_uuid
-from models.tables import Booking, Confirmation, FurtherEmail
+from models.tables import Attempt, Booking, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.privacy.clear_columns import remove_misfits
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
@@ -28,6 +29,7 @@ from worker.storage.database import StatementBatch, locked
 from worker.storage.encryption import Encryption
 
 STEP = 100  # confirmations in one transaction
+MAX_STEP_BYTES = 16 * 1024 * 1024  # of their kept answers
 
 
 @dataclass
@@ -63,8 +65,10 @@ def rekey(engine: Engine, encryption: Encryption, step: int = STEP) -> Iterator[
     after, in_use = UUID(int=0), list[UUID]()
     while True:
         with engine.connect() as connection:
-            page = select(Confirmation.id).where(Confirmation.id > after).order_by(Confirmation.id).limit(step)
-            ids = connection.execute(page).scalars().all()
+            page = select(Confirmation.id, _KEPT_BYTES).where(Confirmation.id > after).order_by(Confirmation.id)
+            rows = connection.execute(page.limit(step)).all()
+        kept = accumulate(size for _, size in rows)
+        ids = [id_ for (id_, _), size in zip(rows, kept, strict=True) if size <= MAX_STEP_BYTES or id_ == rows[0][0]]
         if not ids:
             break
         done, free = _rekey_halving(engine, encryption, ids, skip_locked=True)
@@ -73,6 +77,13 @@ def rekey(engine: Engine, encryption: Encryption, step: int = STEP) -> Iterator[
         in_use += [id_ for id_ in ids if id_ not in free]
     for id_ in in_use:  # one by one: a transaction that holds no other lock can wait without a deadlock
         yield _rekey_halving(engine, encryption, [id_], skip_locked=False)[0]
+
+
+_KEPT_BYTES = (
+    select(func.coalesce(func.sum(func.length(Attempt.sealed_answer)), 0))
+    .where(Attempt.confirmation_id == Confirmation.id)
+    .scalar_subquery()
+)
 
 
 def _rekey_halving(

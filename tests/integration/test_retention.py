@@ -571,3 +571,16 @@ def test_confirmations_to_purge_are_found_by_an_index(engine: Engine) -> None:
     plan = plan_of(engine, purge.past_query(datetime(2020, 1, 1, tzinfo=UTC)))
 
     assert "ix_confirmations_to_purge" in plan
+
+
+def test_rekey_has_a_limit_for_the_answers_that_it_holds_at_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        run(runtime, f"offer-{number}~many-policies")
+    size = len(rows(runtime, Attempt)[0].sealed_answer)
+    monkeypatch.setattr(rekey, "MAX_STEP_BYTES", 3 * size - 1)
+
+    steps = list(rekey.rekey(runtime.engine, runtime.encryption))
+
+    assert [step.confirmations for step in steps] == [2, 2]

@@ -22,7 +22,7 @@ from tests.support.system import until
 from worker.xone import name_lookup, transport
 from worker.xone.connector import ATTEMPT_DELAY, Connector
 from worker.xone.name_lookup import NameLookup
-from worker.xone.transport import MAX_ANSWER, AnswerTooLarge, NotDelivered, TlsError, TooLate, Transport
+from worker.xone.transport import LARGE, MAX_ANSWER, AnswerTooLarge, NotDelivered, TlsError, TooLate, Transport
 
 TIMEOUT = 0.3
 GENEROUS = 3 * TIMEOUT
@@ -575,6 +575,18 @@ def test_an_answer_of_more_than_5_mib_is_not_read(answer: Callable[[int], Behave
         get(server, http)
 
     assert (status, len(body)) == (200, MAX_ANSWER)
+
+
+def test_large_answers_have_a_limit_for_all_of_them_that_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_LARGE_ANSWERS", 2 * MAX_ANSWER)
+    http = Transport(4, 5, 10)
+    with serving(of_length(MAX_ANSWER)) as large, serving(of_length(LARGE)) as small:
+        for _ in range(3):  # what they take is given back
+            in_use = [get(large, http)[1] for _ in range(2)]
+            with pytest.raises(AnswerTooLarge):
+                get(large, http)
+            assert len(get(small, http)[1]) == LARGE
+            in_use.clear()
 
 
 def test_an_endless_answer_is_abandoned() -> None:

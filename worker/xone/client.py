@@ -236,7 +236,9 @@ class Xone:
             try:
                 answer = HttpAnswer(*self._http.send(method, url, headers, body, before_send))
             except AnswerTooLarge:
-                raise Unknown("too-large", "the answer is larger than 5 MiB") from None
+                raise Unknown(
+                    "too-large", "the answer is larger than 5 MiB, or than other large answers leave room for"
+                ) from None
             except TooLate:
                 raise CallsSuspended(TOO_LATE_DELAY) from None
             except requests.RequestException as error:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from typing import Any, NamedTuple
 
 import requests
@@ -29,6 +30,8 @@ from worker.xone.connector import Connector, SocketOption
 
 MAX_ANSWER = 5 * 1024 * 1024  # bytes
 CHUNK = 64 * 1024  # bytes
+LARGE = 256 * 1024  # bytes; longer answers are counted
+MAX_LARGE_ANSWERS = 64 * 1024 * 1024  # bytes of all answers of this process that are large, until they are dealt with
 CHECK_AFTER = 0.005  # seconds after which it is looked at again whether a connection is still there
 READ_AHEAD = 16 * 1024  # bytes, for each call in flight: most answers fit
 TIME_TO_BEGIN = 0.5  # share of the whole time within which a request must begin: the rest is for its answer
@@ -48,7 +51,7 @@ TCP_INFO_LENGTH = 160  # bytes
 
 
 class AnswerTooLarge(Exception):
-    """The body of an answer is larger than MAX_ANSWER."""
+    """The body of an answer is larger than MAX_ANSWER, or than what other large answers leave."""
 
 
 class TooLate(Exception):
@@ -395,12 +398,48 @@ def _socket_options(timeout: float) -> list[SocketOption]:
 
 def _read(response: requests.Response) -> bytes:
     body = bytearray()
+    share = _Share()
     try:
         for chunk in response.raw.stream(CHUNK, decode_content=True):
             body += chunk
-            if len(body) > MAX_ANSWER:
+            if len(body) > MAX_ANSWER or (len(body) > LARGE and not share.grow(len(body))):
                 response.raw.close()
+                del body, share  # the error keeps what is local
                 raise AnswerTooLarge
     except (HTTPError, OSError, http.client.HTTPException) as error:
         raise requests.ConnectionError(f"the answer broke off: {type(error).__name__}") from error
-    return bytes(body)
+    return _LargeBody(body, share) if share.size else bytes(body)
+
+
+class _Share:
+    """What one large answer takes of MAX_LARGE_ANSWERS, as long as this object lives."""
+
+    _lock = RLock()  # an object may come to its end while the same thread holds it
+    _all = 0
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def grow(self, size: int) -> bool:
+        """Whether so many bytes are left for this answer."""
+        with _Share._lock:
+            more = size - self.size
+            if _Share._all + more > MAX_LARGE_ANSWERS:
+                return False
+            _Share._all, self.size = _Share._all + more, size
+        return True
+
+    def __del__(self) -> None:
+        with _Share._lock:
+            _Share._all -= self.size
+
+
+class _LargeBody(bytes):
+    """A body that counts until nothing needs it any more."""
+
+    _share: _Share
+
+    def __new__(cls, body: bytearray, share: _Share) -> "_LargeBody":
+        self = super().__new__(cls, body)
+        self._share = share
+        return self
