@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from models.tables import Base
 from tests.support.system import PROJECT
 
 FOLDERS = ("docs", "examples", "tests", "deploy", "benchmarks")
@@ -69,6 +70,14 @@ def test_named_tests_exist() -> None:
     named = {(name_of(page), name) for page in PAGES for name in re.findall(r"\btest_\w+\.py\b", page.read_text())}
 
     assert {(page, name) for page, name in named if name not in tests} == set()
+
+
+def test_the_page_on_personal_data_lists_each_column() -> None:
+    rows = re.findall(r"^\| (.*?) \|", (PROJECT / "docs/privacy.md").read_text("utf-8"), flags=re.MULTILINE)
+    places = [re.fullmatch(r"`(\w+)`: (.*)", place) for row in rows for place in row.split("; ")]
+    listed = {(place[1], column) for place in places if place for column in re.findall(r"`(\w+)`", place[2])}
+
+    assert listed == {(table.name, column.name) for table in Base.metadata.sorted_tables for column in table.columns}
 
 
 def test_each_page_is_linked_from_the_index() -> None:
