@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
-from time import monotonic
 from urllib.request import Request, urlopen
 
 import pytest
@@ -39,15 +38,20 @@ def collector() -> Counting:
 
 
 @pytest.fixture
-def port(collector: Counting, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def server(collector: Counting, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsServer]:
     monkeypatch.setattr(metrics_server, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setattr(metrics_server, "SELECT_TIMEOUT", 0.05)
     server = MetricsServer(0, collector)
     server.start()
     until(lambda: server._server)
-    assert server._server is not None
-    yield server._server.port
+    yield server
     server.stop()
+
+
+@pytest.fixture
+def port(server: MetricsServer) -> int:
+    assert server._server is not None
+    return server._server.port
 
 
 def scrape(port: int, accept: str = "text/plain") -> str:
@@ -98,18 +102,22 @@ def test_one_more_connection_closes_the_oldest(port: int) -> None:
             client.close()
 
 
-def test_a_client_that_does_not_read_its_answer_is_dropped(port: int, collector: Counting) -> None:
+def test_a_client_that_does_not_read_its_answer_is_dropped(
+    server: MetricsServer, port: int, collector: Counting
+) -> None:
     collector.is_huge = True
     with connect(port) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        started = monotonic()
-        until(lambda: "collections" in scrape(port) and monotonic() - started > 1.0)
+        until(lambda: collector.collections)
+        until(lambda: server._server and not server._server._connections)
 
         received = 0
         with suppress(ConnectionResetError):
             while chunk := client.recv(65536):
                 received += len(chunk)
         assert received < HUGE
+    collector.is_huge = False
+    assert "collections" in scrape(port)
 
 
 def test_all_who_ask_at_once_share_a_collection(port: int, collector: Counting) -> None:

@@ -362,9 +362,13 @@ def dead_addresses(number: int) -> Iterator[list[tuple[str, int]]]:
         yield addresses
 
 
+def announces_its_end(connection: socket.socket, _: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx")
+
+
 def test_dead_addresses_cost_a_fraction_of_a_second_each_and_only_once(resolver: Resolver) -> None:
     http = Transport(4, 3, 10)
-    with serving(closes_after(1)) as server, dead_addresses(4) as dead, socket.socket() as refusing:
+    with serving(announces_its_end) as server, dead_addresses(4) as dead, socket.socket() as refusing:
         refusing.bind(("127.0.0.1", 0))
         resolver.addresses = [*dead, refusing.getsockname(), address_of(server)]
         took = []
