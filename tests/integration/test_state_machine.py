@@ -289,7 +289,8 @@ class Confirmations(RuleBasedStateMachine):
         except LeaseLost:
             return multiple()
         except CallsSuspended as suspended:
-            confirm.put_back(lease, suspended.wait, self.runtime)
+            with suppress(LeaseLost):
+                confirm.put_back(lease, suspended.wait, self.runtime)
             return multiple()
 
     @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
