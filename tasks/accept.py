@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, case, delete, exists, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, case, delete, or_, select, update
 from uuid_utils.compat import uuid4, uuid7
 
 from models.job import Job, JobRejected, as_rounded_before, has_same_content
@@ -134,9 +134,10 @@ def accept(
     return lease_from_row(row, new.body, 0.0, leased_at)
 
 
-def is_any_stored_after(connection: Connection, confirmation_id: UUID) -> bool:
-    """Whether a confirmation is stored that was made after this id. Ids are UUIDs of version 7: they grow with time."""
-    return bool(connection.execute(select(exists().where(_columns.id > confirmation_id))).scalar())
+def newest_id(connection: Connection) -> UUID | None:
+    """The greatest id of a confirmation; None if there is none. Ids are UUIDs of version 7: they grow with time."""
+    newest: UUID | None = connection.execute(select(_columns.id).order_by(_columns.id.desc()).limit(1)).scalar()
+    return newest
 
 
 def try_sample(connection: Connection, encryption: Encryption) -> None:

@@ -5,6 +5,7 @@ Scheduler; both end in ``confirm.attempt``.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any
@@ -96,7 +97,6 @@ def confirm_offer(self: Task, body: bytes) -> None:
         try:
             _attempt(lease, runtime)
         except ConfirmationGone:  # its message is the last trace of it
-            log.warning("confirmation_gone")
             runtime.shutting_down.wait(GONE_DELAY)
             raise Reject("the confirmation is not stored any more", requeue=True) from None
 
@@ -122,10 +122,8 @@ def resume(_self: Task, body: bytes) -> None:
                 report(error)
             confirm.put_off(confirmation_id, runtime)
     else:
-        try:
+        with suppress(ConfirmationGone):
             _attempt(lease, runtime)
-        except ConfirmationGone:
-            log.warning("confirmation_gone")
 
 
 def _attempt(lease: Lease | None, runtime: Runtime) -> None:

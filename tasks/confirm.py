@@ -11,12 +11,12 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from uuid_utils.compat import uuid4, uuid7
+from uuid_utils.compat import uuid4
 
 from models.job import read_job
 from models.states import State
 from models.tables import Confirmation
-from tasks.accept import Delivery, NewJob, accept, accept_new_batch, is_any_stored_after, try_sample
+from tasks.accept import Delivery, NewJob, accept, accept_new_batch, newest_id, try_sample
 from tasks.booking_owner import may_be_anothers, without_anothers_booking
 from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
 from tasks.decide import (
@@ -96,17 +96,18 @@ class _OtherJobs:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._looked_at = uuid7()  # ids grow with time
+        self._newest: UUID | None = None
 
     def succeed(self, seconds: float) -> bool:
         """Whether any worker has stored another job since the last call. seconds: for how long this one is refused.
 
-        If there is no other job, or all of them are refused, a sample is tried in the end.
+        Ids grow with time; they are compared with one another, as clocks differ. If there is no other job, or all of
+        them are refused, a sample is tried in the end.
         """
-        looked_at, self._looked_at = self._looked_at, uuid7()
         with self._runtime.engine.connect() as connection:
-            if is_any_stored_after(connection, looked_at):
-                return True
+            before, self._newest = self._newest, newest_id(connection)
+        if before is not None and self._newest is not None and self._newest > before:
+            return True
         if seconds < SAMPLE_AFTER:
             return False
         with self._runtime.engine.connect() as connection:
@@ -182,6 +183,7 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
         _attempt(lease, runtime)
     except LeaseLost:
         if not runtime.commit(lambda connection: exists(connection, lease)):
+            log.warning("confirmation_gone")
             raise ConfirmationGone from None
         log.warning("lease_lost")
 

@@ -82,14 +82,16 @@ def record(
     states: list[Recorded] = []
     for attempt in attempts:
         confirmation_id = attempt.lease.id
-        if confirmation_id not in rows:  # another attempt of this confirmation was recorded just before
+        row = rows.pop(confirmation_id, None)
+        if row is None:  # another attempt of this confirmation was recorded just before
             batch.flush()
-            row = connection.execute(_LOCK_FOR_DECISION, {"ids": [confirmation_id], "booking_ids": []}).one_or_none()
-            if row is None:
-                states.append(Gone.GONE)
-                continue
-            rows[confirmation_id] = row
-        states.append(_record(connection, batch, encryption, rows.pop(confirmation_id), attempt, with_links))
+            alone = {"ids": [confirmation_id], "booking_ids": []}
+            row = connection.execute(_LOCK_FOR_DECISION, alone).one_or_none()
+        if row is None:
+            _log_gone(attempt)
+            states.append(Gone.GONE)
+        else:
+            states.append(_record(connection, batch, encryption, row, attempt, with_links))
     batch.flush()
     return states
 
@@ -126,6 +128,18 @@ def _record(
         return None
     apply_decision(batch, row, decision, lease.number, with_links)
     return decision.state
+
+
+def _log_gone(attempt: RecordedAttempt) -> None:
+    """Names the booking of a confirmation that the database has lost during the call."""
+    lease, booking = attempt.lease, attempt.decision.booking
+    log.warning(
+        "confirmation_gone",
+        confirmation=str(lease.id),
+        partner_id=lease.partner_id,
+        offer_id=lease.offer_id,
+        booking=booking.id if booking is not None else None,
+    )
 
 
 def lock_for_decision() -> Select[Any]:

@@ -112,7 +112,7 @@ def unavailable_dependency(error: Exception) -> str | None:
 
 def unreachable_dependency(error: Exception) -> str | None:
     """As ``unavailable_dependency``, without errors of the database that one item of a group may cause for all."""
-    if database.is_away(error):
+    if database.is_unreachable(error):
         return "database"
     if database.lacks_tables(error):
         return "database tables: run 'confirm-offer db upgrade'"

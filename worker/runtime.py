@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from worker.xone.client import Xone
 
 
+# Seconds. One transaction stores for many threads: a row that somebody has locked must not stop them.
+LOCK_TIMEOUT = 3.0
 MAX_REPORTED = 10_000  # confirmations that a process remembers to have reported
 
 
@@ -84,7 +86,7 @@ class Runtime:
 
     @cached_property
     def engine(self) -> Engine:
-        return database.connect(read(DatabaseSettings).url)
+        return database.connect(read(DatabaseSettings).url, lock_timeout=LOCK_TIMEOUT)
 
     @cached_property
     def encryption(self) -> Encryption:

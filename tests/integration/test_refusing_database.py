@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
 from sqlalchemy.exc import DBAPIError
+from uuid_utils.compat import uuid7
 
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation
@@ -19,6 +20,7 @@ from tasks.lease import Lease
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import until
+from worker import outages
 from worker.errors import ShuttingDown
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
@@ -97,7 +99,7 @@ def test_jobs_wait_while_the_database_refuses_all(
     tries = tried(runtime, monkeypatch)
     with refusing(runtime, "confirmations", ERRORS[kind]):
         waiting = [pool.submit(accept, runtime, f"offer-{number}") for number in range(4)]
-        until(lambda: len(tries) > (3 if kind == "full" else 16))  # those of a full disk are tried as one
+        until(lambda: len(tries) > 16)
         assert not [each for each in waiting if each.done()]
 
     assert all(each.result() for each in waiting)
@@ -262,6 +264,83 @@ def test_others_are_recorded_while_one_answer_is_refused(
     attempts[1].result()
 
     assert {row.state for row in rows(runtime, Confirmation)} == {State.CONFIRMED}
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    "code", ["53100", "57014", "40P01", "0A000"]
+)  # full, time limit, deadlock, unusable connection
+def test_neighbours_in_a_transaction_do_not_wait_for_one_that_the_server_refuses(
+    code: str, runtime: Runtime, pool: ThreadPoolExecutor
+) -> None:
+    leases = [accepted(runtime, offer) for offer in ("bad-1", "offer-1", "offer-2", "offer-3")]
+    with refusing(runtime, "bookings", code, "new.offer_id = 'bad-1'"):
+        bad, *others = [pool.submit(confirm.attempt, lease, runtime) for lease in leases]
+        new = pool.submit(accept, runtime, "offer-4")
+        until(lambda: new.done() and all(other.done() for other in others))
+        assert not bad.done()
+    bad.result()
+
+    assert [row.state for row in rows(runtime, Confirmation)][:4] == [State.CONFIRMED] * 4
+
+
+@on_postgresql
+def test_neighbours_do_not_wait_for_a_row_that_somebody_has_locked(
+    runtime: Runtime, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime.LOCK_TIMEOUT", 0.2)
+    leases = [accepted(runtime, offer) for offer in ("locked", "offer-1", "offer-2", "offer-3")]
+    with runtime.engine.connect() as person:
+        person.execute(text("select from confirmations where offer_id = 'locked' for update"))
+        locked, *others = [pool.submit(confirm.attempt, lease, runtime) for lease in leases]
+        until(lambda: all(other.done() for other in others))
+        assert not locked.done()
+    locked.result()
+
+    assert {row.state for row in rows(runtime, Confirmation)} == {State.CONFIRMED}
+
+
+@on_postgresql
+def test_a_job_waits_while_its_row_is_taken_and_not_stored(runtime: Runtime, pool: ThreadPoolExecutor) -> None:
+    with runtime.engine.begin() as connection:
+        connection.execute(text("create rule swallow as on insert to confirmations do instead nothing"))
+    waiting = pool.submit(accept, runtime, "offer-1")
+    until(lambda: outages.most_awaited() == "database")
+    with runtime.engine.begin() as connection:
+        connection.execute(text("drop rule swallow on confirmations"))
+
+    assert waiting.result() is not None
+
+
+def test_the_booking_of_a_confirmation_that_was_deleted_is_named(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, other = accepted(runtime, "offer-1"), accepted(runtime, "offer-2")
+    logged: list[Any] = []
+    monkeypatch.setattr("tasks.record.log.error", lambda event, **given: logged.append((event, given)), raising=False)
+    with runtime.engine.begin() as connection:
+        connection.execute(text("delete from attempts where number = 1"))
+        connection.execute(delete(Confirmation).where(Confirmation.id == lease.id))
+
+    confirm.attempt(lease, runtime)
+    confirm.attempt(other, runtime)
+
+    [(event, given)] = logged
+    assert event == "confirmation_gone"
+    assert given["booking"] == sandbox.bookings[("P-100", "offer-1")]["id"]
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+
+
+def test_jobs_of_a_worker_whose_clock_is_ahead_are_no_newer_ones(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = confirm._OtherJobs(runtime)
+    monkeypatch.setattr("tasks.accept.uuid7", lambda: uuid7(nanoseconds=time.time_ns() + 60_000_000_000))
+    accepted(runtime, "offer-1")
+
+    assert [others.succeed(0.0), others.succeed(0.0)] == [False, False]
+    accepted(runtime, "offer-2")
+    assert others.succeed(0.0)
 
 
 def test_a_process_that_stops_keeps_the_answer_with_the_attempt(

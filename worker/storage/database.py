@@ -4,6 +4,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, NoResultFound, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
@@ -185,10 +186,11 @@ def limit_statement_time(connection: Connection, seconds: float) -> None:
         connection.execute(select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))
 
 
-def connect(url: str, connections: int = 16) -> Engine:
+def connect(url: str, connections: int = 16, lock_timeout: float | None = None) -> Engine:
     """An engine. After a fork, only the process that made it may use it.
 
-    connections: how many at most. Further threads wait until one is free.
+    connections: how many at most. Further threads wait until one is free. lock_timeout: seconds for which a statement
+    waits for a row or table that another session has locked; None for as long as the server lets it.
     """
     address = make_url(url)
     if address.get_backend_name() == "sqlite":
@@ -204,7 +206,7 @@ def connect(url: str, connections: int = 16) -> Engine:
         hide_parameters=True,
         connect_args={name: value for name, value in DEFAULTS.items() if name not in _given(address)},
     )
-    event.listen(engine, "connect", _set_what_is_relied_on)
+    event.listen(engine, "connect", partial(_set_what_is_relied_on, lock_timeout=lock_timeout))
     event.listen(engine, "handle_error", _leave_unusable_connections)
     return engine
 
@@ -236,7 +238,11 @@ def _given(address: URL) -> set[str]:
     return set(DEFAULTS) if "service" in address.query else given
 
 
-def _set_what_is_relied_on(connection: Any, _: Any) -> None:
+# Unless the URL, the database or the role gives one. Not through a pooler, where others use the session too.
+_LIMIT_LOCKS = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
+
+
+def _set_what_is_relied_on(connection: Any, _: Any, lock_timeout: float | None) -> None:
     """Sets how values are written and read, whatever defaults the database or the role has.
 
     A pooler in transaction mode hands out another session for each transaction, where a prepared statement is missing,
@@ -244,11 +250,14 @@ def _set_what_is_relied_on(connection: Any, _: Any) -> None:
     """
     try:
         backend_pid = connection.execute(_RELIED_ON).fetchone()[0]
+        is_pooled = backend_pid != connection.info.backend_pid
+        if lock_timeout is not None and not is_pooled:
+            connection.execute(_LIMIT_LOCKS, [f"{lock_timeout * 1000:.0f}"])
         connection.commit()
     except BaseException:
         connection.close()
         raise
-    if backend_pid != connection.info.backend_pid:
+    if is_pooled:
         connection.prepare_threshold = None
 
 
@@ -301,8 +310,8 @@ def read_only(url: str) -> Engine:
 
 
 def is_error(error: BaseException) -> bool:
-    """Whether the database, or the way to it, raised this."""
-    return isinstance(error, DBAPIError | PoolTimeout)
+    """Whether the database, or the way to it, raised this, or does not have a row that it has just taken."""
+    return isinstance(error, DBAPIError | PoolTimeout | NoResultFound)
 
 
 def is_away(error: BaseException) -> bool:
@@ -311,7 +320,22 @@ def is_away(error: BaseException) -> bool:
         return False
     if isinstance(error, PoolTimeout | InterfaceError | OperationalError):
         return True
+    return _is_disconnected(error)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """As ``is_away``, without what a server answers about one statement, such as that a row of it is locked."""
+    sqlstate = _sqlstate(error)
+    return is_away(error) and (sqlstate is None or (_is_disconnected(error) and sqlstate not in _UNUSABLE))
+
+
+def _is_disconnected(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return None if sqlstate is None else str(sqlstate)
 
 
 def may_blame_values(error: BaseException) -> bool:
@@ -321,15 +345,15 @@ def may_blame_values(error: BaseException) -> bool:
     """
     if not isinstance(error, DBAPIError) or is_away(error):
         return False
-    sqlstate = getattr(error.orig, "sqlstate", None)
+    sqlstate = _sqlstate(error)
     if sqlstate is None:
         return isinstance(error, DataError | IntegrityError)
-    return str(sqlstate)[:2] in ("22", "23", "P0")
+    return sqlstate[:2] in ("22", "23", "P0")
 
 
 def name_of(error: BaseException) -> str:
     """The type of an error, with PostgreSQL's SQLSTATE. Its text may hold values."""
-    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    sqlstate = _sqlstate(error)
     return f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__
 
 
@@ -337,13 +361,13 @@ def lacks_tables(error: BaseException) -> bool:
     """Whether a table or column is missing: migrations have not run."""
     if not isinstance(error, DBAPIError):
         return False
-    missing = getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
+    missing = _sqlstate(error) in ("42P01", "42703")  # undefined table, undefined column
     return missing or str(error.orig).startswith(("no such table", "no such column"))
 
 
 def lacks_rights(error: BaseException) -> bool:
     """Whether the role of DATABASE_URL lacks a right for this."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "42501"
+    return isinstance(error, DBAPIError) and _sqlstate(error) == "42501"
 
 
 def unusable(engine: Engine) -> str | None:
