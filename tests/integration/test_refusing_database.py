@@ -16,7 +16,7 @@ from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation
 from tasks import celery_tasks, confirm
 from tasks.accept import Delivery
-from tasks.lease import Lease
+from tasks.lease import ConfirmationGone, Lease
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import until
@@ -317,12 +317,13 @@ def test_the_booking_of_a_confirmation_that_was_deleted_is_named(
 ) -> None:
     lease, other = accepted(runtime, "offer-1"), accepted(runtime, "offer-2")
     logged: list[Any] = []
-    monkeypatch.setattr("tasks.record.log.error", lambda event, **given: logged.append((event, given)), raising=False)
+    monkeypatch.setattr("tasks.record.log.warning", lambda event, **given: logged.append((event, given)), raising=False)
     with runtime.engine.begin() as connection:
         connection.execute(text("delete from attempts where number = 1"))
         connection.execute(delete(Confirmation).where(Confirmation.id == lease.id))
 
-    confirm.attempt(lease, runtime)
+    with pytest.raises(ConfirmationGone):
+        confirm.attempt(lease, runtime)
     confirm.attempt(other, runtime)
 
     [(event, given)] = logged
