@@ -7,12 +7,13 @@ from uuid import UUID
 
 import idna
 
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
+_HEX = r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})"
+_UUID = re.compile(rf"(?:urn:uuid:)?{_HEX}|\{{{_HEX}\}}", re.IGNORECASE | re.ASCII)
 
 
 def as_uuid(text: str) -> UUID | None:
-    """The UUID that a text is, in small letters or capitals, with or without hyphens; None if it is none."""
-    return UUID(text) if _UUID.fullmatch(text) else None
+    """The UUID that a text is, or None: small letters or capitals, with or without hyphens, in braces, as a URN."""
+    return UUID(text.lower()) if _UUID.fullmatch(text) else None
 
 
 def canonical_id(text: str) -> str:
@@ -52,12 +53,17 @@ def canonical_email(email: str) -> str:
     DNS looks it up (IDNA 2008, mapped by UTS 46): ``Ada@BÜCHER.example`` gives ``ada@xn--bcher-kva.example``.
     """
     if email.isascii():
-        return email.strip().lower().rstrip(".")
+        return _unquoted(email.strip().lower().rstrip("."))
     folded = _folded(email).strip()
     local, at, _ = folded.rpartition("@")
     # The domain is mapped from what was written: case-folding turns "ß" into "ss", which is another domain.
     written = unicodedata.normalize("NFKC", email).strip().rpartition("@")[2]
-    return local + at + _ascii_domain(written) if at else folded
+    return _unquoted(local + at + _ascii_domain(written)) if at else folded
+
+
+def _unquoted(email: str) -> str:
+    """An e-mail without needless quotes: ``"ada"@example.com`` is the same mailbox (RFC 5321, section 4.1.2)."""
+    return _NEEDLESS_QUOTES.sub(r"\1", email)
 
 
 def _folded(text: str) -> str:
@@ -65,6 +71,7 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text.casefold())
 
 
+_NEEDLESS_QUOTES = re.compile(r'\A"([^\s"\\(),.:;<>@\[\]]+(?:\.[^\s"\\(),.:;<>@\[\]]+)*)"(?=@[^"@]*\Z)')
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")  # what UTS 46 takes as a dot
 
 

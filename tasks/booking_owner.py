@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
 
 from models.exact_json import write_exact
 from models.job import quote_ids
+from models.same import spellings
 from models.states import Outcome, State
 from models.tables import Booking, Confirmation
 from tasks.decide import Decision
@@ -29,7 +30,7 @@ def owner(connection: Connection, partner_id: str, booking_id: str) -> Row[UUID,
     query = (
         select(Confirmation.id, Confirmation.offer_id)
         .join(Booking, Booking.confirmation_id == Confirmation.id)
-        .where(Booking.id == booking_id, Confirmation.partner_id == partner_id)
+        .where(Booking.id.in_(spellings(booking_id)), Confirmation.partner_id == partner_id)
         .order_by(Booking.partner_id.is_(None), Booking.recorded_at)
     )
     return connection.execute(query.limit(1)).one_or_none()

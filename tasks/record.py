@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 from models import booking as xone
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.exact_json import write_exact
+from models.same import is_same_id
 from models.states import Outcome, State
 from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import email_index
@@ -110,7 +111,7 @@ def _record(
     if decision.booking is not None:
         if row.state in (State.CONFIRMED, State.PENDING):
             stored = connection.execute(_STORED_BOOKING, {"row_id": lease.id}).scalar_one()
-            if stored != decision.booking.id:
+            if not is_same_id(stored, decision.booking.id):
                 log.error(  # with all ids: the thread that commits for others has another context
                     "second_booking",
                     confirmation=str(lease.id),

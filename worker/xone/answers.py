@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -130,7 +131,8 @@ def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes =
     """The error that an answer with another status than 2xx means."""
     status, code, text = answer.status, f"http-{answer.status}", refusal_text(answer.body)
     detail = f"XONE answered {status} {_reason_phrase(status)}".strip() + (f": {text}" if text else "")
-    if status == 409 or (status in REFUSALS and offer_id is not None and _may_be_booked(answer, offer_id, request)):
+    may_say_so = status in REFUSALS or status == HTTPStatus.LOCKED
+    if status == 409 or (may_say_so and offer_id is not None and _may_be_booked(answer, offer_id, request)):
         return _already_booked(answer, offer_id, request)
     if 300 <= status < 400:
         return Refused("redirect", f"XONE answered with a redirect ({status}), which is not followed", status)
@@ -205,8 +207,6 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 
 
 def _reason_phrase(status: int) -> str:
-    from http import HTTPStatus
-
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -10,91 +10,139 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_BODY = 64 * 1024  # bytes; a longer one is no message to people
 MAX_DEPTH, MAX_DEPTH_SENT = 12, 40  # levels of the answer, and of the request
 MAX_LEAVES = 1000
-MAX_TEXT = 2000  # characters of one text
+MAX_TEXT, MAX_PATH = 2000, 200  # characters of one text, and of its keys
 
 _SUBJECT = (
-    r"(?:offers?|quotes?|bookings?|polic(?:y|ies)|orders?|confirmations?|purchases?|insurances?|certificates?"
-    r"|transactions?)"
+    r"(?:offers?|quotes?|bookings?|polic(?:y|ies)(?!\s*holder)|orders?|confirmations?|purchases?|insurances?|certificates?"
+    r"|transactions?|payments?)"
 )
+_CONFIRMED = r"(?:confirmed|booked|purchased|bought|sold)"
 _DONE = (
-    r"(?:confirmed|booked|purchased|bought|issued|bound|sold|converted|redeemed|accepted|paid|completed|finali[sz]ed"
-    r"|processed|activated|insured|covered|fulfilled)"
+    rf"(?:{_CONFIRMED}|issued|bound|converted|consumed|redeemed|accepted|paid|captured|completed?|finali[sz]ed|processed"
+    r"|activated|active|insured|covered|fulfilled)"
 )
-_BEING = r"(?:(?:has|have|had|is|are|was|were|been|being|just|once)\s+)*"
-_NOT = r"(?<!not )(?<!n't )(?<!never )(?<!nor )"
+_BEING = r"(?:(?:has|have|had|is|are|was|were|be|been|being|just|once)\s+)*"
 _MEANS_BOOKED = re.compile(
     "|".join(
         (
-            rf"{_NOT}\balready\s+{_BEING}{_DONE}\b",
-            rf"{_NOT}\b{_DONE}\s+(?:already|before|previously|earlier|twice|again)\b",
+            rf"\balready\s+{_BEING}(?:{_DONE}|in\s+progress)\b",
+            rf"\b{_DONE}\s+(?:already|twice)\b",
+            rf"\b(?<!be\s){_DONE}\s+(?:before|previously|earlier)\b",
             rf"\b(?:previously|earlier)\s+{_BEING}{_DONE}\b",
-            # What exists or is used already must be named: an account may exist, too.
-            rf"\b{_SUBJECT}\b[^.;!?]{{0,60}}\balready\s+{_BEING}"
-            r"(?:exists?|existing|made|created|used|in use|taken|placed|registered|there|found)\b",
-            rf"\balready\s+(?:has|have|had|exists?|made|created|used|placed|an?|existing)\s[^.;!?]{{0,40}}\b{_SUBJECT}\b",
-            r"\b(?:existing|duplicated?|double|second|another)\s+(?:\w+\s+)?(?:booking|confirmation|policy|order|purchase|transaction)\b",
-            r"\b(?:booking|policy|purchase|confirmation)\s+(?:\w+\s+)?(?:exists|found|duplicated?)\b",
-            r"\bduplicated?\s+(?:request|offer|quote|submission|idempotency)\b",
-            rf"\b(?:offer|quote|booking)\s+{_BEING}(?:confirmed|booked|purchased|sold)\b(?!\s*(?:only|by|before|within|until))",
+            rf"\balready\s+{_BEING}(?:exists?|existing|made|created|used|in\s+use|taken|placed|registered)\b",
+            rf"\b{_SUBJECT}\s+{_BEING}used\b",
+            rf"\balready\s+(?:has|have|had|is|there|an?|existing)\s[^.;!?]{{0,40}}\b{_SUBJECT}\b",
+            rf"\b(?:has|have|is)\s+(?:an?\s+)?(?:\w+\s+)?{_SUBJECT}\s+already\b",
+            rf"\b(?:existing|duplicated?|double)\s+(?:\w+\s+)?{_SUBJECT}\b(?!\s+(?:ids?|in|inside|within)\b)",
+            r"\b(?:second|another)\s+(?:booking|confirmation|policy|order|purchase)\b(?!\s+[a-z]+er\b)",
+            r"\b(?:booking|policy|purchase|confirmation)\b[^.;!?]{0,40}\b(?:exists|found|duplicated?)\b",
+            r"\bduplicated?\s+(?:request|submission|idempotency|key|entry|record|resource)\b",
+            r"\bidempotency\s+key\b[^.;!?]{0,30}\b(?:re)?used\b",
+            rf"\b(?:offer|quote|booking)\s+{_BEING}{_CONFIRMED}\b(?!\s*(?:only|by|before|within|until))",
+            rf"\b(?:offer|quote)\s+(?:has|is|was)\s+{_BEING}{_DONE}\b(?!\s*(?:only|by|before|within|until|for|in))",
+            rf"(?<!until)(?<!after)(?<!unless)(?<!if)\s+it\s+(?:has\s+been|was)\s+{_CONFIRMED}\b",
+            rf"\bas\s+it\s+(?:has\s+been|is|was)\s+{_CONFIRMED}\b",
+            rf"[(:]\s*{_CONFIRMED}\W*$",
             rf"\b(?:status|state)\W+(?:is\W+)?(?:already\W+)?{_DONE}\b",
-            r"\b(?:confirm|book|purchase|buy)(?:ed)?\W+(?:\w+\W+){0,4}(?:twice|again)\b",
-            r"^\W*(?:duplicated?|already\s+(?:exists|used|done))\W*$",
+            rf"\b(?:status|state|transition)\b[^.;!?]{{0,60}}\b(?:is|was|from|currently)\W+{_DONE}\b",
+            r"\b(?:confirm|book|purchase|buy)(?:ed)?\W+(?:\w+\W+){0,4}(?:twice|(?:only\W+)?once)\b",
+            r"(?:not|n't)\s[^.;!?]{0,20}\b(?:confirm|book|purchase|buy)(?:ed)?\W+(?:\w+\W+){0,4}again\b",
+            # An error code or a key by itself.
+            rf"^\W*(?:(?:is|was)\s+)?{_CONFIRMED}\W*$",
+            r"^\W*(?:(?:is|e\w*)\s+)?duplicated?\W*$",
+            r"^\W*already\s+done\W*$",
         )
     )
 )
-_LABELLED = re.compile(
-    r"\bINS[\s_-]*(?:number|no|nr|num|reference|ref|id)\b\.?\s*[:#=]?\s*([A-Z0-9-]{2,64})", re.IGNORECASE
+# What is said not to be, such as "no booking found". Not "can't be confirmed twice".
+_DENIED = re.compile(
+    r"(?:\b(?:no|not|never|nor|without)|n't)\s+(?:(?:an?|any|such|yet|already|been|being|existing|previously)\s+)*"
+    rf"(?:{_SUBJECT}\s+{_BEING}(?:exists?|found)\b|{_SUBJECT}\b|{_DONE}\b|exists?\b|found\b)"
 )
-_BARE = re.compile(r"\bINS-(?=[A-Z0-9-]*\d|[A-Z0-9]{6})[A-Z0-9-]{2,60}\b")
-_REFERENCE_KEYS = re.compile(r"ins(number|no|id|reference)|(existing)?booking(id|number|reference|uuid)|bookedas")
+# What else may exist already. It is what a text is about, unless that names the offer or a booking too.
+_SOMETHING_ELSE = re.compile(
+    r"\b(?:e ?mails?|accounts?|users?|customers?|clients?|phones?|mobiles?|policyholders?|holders?|address(?:es)?|names?"
+    r"|persons?|people|travell?ers?|passengers?|drivers?|insureds|logins?|cards?|claims?)\b"
+)
+_NAMES_SUBJECT = re.compile(rf"\b{_SUBJECT}\b")
+# Keys whose value says what an error is about: {"field": "policyholder.email", "message": "already exists"}.
+_FIELD_KEYS = frozenset({"field", "path", "pointer", "param", "parameter", "property", "loc", "attribute", "source"})
+_PERSON_FIELD = re.compile(r"\b(?:policyholder|insured|e ?mail|phone)\b")
+
+_NUMBER = r"(?:[A-Z0-9-]*[0-9][A-Z0-9-]*|(?<=[:#=])[A-Z0-9-]{2,64}|(?<=[:#=] )[A-Z0-9-]{2,64})"
+_LABELLED = re.compile(
+    rf"\b(?i:INS[\s_-]*(?:number|no|nr|num|reference|ref|id)\b\.?\s*(?:is\b)?\s?[:#=]?\s?)({_NUMBER})(?![a-z])"
+)
+_BARE = re.compile(r"\bINS-?(?:\d[A-Z0-9-]{2,60}|(?<=-)(?=[A-Z0-9-]*\d|[A-Z0-9]{6})[A-Z0-9-]{2,60})\b")
+_REFERENCE_KEYS = re.compile(
+    r"ins(number|no|id|reference)?|(existing)?booking(id|number|reference|uuid)|bookedas|policynumber"
+)
+_REFERENCE = re.compile(
+    r"(?!(?i:required|invalid|missing|unknown|null|none|blank|empty)$)(?=.*[A-Z0-9])[A-Za-z0-9-]{1,64}"
+)
 _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def may_mean_booked(body: bytes, request: bytes = b"") -> bool:
     """Whether a refusal may mean that the offer is booked. request: what it answers; XONE may echo parts of it."""
-    return any(_says_booked(text) for text in _own_texts(body, request)) or reference_in(body, request) is not None
+    return any(_says_booked(leaf) for leaf in _own_leaves(body, request)) or reference_in(body, request) is not None
 
 
 def reference_in(body: bytes, request: bytes = b"") -> str | None:
     """The number of a booking in a refusal, at most 64 characters of letters, digits and hyphens; or None."""
-    for key, text in _own_leaves(body, request):
-        if _REFERENCE_KEYS.fullmatch(re.sub(r"[\W_]", "", key).lower()):
-            if re.fullmatch(r"[A-Za-z0-9-]{1,64}", text):
-                return text
-        elif found := _LABELLED.search(text):
+    for leaf in _own_leaves(body, request):
+        keys = ("".join(leaf.path[-depth:])[-MAX_PATH:] for depth in (1, 2))
+        if any(_REFERENCE_KEYS.fullmatch(re.sub(r"[\W_]", "", key).lower()) for key in keys):
+            if _REFERENCE.fullmatch(leaf.text):
+                return leaf.text
+        elif found := _LABELLED.search(leaf.text):
             return found[1]
-        elif found := _BARE.search(text):
+        elif found := _BARE.search(leaf.text):
             return found[0]
     return None
 
 
-def _says_booked(text: str) -> bool:
-    words = re.sub(r"[_\s/-]+", " ", _HUMPS.sub(" ", text)).lower().replace("’", "'")
-    return _MEANS_BOOKED.search(words) is not None
+class _Leaf(NamedTuple):
+    """A text of an answer. path: its keys, outermost first, with the field that the error beside it names."""
+
+    path: tuple[str, ...]
+    text: str
 
 
-def _own_texts(body: bytes, request: bytes) -> Iterator[str]:
-    for key, text in _own_leaves(body, request):
-        yield text
-        yield f"{key}: {text}"
+def _says_booked(leaf: _Leaf) -> bool:
+    is_about_person = _PERSON_FIELD.search(_words(" ".join(leaf.path)[-MAX_PATH:])) is not None
+    key = leaf.path[-1][-MAX_PATH:] if leaf.path else ""
+    for sentence in re.split(r"[.;!?]+(?=\s|$)", leaf.text):
+        words = _DENIED.sub(" ", _words(sentence))
+        if any(_MEANS_BOOKED.search(text) for text in (words, f"{_words(key)}: {words}")):
+            is_about_something_else = is_about_person or _SOMETHING_ELSE.search(words) is not None
+            if not is_about_something_else or _NAMES_SUBJECT.search(words):
+                return True
+    return False
 
 
-def _own_leaves(body: bytes, request: bytes) -> Iterator[tuple[str, str]]:
-    """The texts of an answer, each with its key; without those that were sent to XONE."""
+def _words(text: str) -> str:
+    """A text, or an error code, as words in small letters."""
+    spaced = re.sub(r"[_\s/-]+|(?<=\w)\.(?=\w)", " ", _HUMPS.sub(" ", text))
+    return spaced.lower().replace("\u2019", "'")
+
+
+def _own_leaves(body: bytes, request: bytes) -> Iterator[_Leaf]:
+    """The texts of an answer, without those that were sent to XONE."""
     if len(body) > MAX_BODY:
         return
     content = _read(body)
     if content is None:
         content = re.sub(r"<[^<>]*>", " ", body.decode(errors="replace"))
-    sent = frozenset(text for leaf in _leaves("", _read(request), MAX_DEPTH_SENT) for text in leaf)
-    for key, text in islice(_leaves("", content, MAX_DEPTH), MAX_LEAVES):
-        if text not in sent:
-            yield key, text[:MAX_TEXT]
+    sent = {text for leaf in _leaves((), _read(request), MAX_DEPTH_SENT) for text in (*leaf.path[-1:], leaf.text)}
+    for leaf in islice(_leaves((), content, MAX_DEPTH), MAX_LEAVES):
+        if leaf.text not in sent:
+            yield leaf._replace(text=leaf.text[:MAX_TEXT])
 
 
 def _read(body: bytes) -> Any:
@@ -105,18 +153,19 @@ def _read(body: bytes) -> Any:
         return None
 
 
-def _leaves(key: str, node: Any, levels: int) -> Iterator[tuple[str, str]]:
+def _leaves(path: tuple[str, ...], node: Any, levels: int) -> Iterator[_Leaf]:
     if levels < 0:
         return
     if isinstance(node, dict):
+        fields = tuple(str(value)[:MAX_PATH] for key, value in node.items() if key.lower() in _FIELD_KEYS)
         for name, value in node.items():
-            yield from _leaves(name, value, levels - 1)
+            yield from _leaves((*path, *fields, name), value, levels - 1)
     elif isinstance(node, list):
         for value in node:
-            yield from _leaves(key, value, levels - 1)
+            yield from _leaves(path, value, levels - 1)
     elif isinstance(node, str):
-        yield key, node
+        yield _Leaf(path, node)
     elif isinstance(node, int) and not isinstance(node, bool):
-        yield key, str(node)
-    elif node is True:  # {"already_confirmed": true}
-        yield "", key
+        yield _Leaf(path, str(node))
+    elif node is True and path:  # {"already_confirmed": true}
+        yield _Leaf(path[:-1], path[-1])

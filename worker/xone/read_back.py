@@ -47,9 +47,9 @@ class _Round:
             offer, quote_id = offer_named_by(listed), canonical_id(_quote_of(listed))
             if offer is None:
                 if quote_id in by_quote:
-                    nameless.setdefault(str(listed.get("id")), listed)
+                    nameless.setdefault(_id_of(listed), listed)
                 continue
-            named.add(str(listed.get("id")))
+            named.add(_id_of(listed))
             with_quote = [offer_id for offer_id in by_quote.get(quote_id, ()) if differs_in_case_only(offer_id, offer)]
             for offer_id in by_offer.get(canonical_id(offer), with_quote):
                 self.bookings.setdefault(offer_id, listed)
@@ -103,7 +103,7 @@ class ReadBack:
         if offer_id in round_.bookings:
             return round_.bookings[offer_id]
         nameless = round_.nameless.get(offer_id, [])
-        ids = [str(listed.get("id")) for listed in nameless]  # one that can't be an id is nobody's
+        ids = [_id_of(listed) for listed in nameless]  # one that can't be an id is nobody's
         ours = [listed for listed, id_ in zip(nameless, ids, strict=True) if not (is_id(id_) and may_be_anothers(id_))]
         return ours[0] if len(ours) == 1 else None
 
@@ -125,6 +125,10 @@ def offer_named_by(listed: Listed) -> str | None:
     if isinstance(offer, int) and not isinstance(offer, bool):
         return str(offer)
     return offer if isinstance(offer, str) and offer else None
+
+
+def _id_of(listed: Listed) -> str:
+    return canonical_id(str(listed.get("id")))
 
 
 def _quote_of(listed: Listed) -> str:
