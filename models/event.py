@@ -283,7 +283,7 @@ def without_links(payload: str) -> str:
 def without_misfits(payload: str) -> str:
     """A booking event of an earlier version without the values that do not fit their field, which may be personal."""
     event = json.loads(payload)
-    booking, policies = event["data"]["booking"], event["data"]["policies"]
+    booking, policies = event["data"]["booking"], event["data"].get("policies", [])
     read = [Booking.model_validate({**booking, "id": "-", "offer_id": "-"}), *map(Policy.model_validate, policies)]
     misfits = [(part, name) for part, fits in zip([booking, *policies], read, strict=True) for name in fits.misfits()]
     for part, name in misfits:

@@ -256,6 +256,7 @@ def test_a_dead_letter_queue_that_is_gone_is_declared_anew(system: System) -> No
     until(declared_anew)
 
 
+@pytest.mark.slow
 def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: RabbitMQ) -> None:
     """More bad jobs than threads: good jobs behind them get through, and no bad one is lost."""
     virtual_host = system.broker_url.rpartition("/")[2]

@@ -117,6 +117,7 @@ def examine_system(system: System) -> Report:
     return examine(system.environment)
 
 
+@pytest.mark.slow
 def test_a_broker_that_takes_large_messages_is_found(settings: dict[str, str], rabbitmq: RabbitMQ) -> None:
     with rabbitmq.max_message_size(16 * 1024 * 1024):
         finding = examine(settings).of("message size")

@@ -144,6 +144,7 @@ def test_the_sandbox_has_no_secret_of_the_workers(tmp_path: Path) -> None:
     assert not environments["sandbox"]
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_lists_each_locked_package(tmp_path: Path) -> None:
     sbom = tmp_path / "sbom.json"
     command = ["-m", "cyclonedx_py", "requirements", PROJECT / "requirements.lock", "--of", "JSON", "-o", sbom]

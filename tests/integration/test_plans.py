@@ -150,6 +150,7 @@ def test_no_statement_of_the_doctor_reads_a_growing_table(runtime: Runtime) -> N
     assert not full_scans(runtime, statements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["scheduler", "paused partner", "relay"])
 def test_what_has_ended_under_an_open_transaction_is_not_looked_at(runtime: Runtime, way: str) -> None:
     """The entries of its index stay until the transaction ends, and each costs a look at its row."""
