@@ -24,8 +24,8 @@ def test_a_uuid_is_the_same_in_any_form(uuid: UUID) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "5c7e", f"{OFFER}1", f"{{{OFFER}", f"uuid:{OFFER}", f"urn:uuid:{{{OFFER}}}", f" {OFFER}", f"{OFFER}\n", f"{OFFER}~slow",
-     "5c7e1f000000-4000-8000-00000000abcd1", "g" * 32, "٣" * 32],
+    ["", "5c7e", f"{OFFER}1", f"{{{OFFER}", f"uuid:{OFFER}", f"urn:uuid:{{{OFFER}}}", f" {OFFER}", f"{OFFER}\n",
+     f"{OFFER}~slow", "5c7e1f000000-4000-8000-00000000abcd1", "g" * 32, "٣" * 32],
 )  # fmt: skip
 def test_what_is_no_uuid_is_compared_character_by_character(text: str) -> None:
     assert as_uuid(text) is None

@@ -66,8 +66,8 @@ _DENIED = re.compile(
 )
 # What else may exist already. It is what a text is about, unless that names the offer or a booking too.
 _SOMETHING_ELSE = re.compile(
-    r"\b(?:e ?mails?|accounts?|users?|customers?|clients?|phones?|mobiles?|policyholders?|holders?|address(?:es)?|names?"
-    r"|persons?|people|travell?ers?|passengers?|drivers?|insureds|logins?|cards?|claims?)\b"
+    r"\b(?:e ?mails?|accounts?|users?|customers?|clients?|phones?|mobiles?|policyholders?|holders?|address(?:es)?"
+    r"|names?|persons?|people|travell?ers?|passengers?|drivers?|insureds|logins?|cards?|claims?)\b"
 )
 _NAMES_SUBJECT = re.compile(rf"\b{_SUBJECT}\b")
 # Keys whose value says what an error is about: {"field": "policyholder.email", "message": "already exists"}.
