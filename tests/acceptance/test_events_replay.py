@@ -39,9 +39,9 @@ def store_events(system: System, confirmations: int, events_each: int) -> None:
             }
         )  # fmt: skip
         for sequence in range(1, events_each + 1):
-            event_id = uuid7()
             kind = EventType.BOOKING_PENDING if sequence % 2 else EventType.BOOKING_CONFIRMED
             at = BEGAN + timedelta(seconds=-5 if sequence == events_each - 1 else sequence)
+            event_id = uuid7(nanoseconds=int(at.timestamp() * 1e9))  # as a worker of that time would have made it
             event_rows.append(
                 {
                     "id": event_id, "aggregatetype": "confirmation", "aggregateid": f"P-100/{offer_id}", "type": kind,

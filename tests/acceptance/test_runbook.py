@@ -357,3 +357,9 @@ def test_events_are_not_published(recipe: list[Block], operator: Operator, syste
 
     assert len(system.until_events(1)) == 1
     until(lambda: "not yet" not in operator.run(check))
+
+
+def test_a_transaction_stays_open(recipe: list[Block], operator: Operator) -> None:
+    ((doctor,),) = recipe
+
+    assert "transactions" not in operator.run(doctor)
