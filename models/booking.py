@@ -69,7 +69,7 @@ Words = Annotated[str, AfterValidator(_without_email)]  # that are the same for 
 Code = Annotated[str, Field(max_length=255, pattern=CODE)]  # such as a status
 Id = Annotated[str, Field(max_length=MAX_ID, pattern=ID, coerce_numbers_to_str=True)]
 Reference = Annotated[str, Field(max_length=255, pattern=_REFERENCE, coerce_numbers_to_str=True)]
-PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s@?#%;=]+$"), AfterValidator(_storable)]
+PublicUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[A-Za-z0-9._~:/+-]+$"), AfterValidator(_storable)]
 # Encrypted:
 Text = Annotated[str, AfterValidator(_storable)]
 Link = Annotated[str, Field(max_length=MAX_LINK), AfterValidator(_storable)]  # published with EVENT_LINKS=on

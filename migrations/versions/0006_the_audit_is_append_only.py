@@ -14,7 +14,8 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 POSTGRESQL = """
-CREATE FUNCTION confirm_offer_keep_audit() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The path: no table of a session's own stands in the place of pg_class.
+CREATE FUNCTION confirm_offer_keep_audit() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF TG_OP = 'UPDATE' THEN
     IF NEW.count >= OLD.count AND to_jsonb(NEW) - 'count' = to_jsonb(OLD) - 'count' THEN RETURN NEW; END IF;
