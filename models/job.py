@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, Self
@@ -137,7 +138,7 @@ class Job(BaseModel):
 
     def canonical_quote_ids(self) -> list[str]:
         """The ids of the quotes in the form to compare them by, without repeats."""
-        return list(dict.fromkeys(canonical_id(quote.id) for quote in self.quotes))
+        return _canonical(quote.id for quote in self.quotes)
 
     def request_body(self) -> bytes:
         """The body of the confirm call, as compact JSON: {"quotes": …, "policyholder": …}.
@@ -178,7 +179,11 @@ def _exact(text: str) -> tuple[str, Decimal | str]:
 
 def quote_ids(body: bytes) -> list[str]:
     """The ids of the quotes in a request body, in the form to compare them by."""
-    return list(dict.fromkeys(canonical_id(quote["id"]) for quote in json.loads(body)["quotes"]))
+    return _canonical(quote["id"] for quote in json.loads(body)["quotes"])
+
+
+def _canonical(ids: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(canonical_id, ids)))
 
 
 def read_job(body: bytes) -> Job:

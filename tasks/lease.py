@@ -8,6 +8,7 @@ has an unknown answer.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -69,7 +70,7 @@ class Lease:
     history: History
     leased_at: float  # monotonic seconds, before the database was asked: the lease runs at least from then on
 
-    @property
+    @cached_property
     def quote_ids(self) -> frozenset[str]:
         return frozenset(quote_ids(self.body))
 

@@ -14,9 +14,8 @@ from models.tables import AuditEntry
 from worker.storage.database import now
 
 WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
+MAX_NAME = 100  # characters
 
-
-MAX_NAME = 100
 _claimed: ContextVar[str | None] = ContextVar("claimed", default=None)
 
 

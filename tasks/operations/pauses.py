@@ -7,6 +7,7 @@ from sqlalchemy import Connection, delete, select
 
 from models.tables import Pause
 from tasks.operations.audit import audit
+from worker.formatting import shell_word
 from worker.storage.database import insert_if_absent, now
 
 
@@ -50,3 +51,8 @@ def active(connection: Connection) -> list[ActivePause]:
 def paused_scope(partner_id: str | None) -> str:
     """Whose calls are paused, in words. partner_id: None or ALL for all partners."""
     return f"partner {partner_id}" if partner_id else "all partners"
+
+
+def resume_command(partner_id: str | None) -> str:
+    """The command line that ends a pause. partner_id: as in paused_scope."""
+    return "confirm-offer resume" + (f" --partner {shell_word(partner_id)}" if partner_id else "")

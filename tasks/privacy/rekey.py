@@ -143,9 +143,10 @@ def _rekey(connection: Connection, encryption: Encryption, ids: set[UUID]) -> Re
                     | {f"new_{column.name}": value for column, value in values.items()}
                 )
         _write(connection, table, changed)
-    done.indexed = _index(connection, encryption, ids - {id_ for id_, _ in done.unreadable}, decrypted)
+    readable = ids - {id_ for id_, _ in done.unreadable}
+    done.indexed = _index(connection, encryption, readable, decrypted)
     _complete(connection, ids, decrypted)
-    _seal_misfits(connection, encryption, ids - {id_ for id_, _ in done.unreadable}, decrypted)
+    _seal_misfits(connection, encryption, readable, decrypted)
     return done
 
 

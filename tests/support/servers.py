@@ -300,8 +300,10 @@ class RabbitMQ(_Server):
     def max_message_size(self, size: int) -> Iterator[None]:
         """Closes channels for larger messages meanwhile. size: in bytes."""
         self.ctl("eval", f"application:set_env(rabbit, max_message_size, {size}).")
-        yield
-        self.ctl("eval", f"application:set_env(rabbit, max_message_size, {MAX_MESSAGE_SIZE}).")
+        try:
+            yield
+        finally:
+            self.ctl("eval", f"application:set_env(rabbit, max_message_size, {MAX_MESSAGE_SIZE}).")
 
     def virtual_host(self) -> str:
         """The name of a new, empty virtual host. Twenty are made at once, because one costs as much as twenty."""

@@ -51,7 +51,10 @@ def anothers(folder: Path, _victim: Path) -> None:
     os.chown(folder, SOMEBODY, SOMEBODY)
 
 
-@pytest.mark.parametrize("prepare", [link, open_to_all, pytest.param(anothers, marks=as_root)])
+made_by_somebody_else = pytest.mark.parametrize("prepare", [link, open_to_all, pytest.param(anothers, marks=as_root)])
+
+
+@made_by_somebody_else
 def test_a_folder_that_somebody_else_has_made_is_not_used(
     shared: Path, victim: Path, prepare: Callable[[Path, Path], None]
 ) -> None:
@@ -91,7 +94,7 @@ def test_a_folder_for_shared_metrics_that_all_may_write_to_has_one_of_our_own(sh
     assert (folder.parent, stat.S_IMODE(folder.stat().st_mode)) == (shared, 0o700)
 
 
-@pytest.mark.parametrize("prepare", [link, open_to_all, pytest.param(anothers, marks=as_root)])
+@made_by_somebody_else
 def test_a_folder_of_metrics_that_somebody_else_has_made_is_not_used(
     shared: Path, victim: Path, prepare: Callable[[Path, Path], None]
 ) -> None:

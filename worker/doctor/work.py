@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
-from tasks.operations.pauses import paused_scope
+from tasks.operations.pauses import paused_scope, resume_command
 from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
-from worker.formatting import duration, pluralize, shell_word
+from worker.formatting import duration, pluralize
 from worker.settings import EncryptionSettings
 from worker.storage.database import now, now_plus, oldest_transaction, seconds_since
 from worker.storage.encryption import Encryption
@@ -37,10 +37,7 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
         yield _keys(connection, Encryption(encryption.keys))
     paused = list(connection.execute(select(Pause.partner_id).order_by(Pause.partner_id)).scalars())
     if paused:
-        commands = [
-            "confirm-offer resume" + (f" --partner {shell_word(partner)}" if partner else "") for partner in paused
-        ]
-        scopes = [paused_scope(partner) for partner in paused]
+        scopes, commands = list(map(paused_scope, paused)), list(map(resume_command, paused))
         yield Finding.warning("calls", f"paused by a person for {_first_few(scopes)}", _first_few(commands))
     oldest = oldest_transaction(connection)
     if oldest is not None and oldest.seconds > OLD_TRANSACTION:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from worker.outages import may_blame_item
 from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus
+from worker.storage.low_water_mark import LowWaterMark
 from worker.storage.pause_cache import ALL
 from worker.xone.answers import MAX_RETRY_AFTER
 
@@ -31,8 +32,6 @@ MAX_RANKED = 10_000  # confirmations, those of each partner that are due for lon
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
-LOOK_BACK_EVERY = 30.0  # seconds
-MAX_TRANSACTION = timedelta(minutes=1)  # one that began before may still write a time from before
 INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
 
 
@@ -60,8 +59,8 @@ class Scheduler(Service):
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
-        self._clamped_at = self._looked_back_at = float("-inf")
-        self._since: datetime | None = None  # no confirmation is due since before
+        self._clamped_at = float("-inf")
+        self._mark = LowWaterMark(_OLDEST_DUE)
         self._failing: dict[int, _Failure] = {}  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
@@ -74,15 +73,16 @@ class Scheduler(Service):
         self._clamp_times()
         self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
-            since = self._due_since(connection)
+            since = self._mark.read(connection)
             paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
             free = (1 if calls.is_half_open else self._max_in_flight) - _dispatched(connection)
-            due = _take_due(connection, _TAKE_LIVE, free, since, paused)
+            partners = _find_partners(connection, since, paused) if free > 0 else []
+            due = _take_due(connection, _TAKE_LIVE, free, since, partners)
             batch_items = batches.under_way(connection)
             room = self._room() - batch_items.at_work
-            retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), since, paused)
+            retries = _take_due(connection, _TAKE_OF_BATCHES, min(free - len(due), room), since, partners)
             to_feed = [] if calls.is_half_open else batches.running(connection)
         fed: list[UUID] = []
         try:
@@ -93,18 +93,6 @@ class Scheduler(Service):
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
-    def _due_since(self, connection: Connection) -> datetime:
-        """When the confirmation that is due for longest was due, or earlier.
-
-        While any transaction of the database stays open, the index keeps the entries of all confirmations that have
-        ended since. Looks at them now and then only.
-        """
-        if self._since is None or time.monotonic() - self._looked_back_at >= LOOK_BACK_EVERY:
-            oldest, at = connection.execute(_OLDEST_DUE).one()
-            self._since = min(oldest or at, at - MAX_TRANSACTION)
-            self._looked_back_at = time.monotonic()
-        return self._since
-
     def _clamp_times(self) -> None:
         """Corrects due times that are further ahead than they can be: see clamp_times."""
         if time.monotonic() - self._clamped_at < CLAMP_EVERY:
@@ -114,7 +102,7 @@ class Scheduler(Service):
             count = clamp_times(connection, max_delay)
         if count:
             log.warning("times_ahead", count=count)
-            self._since = None  # they are due now, by a clock that was set back
+            self._mark.forget()  # they are due now, by a clock that was set back
         if count < MAX_CLAMPED:
             self._clamped_at = time.monotonic()
 
@@ -189,13 +177,17 @@ def _dispatched(connection: Connection) -> int:
     return connection.execute(_DISPATCHED).scalar_one()
 
 
-def _take_due(connection: Connection, statement: Any, limit: int, since: datetime, paused: Sequence[str]) -> list[UUID]:
-    """Marks confirmations that are due since ``since`` as dispatched. statement: made by _take; paused: partners."""
-    if limit <= 0:
-        return []
+def _find_partners(connection: Connection, since: datetime, paused: Sequence[str]) -> list[str]:
+    """Partners that are not paused, with something that is due since ``since``, or will be."""
     found = connection.execute(_FIND_PARTNERS, {"since": since}).scalars()
-    partners = [partner for partner in found if partner is not None and partner not in paused]
-    if not partners:
+    return [partner for partner in found if partner is not None and partner not in paused]
+
+
+def _take_due(
+    connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
+) -> list[UUID]:
+    """Marks confirmations of these partners that are due since ``since`` as dispatched. statement: made by _take."""
+    if limit <= 0 or not partners:
         return []
     last = max(min(limit, MAX_RANKED // len(partners)), 1) - 1  # of those of one partner that are ranked, from 0
     parameters = {"limit": limit, "last": last, "since": since, "partners": partners}

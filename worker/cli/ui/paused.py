@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from tasks.operations.pauses import ActivePause, paused_scope
+from tasks.operations.pauses import ActivePause, paused_scope, resume_command
 from worker.cli.ui.tables import print_commands, print_text
-from worker.formatting import local_time, shell_word
+from worker.formatting import local_time
 
 
 def print_paused(console: Console, pauses: Sequence[ActivePause]) -> None:
@@ -19,8 +19,4 @@ def print_paused(console: Console, pauses: Sequence[ActivePause]) -> None:
         scope = paused_scope(pause.partner_id)
         print_text(console, f"{scope}, since {local_time(pause.created_at)}, by {pause.by}: {pause.reason}", indent=2)
     print_text(console, "To end it:")
-    print_commands(console, *map(_resume_command, pauses))
-
-
-def _resume_command(pause: ActivePause) -> str:
-    return "confirm-offer resume" + (f" --partner {shell_word(pause.partner_id)}" if pause.partner_id else "")
+    print_commands(console, *(resume_command(pause.partner_id) for pause in pauses))
