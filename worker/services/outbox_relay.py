@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, Row, bindparam, case, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
@@ -35,7 +35,7 @@ REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is publ
 MAX_REFUSED_BACKOFF = 960.0
 LOOK_BACK_EVERY = 30.0  # seconds
 MAX_TRANSACTION = timedelta(minutes=1)  # one that began before may still write an event from before
-MAX_CLAIM = 1000.0  # seconds; longer than LEASE and MAX_REFUSED_BACKOFF
+SLACK = 1.0  # seconds by which two readings of one clock may differ
 
 
 class OutboxRelay(Service):
@@ -177,6 +177,11 @@ _waits_for_earlier = (
     )
     .exists()
 )
+# Then the clock was set back. The wait of an event that was refused is never longer than its age: see refused_backoff.
+_claimed_for, _age = -seconds_since(OutboxEvent.claimed_until), seconds_since(OutboxEvent.created_at)
+_is_claimed_too_far_ahead = and_(
+    _claimed_for > LEASE + SLACK, or_(_claimed_for > MAX_REFUSED_BACKOFF + SLACK, _claimed_for > _age + SLACK)
+)
 _ready = locked(
     select(OutboxEvent.id)
     .where(
@@ -185,7 +190,7 @@ _ready = locked(
         or_(
             OutboxEvent.claimed_until.is_(None),
             OutboxEvent.claimed_until <= now(),
-            OutboxEvent.claimed_until > now_plus(MAX_CLAIM),  # further ahead than it can be: the clock was set back
+            _is_claimed_too_far_ahead,
         ),
         ~_waits_for_earlier,
     )
