@@ -36,7 +36,7 @@ from tasks.decide import (
 from tasks.due_times import MAX_DEFECT_DELAY
 from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, exists, postpone, release
 from tasks.record import Gone, OwnerUnknown, Recorded, RecordedAttempt, keep_answer, record
-from worker.errors import Oversized, Poison, Refused, ShuttingDown, XoneError
+from worker.errors import NotSent, Oversized, Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
 from worker.outages import Suspicion, retry_while_unavailable, unavailable_dependency, unreachable_dependency
 from worker.runtime import Runtime
@@ -58,10 +58,7 @@ MAX_CRASHES = 5  # workers in a row that died on one confirmation
 
 
 class LookupSuspended(CallsSuspended):
-    """The list of bookings can't be read now. What waits for it does so until RETRY_MAX_AGE.
-
-    That XONE is down is another matter: it ends by itself, and each confirmation then still has a call.
-    """
+    """The list of bookings can't be read now, though confirm calls may pass."""
 
 
 def accept_job(body: bytes, delivery: Delivery, runtime: Runtime) -> Lease | None:
@@ -133,12 +130,13 @@ def accept_job_batch(runtime: Runtime, jobs: Sequence[NewJob]) -> list[Lease | N
 def lease_due(confirmation_id: UUID, runtime: Runtime) -> Lease | None:
     """The lease on a confirmation that is due; None if it is not due, is leased already, or calls are suspended.
 
+    Calls that are suspended don't keep back what is too old to be put back: its attempt ends it.
     Waits while the database is away. If it refuses this confirmation, raises its error after MAX_TRIES: the row stays
     due, and is dispatched again.
     """
     wait = seconds_until_calls(runtime)
-    if wait > 0:
-        runtime.commit(lambda connection: postpone(connection, confirmation_id, wait))
+    max_age = runtime.retry_settings.RETRY_MAX_AGE
+    if wait > 0 and runtime.commit(lambda connection: postpone(connection, confirmation_id, wait, max_age)):
         return None
     tries = count(1)
 
@@ -191,13 +189,9 @@ def attempt(lease: Lease, runtime: Runtime) -> None:
 def _attempt(lease: Lease, runtime: Runtime) -> None:
     started = time.monotonic()
     retry_policy = RetryPolicy.of(runtime.retry_settings, runtime.xone_settings)
-    try:
-        result = ask(lease, retry_policy, runtime)
-    except CallsSuspended as suspended:
-        put_back(lease, suspended.wait, runtime)
+    result = ask_or_put_back(lease, retry_policy, runtime)
+    if result is None:
         return
-    except Oversized as oversized:  # in the list of bookings
-        result = oversized
     decision = decide(result, lease.history, retry_policy, runtime.dice())
     duration = time.monotonic() - started
     with tracing.transaction("record attempt", runtime.engine):
@@ -256,6 +250,22 @@ def _record_unless_anothers(attempt: RecordedAttempt, runtime: Runtime) -> Recor
     return runtime.commit_once(store)[0]
 
 
+def ask_or_put_back(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult | None:
+    """As ``ask``; but puts the confirmation back if no call may be made now, and returns None.
+
+    Every way back counts against RETRY_MAX_AGE. What is too old ends, unless only this process stops.
+    """
+    try:
+        return ask(lease, retry_policy, runtime)
+    except Oversized as oversized:  # in the list of bookings
+        return oversized
+    except CallsSuspended as suspended:
+        if lease.history.age >= retry_policy.max_age and not runtime.shutting_down.is_set():
+            return _not_put_back(lease, runtime)
+        put_back(lease, suspended.wait, runtime)
+        return None
+
+
 def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptResult:
     """Asks XONE to confirm, and returns what came of it.
 
@@ -265,17 +275,12 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
     if must_look_up_first(lease.history):
-        try:
-            lookup = look_up_booking(lease, runtime)
-            if lookup is LookupResult.UNAVAILABLE and not may_send(lease.history, retry_policy):
-                raise LookupSuspended(look_again_after(lease.history, retry_policy))
-        except LookupSuspended:
-            if lease.history.age < retry_policy.max_age:
-                raise
-            lookup = LookupResult.UNAVAILABLE  # not put back once more
+        lookup = look_up_booking(lease, runtime)
         if isinstance(lookup, BookingReceived):
             return lookup
         if not may_send(lease.history, retry_policy):
+            if lookup is LookupResult.UNAVAILABLE:
+                raise LookupSuspended(look_again_after(lease.history, retry_policy))
             return BookingNotFound(lookup, earlier_error(lease.history))
     try:
         return runtime.xone.confirm(
@@ -303,12 +308,12 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
 
     Raises LeaseLost, and CallsSuspended: as LookupSuspended if that is for what XONE has said to a look-up.
     """
-    calls = runtime.xone.calls
+    calls, partner_id = runtime.xone.calls, lease.partner_id
     if not runtime.xone.can_list_bookings:
         return LookupResult.IMPOSSIBLE
     try:
         booking = runtime.xone.find_booking(
-            lease.partner_id,
+            partner_id,
             lease.offer_id,
             lease.quote_ids,
             before_call=lambda: before_call(lease, runtime),
@@ -325,12 +330,23 @@ def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupR
     except XoneError as error:
         if uses_attempt(error):
             return LookupResult.UNAVAILABLE
-        raise LookupSuspended(calls.wait_for_lookup() or error.retry_after or 1.0) from None
+        raise LookupSuspended(calls.wait_for_lookup(partner_id) or error.retry_after or 1.0) from None
     except CallsSuspended as suspended:
-        if calls.wait() == 0 and calls.wait_for_lookup() > 0:
-            raise LookupSuspended(suspended.wait) from None
-        raise
+        if calls.wait() > 0 or calls.wait_for_lookup(partner_id) == 0:
+            raise
+        if calls.lookup_throttle.wait() == 0:  # another look-up has failed just before
+            return LookupResult.UNAVAILABLE
+        raise LookupSuspended(suspended.wait) from None
     return BookingReceived(booking, 200) if booking is not None else LookupResult.NOT_LISTED
+
+
+def _not_put_back(lease: Lease, runtime: Runtime) -> AttemptResult:
+    """The result for a confirmation that is too old to be put back once more. No call was made for it."""
+    if must_look_up_first(lease.history):
+        return BookingNotFound(LookupResult.UNAVAILABLE, earlier_error(lease.history))
+    code = runtime.xone.calls.reason or "connect"
+    status = int(code[5:]) if code.startswith("http-") else None
+    return NotSent(code, f"no call could be made within RETRY_MAX_AGE; at last: {code}", status)
 
 
 def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:

@@ -52,7 +52,7 @@ class LookupResult(Enum):
     NOT_LISTED = "the list of bookings does not hold it"
     UNAVAILABLE = "the list of bookings could not be read now"
     IMPOSSIBLE = "the list of bookings can't be read"
-    SUSPENDED = "calls to XONE are suspended, so the list of bookings was not read"
+    SUSPENDED = "calls to XONE are suspended, so the list of bookings was not read after the call"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def may_send(history: History, retry_policy: RetryPolicy) -> bool:
     """Whether the request may be sent again after the list of bookings did not show the booking."""
     if history.already_booked:
         return False
-    return not history.answer_unknown or (retry_policy.resend_after_unknown and history.age < retry_policy.max_age)
+    has_tries_left = history.attempts_used < retry_policy.max_attempts and history.age < retry_policy.max_age
+    return not history.answer_unknown or (retry_policy.resend_after_unknown and has_tries_left)
 
 
 def look_again_after(history: History, retry_policy: RetryPolicy) -> float:
@@ -165,13 +166,17 @@ def _not_found(
     """The booking must exist, or may, and the list of bookings did not show it."""
     unknown = isinstance(error, Unknown) or history.answer_unknown
     outcome = Outcome.REFUSED if isinstance(error, Refused) else Outcome.UNKNOWN
-    may_be_listed_later = lookup is LookupResult.NOT_LISTED and not isinstance(error, Refused)
-    has_tries_left = history.read_backs + 1 < READ_BACK_TRIES
-    was_not_read = lookup in (LookupResult.UNAVAILABLE, LookupResult.SUSPENDED)
-    looks_again = was_not_read or (may_be_listed_later and has_tries_left)
-    counts = lookup is not LookupResult.SUSPENDED  # otherwise the last look is still to come, when calls go on
-    if not looks_again or (counts and _is_used_up(error, history, retry_policy)):
+    if lookup is LookupResult.SUSPENDED:
+        has_ended = False  # the last look is still to come
+    elif lookup is LookupResult.UNAVAILABLE:  # what only waits for the list does so until it is too old
+        has_ended = history.age >= retry_policy.max_age
+    else:
+        may_be_listed_later = lookup is LookupResult.NOT_LISTED and not isinstance(error, Refused)
+        has_tries_left = history.read_backs + 1 < READ_BACK_TRIES and not _is_used_up(error, history, retry_policy)
+        has_ended = not (may_be_listed_later and has_tries_left)
+    if has_ended:
         return _ended(State.NEEDS_REVIEW, outcome, error, unknown)
+    counts = uses_attempt(error)
     delay = _delay(error, history, retry_policy, dice)
     return _retrying(outcome, error, unknown, delay, counts, not_listed=lookup is LookupResult.NOT_LISTED)
 

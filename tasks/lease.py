@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, bindparam, case, delete, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, case, delete, not_, or_, select, update
 
 from models.job import quote_ids
 from models.states import Outcome, State
@@ -158,13 +158,21 @@ def release(connection: Connection, lease: Lease, wait: float) -> None:
     connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
 
 
-def postpone(connection: Connection, confirmation_id: UUID, wait: float) -> None:
-    """Makes a confirmation that is due now due again in ``wait`` seconds."""
-    connection.execute(
-        update(Confirmation)
-        .where(Confirmation.id == confirmation_id, Confirmation.due_at <= now())
-        .values(due_at=now_plus(wait), dispatched_until=None)
-    )
+def postpone(connection: Connection, confirmation_id: UUID, wait: float, max_age: float | None = None) -> bool:
+    """Makes a confirmation that is due now due again in ``wait`` seconds, unless it is older than max_age (seconds).
+
+    Returns False if it is older, and due.
+    """
+    is_due = Confirmation.id == confirmation_id, Confirmation.due_at <= now()
+    if max_age is not None and connection.execute(select(is_too_old(max_age)).where(*is_due)).scalar():
+        return False
+    connection.execute(update(Confirmation).where(*is_due).values(due_at=now_plus(wait), dispatched_until=None))
+    return True
+
+
+def is_too_old(max_age: float) -> ColumnElement[bool]:
+    """Whether a confirmation is not put back any more. max_age: RETRY_MAX_AGE."""
+    return Confirmation.queued_at <= now_plus(-max_age)
 
 
 def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
@@ -193,6 +201,7 @@ _ACQUIRE = (
         attempts=case((_has_token, _row.attempts), else_=_row.attempts + 1),
         answer_unknown=or_(_row.answer_unknown, _abandoned),
         crashes=_row.crashes + case((_abandoned, 1), else_=0),
+        queued_at=case((_row.queued_at > now(), now()), else_=_row.queued_at),  # the clock may have been set back
         updated_at=now(),
     )
     .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))

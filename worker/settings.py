@@ -206,7 +206,7 @@ class RetrySettings(Section):
     RETRY_MAX_ATTEMPTS: Annotated[PositiveInt, Field(le=32767)] = 12
     """Attempts at most. The last one ends the retries."""
     RETRY_MAX_AGE: Annotated[PositiveFloat, Field(le=315360000)] = 86400
-    """Seconds after the job was accepted. Later there is no further attempt."""
+    """Seconds after the job was accepted, without the time of pauses. Later it is not put back or tried again."""
     RETRY_BASE_DELAY: Annotated[PositiveFloat, Field(le=31536000)] = 2
     """Seconds. The delay after the n-th attempt is random between this and this times 2^n."""
     RETRY_MAX_DELAY: Annotated[PositiveFloat, Field(le=31536000)] = 300

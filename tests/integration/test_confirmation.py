@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -19,24 +19,27 @@ from sqlalchemy.event import listen, remove
 from models import booking as xone_booking
 from models.job import JobRejected, read_job
 from models.states import Outcome, State
-from models.tables import Attempt, Booking, Confirmation, FurtherEmail, OutboxEvent, Policy, Policyholder
+from models.tables import Attempt, Booking, Confirmation, FurtherEmail, OutboxEvent, Pause, Policy, Policyholder
 from tasks import call_guard, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
 from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, renew
+from tasks.operations import pauses
 from tasks.privacy.purge import blank
 from tasks.privacy.rekey import rekey
 from tasks.record import EVENT_OF, Gone, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import job, until
-from worker.errors import Unknown
+from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
 from worker.runtime import Runtime
 from worker.sandbox.bookings import new_booking
 from worker.sandbox.server import Sandbox
-from worker.storage.database import now_plus
+from worker.services.scheduler import Scheduler
+from worker.storage.database import now_plus, seconds_since
+from worker.storage.pause_cache import ALL
 from worker.xone.answers import BookingReceived
-from worker.xone.circuit_breaker import FAILURE_THRESHOLD
+from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
 from worker.xone.client import Xone
 
 
@@ -572,6 +575,155 @@ def test_a_look_up_that_is_put_off_again_and_again_ends_with_the_age(runtime: Ru
     confirmation = only(runtime, Confirmation)
     assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "connection-lost")
     assert len(sandbox.calls) == 1, "a look-up says nothing about whether it may be sent again"
+
+
+def make_old(runtime: Runtime, **changes: Any) -> None:
+    make_due(runtime, queued_at=now_plus(-runtime.retry_settings.RETRY_MAX_AGE), **changes)
+
+
+def suspend_calls(runtime: Runtime, error: XoneError) -> None:
+    for _ in range(FAILURE_THRESHOLD):
+        with suppress(XoneError, CallsSuspended), runtime.xone.calls.guard():
+            raise error
+    assert runtime.xone.calls.wait() > 0
+
+
+SUSPENDING = [
+    NotSent("connect", ""),
+    Unknown("http-502", "", 502),
+    BadCredentials("credentials", "", 401),
+    Busy("http-429", "", 429, retry_after=60.0),
+]
+
+
+@pytest.mark.parametrize("error", SUSPENDING, ids=lambda error: error.code)
+def test_what_is_too_old_and_was_never_sent_has_failed_instead_of_waiting_on(
+    runtime: Runtime, sandbox: Sandbox, error: XoneError
+) -> None:
+    id_ = accepted(runtime).id
+    suspend_calls(runtime, error)
+    make_due(runtime, state=State.QUEUED, lease_token=None)
+    assert confirm.lease_due(id_, runtime) is None, "it may still wait"
+
+    make_old(runtime)
+    resume_one(runtime, "offer-1")
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.FAILED, error.code)
+    assert confirmation.error_http_status == (error.http_status if "http" in error.code else None)
+    assert sandbox.calls == []
+
+
+@pytest.mark.parametrize("error", SUSPENDING, ids=lambda error: error.code)
+def test_what_is_too_old_and_may_have_been_sent_needs_review(runtime: Runtime, error: XoneError) -> None:
+    accepted(runtime)
+    suspend_calls(runtime, error)
+    make_old(runtime)  # and its worker has died
+    resume_one(runtime, "offer-1")
+
+    confirmation = only(runtime, Confirmation)
+    assert (confirmation.state, confirmation.error_code) == (State.NEEDS_REVIEW, "connection-lost")
+
+
+def test_what_is_too_old_has_one_call_if_calls_go_on(runtime: Runtime, sandbox: Sandbox) -> None:
+    accepted(runtime)
+    make_old(runtime, state=State.QUEUED, lease_token=None)
+    resume_one(runtime, "offer-1")
+
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+
+
+def test_what_is_too_old_is_put_back_by_a_process_that_stops(runtime: Runtime) -> None:
+    lease = accepted(runtime)
+    runtime.shutting_down.set()
+    confirm.attempt(replace(lease, history=replace(lease.history, age=1e9)), runtime)
+
+    assert only(runtime, Confirmation).state == State.QUEUED
+
+
+def test_the_scheduler_dispatches_what_is_too_old_though_calls_are_suspended(
+    broker_url: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, young = accepted(runtime, "old").id, accepted(runtime, "young").id
+    suspend_calls(runtime, SUSPENDING[0])
+    make_due(runtime)
+    with runtime.engine.begin() as connection:
+        age = runtime.retry_settings.RETRY_MAX_AGE
+        connection.execute(update(Confirmation).where(Confirmation.id == old).values(queued_at=now_plus(-age)))
+    monkeypatch.setenv("BROKER_URL", broker_url)
+
+    with closing(Scheduler(runtime)) as scheduler:
+        scheduler.run_once()
+
+    dispatched = {row.id: row.dispatched_until is not None for row in rows(runtime, Confirmation)}
+    assert dispatched == {old: True, young: False}
+
+
+@pytest.mark.parametrize("partner_id", [ALL, "P-100"])
+def test_the_time_of_a_pause_does_not_count_against_the_age(runtime: Runtime, partner_id: str) -> None:
+    before, meanwhile, other = (
+        accepted(runtime, offer_id, partner_id=partner).id
+        for offer_id, partner in (("offer-1", "P-100"), ("offer-2", "P-100"), ("offer-3", "P-2"))
+    )
+    ages = {before: 5000.0, meanwhile: 1000.0, other: 5000.0}  # the pause began 3000 s ago
+    with runtime.engine.begin() as connection:
+        pauses.pause(connection, partner_id, "maintenance", "me")
+        connection.execute(update(Pause).values(created_at=now_plus(-3000.0)))
+        for id_, age in ages.items():
+            is_meant = Confirmation.id == id_
+            connection.execute(update(Confirmation).where(is_meant).values(queued_at=now_plus(-age)))
+
+    with runtime.engine.begin() as connection:
+        pauses.resume_calls(connection, partner_id, "me")
+        counted = dict(connection.execute(select(Confirmation.id, seconds_since(Confirmation.queued_at))).all())
+
+    expected = {before: 2000.0, meanwhile: 0.0, other: 2000.0 if partner_id == ALL else 5000.0}
+    assert counted == pytest.approx(expected, abs=5.0)
+
+
+def test_an_age_that_is_ahead_of_the_clock_counts_from_now_on(runtime: Runtime) -> None:
+    id_ = accepted(runtime).id
+    make_due(runtime, queued_at=now_plus(86400.0))
+    lease = confirm.lease_due(id_, runtime)
+
+    assert lease is not None
+    assert lease.history.age >= -0.01
+
+
+@pytest.mark.parametrize("mode", ["failing", "unauthorized", "busy"])
+def test_the_last_look_waits_for_the_list(
+    runtime: Runtime, sandbox: Sandbox, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRY_MAX_ATTEMPTS", "1")
+    sandbox.bookings_mode = mode
+    run(runtime, "offer-1~drop-after")
+    for _ in range(3):
+        make_due(runtime)
+        resume_one(runtime, "offer-1~drop-after")
+    assert only(runtime, Confirmation).state == State.RETRYING
+    sandbox.bookings_mode = "on"
+    runtime.xone = Xone(runtime.xone_settings)  # the list may be read again
+    resume(runtime)
+
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+    assert len(sandbox.calls) == 1
+
+
+def test_a_list_that_fails_is_not_asked_by_each_confirmation(runtime: Runtime, sandbox: Sandbox) -> None:
+    """A list that hangs would hold a thread for each, and live jobs behind them."""
+    offers = [f"offer-{at}~drop-after~1" for at in range(FAILURE_THRESHOLD - 1)]
+    for offer_id in offers:
+        run(runtime, offer_id)
+    sandbox.bookings_mode = "failing"
+    make_due(runtime)
+    asked = []
+    find_booking = runtime.xone._bookings
+    runtime.xone._bookings = lambda *args: (asked.append(args[0]), find_booking(*args))[1]  # type: ignore[method-assign]
+    for offer_id in offers:
+        resume_one(runtime, offer_id)
+
+    assert len(asked) == 1
+    assert runtime.xone.calls.wait() == 0
 
 
 class SlowResolver:

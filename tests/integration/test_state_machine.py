@@ -146,7 +146,7 @@ class Upstream:
     ) -> xone.Booking | None:
         self.before_each()
         try:
-            with self.calls.guard(proves=False):
+            with self.calls.guard_lookup(partner_id):
                 before_call()
                 before_send()
                 with self._call(offer_id, None):
@@ -285,13 +285,10 @@ class Confirmations(RuleBasedStateMachine):
         """A worker asks XONE."""
         self.xone.fate, self.xone.listing = fate, self.listing_as(listing)
         try:
-            return lease, confirm.ask(lease, self.retry_policy, self.runtime)
+            result = confirm.ask_or_put_back(lease, self.retry_policy, self.runtime)
         except LeaseLost:
             return multiple()
-        except CallsSuspended as suspended:
-            with suppress(LeaseLost):
-                confirm.put_back(lease, suspended.wait, self.runtime)
-            return multiple()
+        return multiple() if result is None else (lease, result)
 
     @rule(target=answers, lease=consumes(leases), fate=fates, listing=listings)
     def ask_slowly(self, lease: Lease, fate: str, listing: str) -> Any:

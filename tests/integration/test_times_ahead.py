@@ -15,7 +15,7 @@ from tasks.operations.failures import Selection
 from tests.support.confirming import accepted, only, rows, run
 from worker.doctor import work
 from worker.runtime import Runtime
-from worker.services.outbox_relay import _TAKE, MAX_CLAIM, MAX_REFUSED_BACKOFF
+from worker.services.outbox_relay import _TAKE, LEASE, MAX_REFUSED_BACKOFF
 from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler, _find_partners, _take_due
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
@@ -128,10 +128,23 @@ def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, ta
         assert len(_take_due(connection, _TAKE_LIVE, 10, LONG_AGO, partners)) == int(taken)
 
 
-@pytest.mark.parametrize(("ahead", "taken"), [(10.0, False), (MAX_REFUSED_BACKOFF, False), (MAX_CLAIM + 60.0, True)])
-def test_an_event_that_a_relay_claimed_is_taken_by_another_in_time(ahead: float, taken: bool, runtime: Runtime) -> None:
+@pytest.mark.parametrize(
+    ("age", "ahead", "taken"),
+    [
+        (0.0, LEASE - 1, False),
+        (0.0, AHEAD, True),
+        (-AHEAD, AHEAD + LEASE, True),  # the clock was set back
+        (500.0, 400.0, False),  # the broker refused it
+        (500.0, AHEAD, True),
+        (5000.0, MAX_REFUSED_BACKOFF, False),
+        (5000.0, MAX_REFUSED_BACKOFF + AHEAD, True),
+    ],
+)
+def test_a_relays_claim_is_believed_for_as_long_as_it_can_be(
+    age: float, ahead: float, taken: bool, runtime: Runtime
+) -> None:
     run(runtime)
-    change(runtime, OutboxEvent, claimed_until=now_plus(ahead))
+    change(runtime, OutboxEvent, created_at=now_plus(-age), claimed_until=now_plus(ahead))
 
     with runtime.engine.begin() as connection:
         assert len(connection.execute(_TAKE, {"since": LONG_AGO}).all()) == int(taken)

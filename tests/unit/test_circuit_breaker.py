@@ -180,18 +180,6 @@ def test_what_a_look_up_shows_of_xone_as_a_whole_opens_it(circuit_breaker: Circu
     assert circuit_breaker.open_reason == error.code
 
 
-def test_probes_of_the_list_alone_have_growing_waits(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
-    trip(circuit_breaker)
-    waits = []
-    for _ in range(4):
-        waits.append(circuit_breaker.wait())
-        clock.now += circuit_breaker.wait()
-        fail_lookup(circuit_breaker)
-        fail_lookup(circuit_breaker)
-
-    assert waits == [1, 2, 4, 5]
-
-
 def test_failures_of_earlier_calls_do_not_extend_the_wait(circuit_breaker: CircuitBreaker, clock: Clock) -> None:
     with contextlib.suppress(NotSent), circuit_breaker.guard():
         trip(circuit_breaker)

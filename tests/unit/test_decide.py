@@ -128,7 +128,7 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("refused after unknown, not listed", absent(NOT_LISTED, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
     ("refused after unknown, no list", absent(IMPOSSIBLE, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED)),
     ("refused after unknown, list down", absent(DOWN, REFUSED_422), AFTER_UNKNOWN, still_unknown(REFUSED, LATER)),
-    ("refused after unknown, down at last", absent(DOWN, REFUSED_422), LAST_AFTER_UNKNOWN, still_unknown(REFUSED)),
+    ("refused after unknown, then down", absent(DOWN, REFUSED_422), LAST_AFTER_UNKNOWN, still_unknown(REFUSED, LONG)),
     ("refused after unknown, down, too old", absent(DOWN, REFUSED_422), OLD_AFTER_UNKNOWN, still_unknown(REFUSED)),
     # Unknown: retried; needs review if no further retry can help.
     ("unknown", TIMEOUT, FIRST, still_unknown(UNKNOWN, SOON)),
@@ -139,12 +139,12 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("unknown, list down", absent(DOWN, TIMEOUT), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER)),
     ("unknown, no list", absent(IMPOSSIBLE, TIMEOUT), FIRST, still_unknown(UNKNOWN)),
     ("unknown at last, not listed", absent(NOT_LISTED, TIMEOUT), LAST, still_unknown(UNKNOWN)),
-    ("unknown at last, list down", absent(DOWN, TIMEOUT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
+    ("unknown at last, list down", absent(DOWN, TIMEOUT), LAST_AFTER_UNKNOWN, still_unknown(UNKNOWN, LONG)),
     ("unknown when too old, not listed", absent(NOT_LISTED, TIMEOUT), OLD, still_unknown(UNKNOWN)),
     ("unknown when too old, list down", absent(DOWN, TIMEOUT), OLD_AFTER_UNKNOWN, still_unknown(UNKNOWN)),
     # The last lookup is made when calls resume.
-    ("at last, calls suspended", absent(SUSPENDED, TIMEOUT), LAST, still_unknown(UNKNOWN, LONG, uses_attempt=False)),
-    ("too old, calls suspended", absent(SUSPENDED, TIMEOUT), OLD, still_unknown(UNKNOWN, LATER, uses_attempt=False)),
+    ("at last, calls suspended", absent(SUSPENDED, TIMEOUT), LAST, still_unknown(UNKNOWN, LONG)),
+    ("too old, calls suspended", absent(SUSPENDED, TIMEOUT), OLD, still_unknown(UNKNOWN, LATER)),
     # Not booked: retried; an earlier unknown answer stays unknown.
     ("not sent", NOT_SENT, FIRST, retried(NOT_BOOKED, SOON)),
     ("not sent after unknown", NOT_SENT, AFTER_UNKNOWN, still_unknown(NOT_BOOKED, LATER)),
@@ -176,7 +176,8 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("exists, not listed 8 times", absent(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKUPS, Expected(REVIEW, UNKNOWN)),
     ("exists, list down after 7 lookups", absent(DOWN, EXISTS), AFTER_SEVEN_LOOKUPS, retried(UNKNOWN, LATER)),
     ("exists, list down", absent(DOWN, EXISTS), FIRST, retried(UNKNOWN, SOON)),
-    ("exists, list down at last", absent(DOWN, EXISTS), LAST, Expected(REVIEW, UNKNOWN)),
+    ("exists, list down at last", absent(DOWN, EXISTS), LAST, retried(UNKNOWN, LONG)),
+    ("exists when too old, list down", absent(DOWN, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
     ("exists when too old, not listed", absent(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
     ("exists, no list", absent(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
     ("exists after unknown", absent(NOT_LISTED, EXISTS), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
@@ -244,6 +245,7 @@ def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, sta
         (AFTER_NOT_SENT, RESEND, False, True),
         (AFTER_NOT_SENT, NO_RESEND, False, True),
         (AFTER_UNKNOWN, RESEND, True, True),
+        (replace(AFTER_UNKNOWN, attempts_used=12), RESEND, True, False),  # only the last look is still to come
         (AFTER_UNKNOWN, NO_RESEND, True, False),
         (OLD, RESEND, False, True),
         (OLD_AFTER_UNKNOWN, RESEND, True, False),
@@ -453,9 +455,9 @@ def test_only_errors_that_do_not_concern_the_offer_use_up_no_attempt(
 ) -> None:
     decision = decide(answer, history, retry_policy, dice)
 
-    is_suspended = isinstance(answer, BookingNotFound) and answer.lookup is SUSPENDED
-    is_free = isinstance(answer, BadCredentials) or (isinstance(answer, Busy) and answer.http_status in (423, 429))
-    assert decision.uses_attempt is not (decision.state is RETRYING and (is_suspended or is_free))
+    error = answer.error if isinstance(answer, BookingNotFound) else answer
+    is_free = isinstance(error, BadCredentials) or (isinstance(error, Busy) and error.http_status in (423, 429))
+    assert decision.uses_attempt is not (decision.state is RETRYING and is_free)
 
 
 @MANY

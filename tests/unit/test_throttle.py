@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from tests.support.clock import Clock
-from worker.errors import Busy, NotSent, Refused, XoneError
+from worker.errors import Busy, NotSent, Refused, Unknown, XoneError
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
 
@@ -18,7 +18,7 @@ def calls(clock: Clock) -> CallControl:
 def call(calls: CallControl, error: XoneError | None = None, proves: bool = True) -> bool:
     """Makes a call that ends with this error. Returns whether the call was allowed."""
     try:
-        with contextlib.suppress(XoneError), calls.guard(proves):
+        with contextlib.suppress(XoneError), calls.guard() if proves else calls.guard_lookup("P-1"):
             if error is not None:
                 raise error
     except CallsSuspended:
@@ -93,15 +93,53 @@ def test_the_longer_wait_of_breaker_and_throttle_applies(calls: CallControl, clo
 def test_a_429_of_the_list_of_bookings_stops_look_ups_only(calls: CallControl, clock: Clock) -> None:
     assert call(calls, throttled(30.0), proves=False)
 
-    assert (calls.wait(), calls.wait_for_lookup()) == (0, 30.0)
+    assert (calls.wait(), calls.wait_for_lookup("P-1")) == (0, 30.0)
     assert call(calls)
     assert not call(calls, proves=False)
     clock.now += 30
     assert call(calls, proves=False)
 
 
+def test_a_burst_of_429s_counts_as_one(calls: CallControl) -> None:
+    with contextlib.suppress(Busy), calls.guard():
+        with contextlib.suppress(Busy), calls.guard():
+            assert call(calls, throttled())
+            raise throttled()
+        raise throttled()
+
+    assert calls.wait() == 1.0
+
+
+def test_a_list_that_fails_stops_its_own_look_ups_only_for_longer_each_time(calls: CallControl, clock: Clock) -> None:
+    waits = []
+    for _ in range(8):
+        assert call(calls, Unknown("timeout", ""), proves=False)
+        waits.append(calls.wait_for_lookup("P-1"))
+        assert not call(calls, proves=False)
+        assert (calls.wait(), calls.wait_for_lookup("P-2")) == (0, 0)
+        clock.now += waits[-1]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+    with calls.guard_lookup("P-1"):
+        assert calls.wait_for_lookup("P-1") > 0, "one thread at a time tries a list that has failed"
+    assert calls.wait_for_lookup("P-1") == 0
+
+
+@pytest.mark.parametrize("answer", [Refused("http-403", "", 403), None], ids=["forbidden", "read in part"])
+def test_a_list_that_answers_may_be_read_again(answer: XoneError | None, calls: CallControl, clock: Clock) -> None:
+    call(calls, Unknown("http-500", "", 500), proves=False)
+    clock.now += 1
+    if answer is not None:
+        assert call(calls, answer, proves=False)
+    else:
+        with contextlib.suppress(GeneratorExit), calls.guard_lookup("P-1"):
+            raise GeneratorExit
+
+    assert calls.wait_for_lookup("P-1") == 0
+
+
 def test_a_429_of_confirm_calls_stops_look_ups_too(calls: CallControl) -> None:
     assert call(calls, throttled(30.0))
 
-    assert calls.wait_for_lookup() == 30.0
+    assert calls.wait_for_lookup("P-1") == 30.0
     assert not call(calls, proves=False)

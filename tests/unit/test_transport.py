@@ -244,8 +244,9 @@ class Resolver:
     def __call__(self, host: str, port: int, **options: Any) -> Any:
         if options.get("flags") == socket.AI_NUMERICHOST or host != "xone.example":
             return SYSTEM_RESOLVER(host, port, **options)
+        may_answer = self.may_answer
         self.asked += 1
-        self.may_answer.wait(DRIP_SECONDS)
+        may_answer.wait(DRIP_SECONDS)
         if self.fails:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in self.addresses]
@@ -335,6 +336,28 @@ def test_look_ups_that_hang_are_few_and_do_not_keep_others_from_an_answer(resolv
 
     assert resolver.asked <= name_lookup.MAX_RUNNING
     assert len(lookup.addresses("127.0.0.1", 443, 0)) == 1, "a numeric address needs no look-up"
+
+
+def test_a_look_up_that_takes_longer_than_any_wait_for_it_serves_those_who_wait_then(resolver: Resolver) -> None:
+    """Such as one that always takes twelve seconds: the second starts before the first ends."""
+    now = 100.0
+    lookup = NameLookup(lambda: now)
+    first, second = threading.Event(), threading.Event()
+    resolver.addresses, resolver.may_answer = [("127.0.0.1", 1)], first
+    with pytest.raises(TimeoutError):
+        lookup.addresses("xone.example", 443, 0)
+    now += name_lookup.HANGS_AFTER
+    until(lambda: resolver.asked == 1)
+    resolver.may_answer = second
+    found: list[int] = []
+    waiting = threading.Thread(target=lambda: found.append(len(lookup.addresses("xone.example", 443, 10))))
+    waiting.start()
+    until(lambda: resolver.asked == 2)
+    first.set()
+    waiting.join(10)
+
+    assert found == [1]
+    second.set()
 
 
 def test_a_name_that_does_not_exist_is_asked_for_again(resolver: Resolver) -> None:

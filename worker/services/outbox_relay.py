@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, bindparam, case, func, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
@@ -33,7 +33,7 @@ LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch c
 FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
 REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again; doubled with each try
 MAX_REFUSED_BACKOFF = 960.0
-MAX_CLAIM = 1000.0  # seconds; longer than LEASE and MAX_REFUSED_BACKOFF
+SLACK = 1.0  # seconds by which two readings of one clock may differ
 
 
 class OutboxRelay(Service):
@@ -162,6 +162,11 @@ _waits_for_earlier = (
     )
     .exists()
 )
+# Then the clock was set back. The wait of an event that was refused is never longer than its age: see refused_backoff.
+_claimed_for, _age = -seconds_since(OutboxEvent.claimed_until), seconds_since(OutboxEvent.created_at)
+_is_claimed_too_far_ahead = and_(
+    _claimed_for > LEASE + SLACK, or_(_claimed_for > MAX_REFUSED_BACKOFF + SLACK, _claimed_for > _age + SLACK)
+)
 _ready = locked(
     select(OutboxEvent.id)
     .where(
@@ -170,7 +175,7 @@ _ready = locked(
         or_(
             OutboxEvent.claimed_until.is_(None),
             OutboxEvent.claimed_until <= now(),
-            OutboxEvent.claimed_until > now_plus(MAX_CLAIM),  # further ahead than it can be: the clock was set back
+            _is_claimed_too_far_ahead,
         ),
         ~_waits_for_earlier,
     )

@@ -32,6 +32,7 @@ MAX_RANKED = 10_000  # confirmations, those of each partner that are due for lon
 IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
+LOOK_FOR_OLD_EVERY = 10.0  # seconds
 INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
 
 
@@ -59,16 +60,17 @@ class Scheduler(Service):
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
-        self._clamped_at = float("-inf")
+        self._clamped_at = self._looked_for_old_at = float("-inf")
         self._mark = LowWaterMark(_OLDEST_DUE)
         self._failing: dict[int, _Failure] = {}  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
-        """Dispatches due confirmations, then items of batches. Dispatches nothing while calls to XONE are suspended."""
+        """Dispatches due confirmations, then items of batches. While calls are suspended, only what is too old."""
         self.interval = IDLE
         calls = self._runtime.xone.calls
         if calls.wait() > 0:
+            self._dispatch_too_old()
             return False
         self._clamp_times()
         self._publisher.ensure_connection()  # before anything is marked as dispatched
@@ -92,6 +94,25 @@ class Scheduler(Service):
                 sent = self._send([*due, *retries, *fed])
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
+
+    def _dispatch_too_old(self) -> None:
+        """Dispatches what is not put back any more, so that it ends though no call may be made."""
+        if time.monotonic() - self._looked_for_old_at < LOOK_FOR_OLD_EVERY:
+            return
+        self._publisher.ensure_connection()
+        max_age = self._runtime.retry_settings.RETRY_MAX_AGE
+        with self._runtime.engine.begin() as connection:
+            paused = sorted(self._runtime.pauses.partners(connection))
+            free = self._max_in_flight - _dispatched(connection)
+            if ALL in paused or free <= 0:
+                return
+            due = list(
+                connection.execute(_TAKE_TOO_OLD, {"limit": free, "max_age": -max_age, "paused": paused}).scalars()
+            )
+        if due:
+            self._send(due)
+        if len(due) < free:
+            self._looked_for_old_at = time.monotonic()
 
     def _clamp_times(self) -> None:
         """Corrects due times that are further ahead than they can be: see clamp_times."""
@@ -259,5 +280,23 @@ def _round_robin(of_batches: bool) -> Select[tuple[UUID]]:
 # Built once: building a statement costs more than executing it.
 _DISPATCHED = select(func.count()).select_from(Confirmation).where(is_dispatched())
 _TAKE_LIVE, _TAKE_OF_BATCHES = _take(of_batches=False), _take(of_batches=True)
+_not_dispatched = or_(Confirmation.dispatched_until.is_(None), not_(is_dispatched()))
+_too_old = (
+    select(Confirmation.id)
+    .where(
+        Confirmation.due_at <= now(),
+        Confirmation.queued_at <= now_plus(bindparam("max_age")),
+        Confirmation.partner_id.not_in(bindparam("paused")),
+        _not_dispatched,
+    )
+    .order_by(Confirmation.due_at)
+    .limit(bindparam("limit"))
+)
+_TAKE_TOO_OLD = (
+    update(Confirmation.__table__)
+    .where(Confirmation.id.in_(select(locked(_too_old, skip_locked=True).cte("too_old").c.id)))
+    .values(dispatched_until=now_plus(DISPATCH_LEASE))
+    .returning(Confirmation.id)
+)
 _FIND_PARTNERS = select(_partners().c.partner_id)
 _OLDEST_DUE = select(func.min(Confirmation.due_at), now())

@@ -4,8 +4,9 @@ closed     Calls pass. FAILURE_THRESHOLD failures in a row that show an outage o
            credentials.
 open       No call passes. A confirmation that needed one is put back, and uses up no attempt.
 half-open  After a delay one call passes as a probe. If XONE answers it, the breaker closes; if not, the next delay is
-           longer: 1, 2, 4, 5, 5, … seconds. If the list of bookings fails as a probe, one more call may pass, for XONE
-           may confirm though its list is broken.
+           longer: 1, 2, 4, 5, 5, … seconds.
+
+Each partner's list of bookings has one of its own, since XONE may confirm though a list fails.
 
 Source of the pattern: Michael Nygard, "Release It!", 2007.
 """
@@ -18,7 +19,7 @@ from threading import Lock
 import structlog
 
 from worker.backoff import exponential
-from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
+from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.observability import metrics
 from worker.observability.sentry import report
 from worker.xone.throttle import is_throttling
@@ -46,21 +47,25 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = Lock()
         self._failures = 0  # in a row
-        self._open_reason: str | None = None  # code of the error that opened it
+        self._opened_by: XoneError | None = None
         self._failed_probes = 0
         self._probe_at = 0.0  # of the clock
         self._probe_in_flight = False
-        self._list_failed = False  # as the last probe
+
+    @property
+    def opened_by(self) -> XoneError | None:
+        """The error that keeps calls from passing, or None."""
+        return self._opened_by
 
     @property
     def open_reason(self) -> str | None:
         """The code of the error that keeps calls from passing, or None."""
-        return self._open_reason
+        return self._opened_by.code if self._opened_by is not None else None
 
     @property
     def is_half_open(self) -> bool:
         """Whether only one call at a time may pass."""
-        return self._open_reason is not None
+        return self._opened_by is not None
 
     def wait(self) -> float:
         """Seconds until a call may pass; 0 if one may now."""
@@ -80,6 +85,9 @@ class CircuitBreaker:
         except XoneError as error:
             self._record(error, is_probe, proves)
             raise
+        except GeneratorExit:  # who reads an answer has enough of it
+            self._record(None, is_probe, proves)
+            raise
         except BaseException:  # no call was made
             with self._lock:
                 self._release_probe(is_probe)
@@ -88,7 +96,7 @@ class CircuitBreaker:
             self._record(None, is_probe, proves)
 
     def _wait(self) -> float:
-        if self._open_reason is None:
+        if self._opened_by is None:
             return 0.0
         if self._probe_in_flight:
             return INITIAL_PROBE_DELAY
@@ -100,7 +108,7 @@ class CircuitBreaker:
             wait = self._wait()
             if wait > 0:
                 raise CallsSuspended(wait)
-            self._probe_in_flight = self._open_reason is not None
+            self._probe_in_flight = self._opened_by is not None
             return self._probe_in_flight
 
     def _release_probe(self, is_probe: bool) -> None:
@@ -109,44 +117,66 @@ class CircuitBreaker:
     def _record(self, error: XoneError | None, is_probe: bool, proves: bool) -> None:
         with self._lock:
             self._release_probe(is_probe)
-            if error is not None and is_outage(error):
-                self._record_failure(error, is_probe, proves or isinstance(error, BadCredentials | NotSent))
+            if error is not None and self._is_failure(error):
+                if proves or isinstance(error, BadCredentials | NotSent):
+                    self._record_failure(error, is_probe)
             elif proves and not is_throttling(error):
                 self._close()
 
-    def _record_failure(self, error: XoneError, is_probe: bool, proves: bool) -> None:
-        if self._open_reason is None and not proves:
-            return
+    def _record_failure(self, error: XoneError, is_probe: bool) -> None:
         self._failures += 1
-        if self._open_reason is not None:
-            if is_probe and not proves and not self._list_failed:
-                self._list_failed = True
-            elif is_probe:
-                self._list_failed = False
-                self._failed_probes += 1
-                self._schedule_probe()
-        elif self._failures >= FAILURE_THRESHOLD or isinstance(error, BadCredentials):
-            self._open(error)
+        if is_probe:
+            self._failed_probes += 1
+            self._schedule_probe()
+        elif self._opened_by is None and (self._failures >= self.threshold or isinstance(error, BadCredentials)):
+            self._opened_by = error
+            self._failed_probes = 0
+            self._schedule_probe()
+            self._on_open(error)
 
-    def _open(self, error: XoneError) -> None:
-        self._open_reason = error.code
-        self._failed_probes = 0
-        self._schedule_probe()
+    def _schedule_probe(self) -> None:
+        delay = exponential(INITIAL_PROBE_DELAY, self._failed_probes, self.max_probe_delay)
+        self._probe_at = self._clock() + delay
+
+    def _close(self) -> None:
+        if self._opened_by is not None:
+            self._on_close(self._opened_by, self._failures)
+        self._failures = 0
+        self._opened_by = None
+
+    # What differs for a list of bookings:
+    threshold = FAILURE_THRESHOLD
+    max_probe_delay = MAX_PROBE_DELAY
+
+    def _is_failure(self, error: XoneError) -> bool:
+        return is_outage(error)
+
+    def _on_open(self, error: XoneError) -> None:
         metrics.circuit_breaker_opened(error.code)
         log.warning("calls_pause", code=error.code, detail=error.detail)
         if isinstance(error, BadCredentials):
             report(error, code=error.code)
 
-    def _schedule_probe(self) -> None:
-        self._probe_at = self._clock() + exponential(INITIAL_PROBE_DELAY, self._failed_probes, MAX_PROBE_DELAY)
+    def _on_close(self, error: XoneError, failures: int) -> None:
+        metrics.circuit_breaker_closed()
+        log.info("calls_go_on", after_code=error.code, failures=failures)
 
-    def _close(self) -> None:
-        if self._open_reason is not None:
-            metrics.circuit_breaker_closed()
-            log.info("calls_go_on", after_code=self._open_reason, failures=self._failures)
-        self._failures = 0
-        self._open_reason = None
-        self._list_failed = False
+
+class ListBreaker(CircuitBreaker):
+    """The circuit breaker of a partner's list of bookings. One failure opens it, for each may cost a XONE_TIMEOUT."""
+
+    threshold = 1
+    max_probe_delay = 60.0
+
+    def _is_failure(self, error: XoneError) -> bool:
+        # What a 401 of a list means, the next confirm call shows.
+        return not (isinstance(error, Refused) or is_throttling(error) or error.http_status == 401)
+
+    def _on_open(self, error: XoneError) -> None:
+        log.warning("lookups_pause", code=error.code, detail=error.detail)
+
+    def _on_close(self, error: XoneError, failures: int) -> None:
+        log.info("lookups_go_on", after_code=error.code, failures=failures)
 
 
 def is_outage(error: XoneError) -> bool:

@@ -108,9 +108,11 @@ class Xone:
         """
 
         def reading() -> Generator[dict[str, Any], None, None]:
-            with self.calls.guard(proves=False):
+            with self.calls.guard_lookup(partner_id):
                 yield from self._bookings(partner_id, before_call, before_send)
 
+        if (wait := self.calls.wait_for_lookup(partner_id)) > 0:  # instead of waiting for another thread's reading
+            raise CallsSuspended(wait)
         listed = self._read_back.find(partner_id, offer_id, quote_ids, reading, while_waiting, may_be_anothers)
         if listed is None:
             return None

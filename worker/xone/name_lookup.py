@@ -33,6 +33,9 @@ class _Lookup:
             self.addresses = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except Exception as error:  # reaches those who wait
             self.error = error
+        self.end()
+
+    def end(self) -> None:
         self.ended_at = self._clock()
         self.ended.set()
 
@@ -51,7 +54,7 @@ class NameLookup:
         self._clock = clock
         self._lock = Lock()
         self._latest: dict[tuple[str, int], _Lookup] = {}
-        self._running: list[_Lookup] = []
+        self._running: list[Thread] = []
 
     def addresses(self, host: str, port: int, seconds: float) -> list[Address]:
         """The addresses of a name or numeric address, as ``socket.getaddrinfo`` orders them.
@@ -80,16 +83,25 @@ class NameLookup:
             latest = self._latest.get((host, port))
             if latest is not None and latest.is_usable(self._clock()):
                 return latest
-            self._running = [lookup for lookup in self._running if not lookup.ended.is_set()]
+            self._running = [thread for thread in self._running if thread.is_alive()]
             if len(self._running) >= MAX_RUNNING:
                 if latest is not None:
                     return latest
                 raise OSError("too many names are being looked up")
             lookup = _Lookup(host, port, self._clock)
+            thread = Thread(target=self._run, args=(lookup, (host, port)), name="name-lookup", daemon=True)
             try:
-                Thread(target=lookup.run, name="name-lookup", daemon=True).start()
+                thread.start()
             except RuntimeError as error:
                 raise OSError("no thread to look the name up") from error
-            self._running.append(lookup)
+            self._running.append(thread)
             self._latest[host, port] = lookup
             return lookup
+
+    def _run(self, lookup: _Lookup, name: tuple[str, int]) -> None:
+        lookup.run()
+        with self._lock:
+            latest = self._latest.get(name)
+            if latest is not None and not latest.ended.is_set() and lookup.error is None:
+                latest.addresses = lookup.addresses  # those who wait for it need not wait longer
+                latest.end()

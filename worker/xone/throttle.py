@@ -32,6 +32,8 @@ class Throttle:
         """XONE answered 429. retry_after: seconds that it asks for, if it does."""
         metrics.slowed_down()
         with self._lock:
+            if retry_after is None and self.wait() > 0:
+                return  # to a call that was under way: it says nothing new
             seconds = retry_after or exponential(INITIAL_THROTTLE, self._in_a_row, MAX_THROTTLE)
             self._until = max(self._until, self._clock() + seconds)
             self._in_a_row += 1
