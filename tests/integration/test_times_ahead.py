@@ -16,7 +16,7 @@ from tests.support.confirming import accepted, only, rows, run
 from worker.doctor import work
 from worker.runtime import Runtime
 from worker.services.outbox_relay import _TAKE, MAX_CLAIM, MAX_REFUSED_BACKOFF
-from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler, _take_due
+from worker.services.scheduler import _DISPATCHED, _TAKE_LIVE, Scheduler, _find_partners, _take_due
 from worker.storage.database import now_plus, seconds_since
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 
@@ -124,7 +124,7 @@ def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, ta
 
     with runtime.engine.begin() as connection:
         assert connection.execute(_DISPATCHED).scalar_one() == (0 if taken else 1)
-        assert len(_take_due(connection, _TAKE_LIVE, 10, LONG_AGO, [])) == int(taken)
+        assert len(_take_due(connection, _TAKE_LIVE, 10, LONG_AGO, _find_partners(connection, LONG_AGO))) == int(taken)
 
 
 @pytest.mark.parametrize(("ahead", "taken"), [(10.0, False), (MAX_REFUSED_BACKOFF, False), (MAX_CLAIM + 60.0, True)])

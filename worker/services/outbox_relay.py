@@ -8,12 +8,11 @@ import logging
 import math
 import time
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, Row, bindparam, case, func, or_, select, update
+from sqlalchemy import Row, bindparam, case, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
@@ -25,6 +24,7 @@ from worker.observability import metrics
 from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus, seconds_since
+from worker.storage.low_water_mark import LOOK_BACK_EVERY, LowWaterMark
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +33,6 @@ LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch c
 FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
 REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again; doubled with each try
 MAX_REFUSED_BACKOFF = 960.0
-LOOK_BACK_EVERY = 30.0  # seconds
-MAX_TRANSACTION = timedelta(minutes=1)  # one that began before may still write an event from before
 MAX_CLAIM = 1000.0  # seconds; longer than LEASE and MAX_REFUSED_BACKOFF
 
 
@@ -49,8 +47,7 @@ class OutboxRelay(Service):
         super().__init__()
         self._runtime = runtime
         self._publisher = Publisher(runtime.broker_settings.url, declares=True)
-        self._looked_back_at = float("-inf")
-        self._since: datetime | None = None  # all events from before are published
+        self._mark = LowWaterMark(_OLDEST)
         self.wake = runtime.events_waiting
 
     def run_once(self) -> bool:
@@ -104,19 +101,7 @@ class OutboxRelay(Service):
 
     def _take(self) -> Sequence[Row[Any]]:
         with self._runtime.engine.begin() as connection:
-            return connection.execute(_TAKE, {"since": self._unpublished_since(connection)}).all()
-
-    def _unpublished_since(self, connection: Connection) -> datetime:
-        """When the oldest event was written that is not published, or earlier.
-
-        While any transaction of the database stays open, the index keeps the entries of all events that were published
-        since. Looks at them now and then only.
-        """
-        if self._since is None or time.monotonic() - self._looked_back_at >= LOOK_BACK_EVERY:
-            oldest, at = connection.execute(_OLDEST).one()
-            self._since = min(oldest or at, at - MAX_TRANSACTION)
-            self._looked_back_at = time.monotonic()
-        return self._since
+            return connection.execute(_TAKE, {"since": self._mark.read(connection)}).all()
 
     def _mark_published(self, published: Collection[UUID]) -> None:
         if not published:
@@ -193,7 +178,24 @@ _ready = locked(
     .limit(BATCH),
     skip_locked=True,
 ).cte("ready")
-_OLDEST = select(func.min(OutboxEvent.created_at), now()).where(OutboxEvent.published_at.is_(None))
+# For the low-water mark. Without those that were set aside, and what waits for them.
+_oldest = (
+    select(OutboxEvent.created_at)
+    .where(
+        OutboxEvent.published_at.is_(None),
+        OutboxEvent.created_at >= bindparam("since"),
+        or_(
+            OutboxEvent.claimed_until.is_(None),
+            OutboxEvent.claimed_until <= now_plus(LOOK_BACK_EVERY),
+            OutboxEvent.claimed_until > now_plus(MAX_CLAIM),
+        ),
+        ~_waits_for_earlier,
+    )
+    .order_by(OutboxEvent.created_at)
+    .limit(1)
+    .scalar_subquery()
+)
+_OLDEST = select(_oldest, now())
 _events = update(OutboxEvent.__table__).where(OutboxEvent.id.in_(bindparam("ids")))
 _TAKE = (
     update(OutboxEvent.__table__)
