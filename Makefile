@@ -84,8 +84,8 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 schemas: setup  ## renew docs/schemas from what the program says
 	@for name in job event asyncapi; do $(BIN)/confirm-offer schema $$name > docs/schemas/$$name.json || exit 1; done
 
-sbom: setup  ## sbom.json: the locked packages of the program, as CycloneDX
-	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+sbom: setup  ## sbom.json: the locked packages of the image, as CycloneDX
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements-extras.lock --pyproject pyproject.toml \
 	  --output-reproducible --of JSON -o sbom.json
 
 lock:  ## renew the lock files from pyproject.toml (needs uv)

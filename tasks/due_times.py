@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, or_, se
 
 from models.states import State
 from models.tables import Confirmation
-from worker.storage.database import locked, now, now_plus, seconds_since
+from worker.storage.database import locked, now, now_once, now_plus, seconds_since
 
 DISPATCH_LEASE = 30.0  # seconds after which a resume message without effect is sent again
 MAX_LEASE = 900.0  # seconds: that of the largest XONE_TIMEOUT
@@ -24,7 +24,7 @@ def is_dispatched(row: Any = Confirmation) -> ColumnElement[bool]:
 
     row: the confirmations, or an alias of them.
     """
-    return and_(row.dispatched_until > now(), row.dispatched_until <= now_plus(DISPATCH_LEASE + SLACK))
+    return and_(row.dispatched_until > now_once(), row.dispatched_until <= now_once(DISPATCH_LEASE + SLACK))
 
 
 def clamp_times(connection: Connection, max_delay: float) -> int:
@@ -43,7 +43,8 @@ _ahead = seconds_since(_row.updated_at) < -SLACK
 _distance = seconds_since(_row.updated_at) - seconds_since(_row.due_at)  # from the last change until it was to be due
 _is_too_far = -seconds_since(_row.due_at) > bindparam("max_delay") + SLACK
 _to_clamp = locked(
-    select(_row.id).where(_row.due_at > now(), or_(_ahead, _is_too_far)).limit(bindparam("limit")), skip_locked=True
+    select(_row.id).where(_row.due_at > now_once(), or_(_ahead, _is_too_far)).limit(bindparam("limit")),
+    skip_locked=True,
 ).cte("to_clamp")
 _CLAMP = (
     update(Confirmation.__table__)

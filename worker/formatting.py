@@ -1,5 +1,6 @@
 """Numbers, times and texts for people, and values for JSON."""
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -51,16 +52,23 @@ def printable_lines(text: str) -> str:
 
 def terminal_json(text: str) -> str:
     """JSON with escapes for the same characters: its values stay what they are."""
-    return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
-# C0 and C1; line and paragraph separators; what has no width or changes the direction of what follows.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+# C0 and C1; line and paragraph separators; annotations; and Unicode's Default_Ignorable_Code_Point: what has no width,
+# or changes the direction of what follows.
+_CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]"
+)
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """A value of a CSV file: a text that a spreadsheet would take for a formula begins with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A value of a CSV file: printable, and an apostrophe before a text that a spreadsheet would take for a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable_lines(value)}" if value.startswith(_FORMULA) else printable_lines(value)
 
 
 def from_spreadsheet(text: str) -> str:

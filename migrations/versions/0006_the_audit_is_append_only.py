@@ -13,12 +13,15 @@ down_revision: str | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# The search path is fixed: who may create a temporary table could put one in the place of pg_class.
 POSTGRESQL = """
--- The path: no table of a session's own stands in the place of pg_class.
-CREATE FUNCTION confirm_offer_keep_audit() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION confirm_offer_keep_audit() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF TG_OP = 'UPDATE' THEN
-    IF NEW.count >= OLD.count AND to_jsonb(NEW) - 'count' = to_jsonb(OLD) - 'count' THEN RETURN NEW; END IF;
+    IF NEW.count >= OLD.count AND to_jsonb(NEW) - 'count' = to_jsonb(OLD) - 'count'
+      AND NEW.details::text = OLD.details::text  -- jsonb keeps the last of equal keys only
+    THEN RETURN NEW; END IF;
   END IF;
   IF pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'MEMBER') THEN
     RETURN CASE TG_OP WHEN 'UPDATE' THEN NEW ELSE OLD END;

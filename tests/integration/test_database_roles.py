@@ -127,6 +127,7 @@ def test_the_worker_can_only_add_to_the_audit(migrated: PostgreSQL) -> None:
             "UPDATE audit SET count = 1",
             "UPDATE audit SET count = 3, at = now()",
             "UPDATE audit SET details = '{\"a\": 1}'",
+            "UPDATE audit SET details = '{ }'",
             "DELETE FROM audit",
             "TRUNCATE audit",
         ):
@@ -135,6 +136,17 @@ def test_the_worker_can_only_add_to_the_audit(migrated: PostgreSQL) -> None:
         assert connection.execute("SELECT by, count FROM audit").fetchall() == [("me", 2)]
     with as_role(migrated, OWNER) as connection:
         connection.execute("DELETE FROM audit")
+
+
+def test_a_table_in_the_place_of_the_catalogue_opens_no_audit(migrated: PostgreSQL) -> None:
+    with migrated.connect(NAME) as connection:
+        connection.execute(f"GRANT TEMPORARY ON DATABASE {NAME} TO {WORKER}")
+    with as_role(migrated, WORKER) as connection:
+        connection.execute(ENTRY)
+        owners = f"SELECT oid, '{WORKER}'::regrole::oid AS relowner FROM pg_class"
+        connection.execute(f"CREATE TEMPORARY TABLE pg_class AS {owners}")
+        with pytest.raises(InsufficientPrivilege):
+            connection.execute("UPDATE audit SET by = 'somebody else'")
 
 
 def test_tables_of_later_migrations_can_be_used(migrated: PostgreSQL) -> None:

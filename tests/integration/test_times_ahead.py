@@ -124,8 +124,7 @@ def test_a_mark_of_a_message_under_way_counts_for_its_time_only(ahead: float, ta
 
     with runtime.engine.begin() as connection:
         assert connection.execute(_DISPATCHED).scalar_one() == (0 if taken else 1)
-        partners = _find_partners(connection, LONG_AGO, [])
-        assert len(_take_due(connection, _TAKE_LIVE, 10, LONG_AGO, partners)) == int(taken)
+        assert len(_take_due(connection, _TAKE_LIVE, 10, LONG_AGO, _find_partners(connection, LONG_AGO))) == int(taken)
 
 
 @pytest.mark.parametrize(

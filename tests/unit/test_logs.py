@@ -146,6 +146,14 @@ def test_a_line_for_people_is_short(logging_restored: None) -> None:
     assert line == "[info     ] attempt_ended offer_id=offer-1 partner_id=P-100 attempt=1 took_ms=64"
 
 
+def test_a_line_for_people_has_nothing_that_a_terminal_obeys(logging_restored: None) -> None:
+    stream = io.StringIO()
+    logs.configure(LogSettings(LOG_FORMAT="console"), stream)
+    structlog.get_logger("tasks.test").info("refused \x9b31m", reason="\x1b[31m\u202ex\nsecond")
+
+    assert stream.getvalue().rstrip("\n").endswith("refused \ufffd31m reason=\ufffd[31m\ufffdx\ufffdsecond")
+
+
 def test_a_warning_of_python_is_a_line_without_its_text(output: io.StringIO) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")

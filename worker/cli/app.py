@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import click
 
 from worker.errors import SettingsError
+from worker.formatting import printable_lines
 
 
 class CommandEntry(NamedTuple):
@@ -60,6 +61,16 @@ class LazyCommands(UserDict[str, click.Command]):
         return len(self.entries)
 
 
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    """For errors that quote arguments, which may come from a file or another program."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable_lines(error.message)  # type: ignore[misc]  # marked as final, and read when shown
+        raise
+
+
 class LazyGroup(click.Group):
     """A group whose help takes the line of each command from its entry, and so imports none of them."""
 
@@ -70,6 +81,14 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.entries[name].short_help) for name in sorted(self.entries)])
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _printable_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
 
 
 ENTRIES = {

@@ -18,6 +18,7 @@ from structlog.typing import EventDict, Processor
 
 from worker import gevent_support
 from worker.errors import describe, where
+from worker.formatting import printable
 from worker.observability.log_context import bound
 from worker.observability.sentry import report
 from worker.settings import LogSettings
@@ -112,7 +113,8 @@ def _for_people(_logger: Any, _method: str, event: EventDict) -> EventDict:
     event.pop("logger", None)
     if "where" in event:
         event["where"] = " > ".join(event["where"])
-    return {name: value for name, value in (first | dict(event)).items() if value is not None}
+    shown = {name: value for name, value in (first | dict(event)).items() if value is not None}
+    return {name: printable(value) if isinstance(value, str) else value for name, value in shown.items()}
 
 
 def _is_no_reject(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.event import CONTENT_TYPE
@@ -24,7 +24,7 @@ from worker.observability import metrics
 from worker.runtime import Runtime
 from worker.services.service import Service
 from worker.storage.database import locked, now, now_plus, seconds_since
-from worker.storage.low_water_mark import LowWaterMark
+from worker.storage.low_water_mark import LOOK_BACK_EVERY, LowWaterMark
 
 log = structlog.get_logger(__name__)
 
@@ -183,7 +183,24 @@ _ready = locked(
     .limit(BATCH),
     skip_locked=True,
 ).cte("ready")
-_OLDEST = select(func.min(OutboxEvent.created_at), now()).where(OutboxEvent.published_at.is_(None))
+# For the low-water mark. Without those that were set aside, and what waits for them.
+_oldest = (
+    select(OutboxEvent.created_at)
+    .where(
+        OutboxEvent.published_at.is_(None),
+        OutboxEvent.created_at >= bindparam("since"),
+        or_(
+            OutboxEvent.claimed_until.is_(None),
+            OutboxEvent.claimed_until <= now_plus(LOOK_BACK_EVERY),
+            _is_claimed_too_far_ahead,
+        ),
+        ~_waits_for_earlier,
+    )
+    .order_by(OutboxEvent.created_at)
+    .limit(1)
+    .scalar_subquery()
+)
+_OLDEST = select(_oldest, now())
 _events = update(OutboxEvent.__table__).where(OutboxEvent.id.in_(bindparam("ids")))
 _TAKE = (
     update(OutboxEvent.__table__)

@@ -1,5 +1,6 @@
 """The Scheduler: dispatches due confirmations to the workers. Several schedulers may run side by side."""
 
+import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,10 +8,25 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import CTE, ColumnElement, Connection, Select, bindparam, func, not_, or_, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Executable,
+    Select,
+    and_,
+    bindparam,
+    func,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from models.tables import Confirmation
+from models.types import Time
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
 from worker.backoff import exponential
@@ -21,8 +37,8 @@ from worker.observability.sentry import CheckIns, report
 from worker.outages import may_blame_item
 from worker.runtime import Runtime
 from worker.services.service import Service
-from worker.storage.database import locked, now, now_plus
-from worker.storage.low_water_mark import LowWaterMark
+from worker.storage.database import locked, now, now_once, now_plus, text_rows
+from worker.storage.low_water_mark import ADVANCE_EVERY, LowWaterMark
 from worker.storage.pause_cache import ALL
 from worker.xone.answers import MAX_RETRY_AFTER
 
@@ -62,6 +78,9 @@ class Scheduler(Service):
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
         self._clamped_at = self._looked_for_old_at = float("-inf")
         self._mark = LowWaterMark(_OLDEST_DUE)
+        self._paused: list[str] = []  # partners that the mark leaves out
+        self._partners: list[str] = []  # all with open confirmations
+        self._found_at = float("-inf")  # when they were looked for
         self._failing: dict[int, _Failure] = {}  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
@@ -75,12 +94,12 @@ class Scheduler(Service):
         self._clamp_times()
         self._publisher.ensure_connection()  # before anything is marked as dispatched
         with self._runtime.engine.begin() as connection:
-            since = self._mark.read(connection)
             paused = sorted(self._runtime.pauses.partners(connection))
             if ALL in paused:
                 return False
+            since = self._due_since(connection, paused)
             free = (1 if calls.is_half_open else self._max_in_flight) - _dispatched(connection)
-            partners = _find_partners(connection, since, paused) if free > 0 else []
+            partners = [partner for partner in self._known_partners(connection, since) if partner not in paused]
             due = _take_due(connection, _TAKE_LIVE, free, since, partners)
             batch_items = batches.under_way(connection)
             room = self._room() - batch_items.at_work
@@ -95,24 +114,19 @@ class Scheduler(Service):
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
-    def _dispatch_too_old(self) -> None:
-        """Dispatches what is not put back any more, so that it ends though no call may be made."""
-        if time.monotonic() - self._looked_for_old_at < LOOK_FOR_OLD_EVERY:
-            return
-        self._publisher.ensure_connection()
-        max_age = self._runtime.retry_settings.RETRY_MAX_AGE
-        with self._runtime.engine.begin() as connection:
-            paused = sorted(self._runtime.pauses.partners(connection))
-            free = self._max_in_flight - _dispatched(connection)
-            if ALL in paused or free <= 0:
-                return
-            due = list(
-                connection.execute(_TAKE_TOO_OLD, {"limit": free, "max_age": -max_age, "paused": paused}).scalars()
-            )
-        if due:
-            self._send(due)
-        if len(due) < free:
-            self._looked_for_old_at = time.monotonic()
+    def _due_since(self, connection: Connection, paused: list[str]) -> datetime:
+        """When the confirmation that is due for longest was due, or earlier; without those of paused partners."""
+        if paused != self._paused:
+            self._mark.forget()
+            self._paused = paused
+        return self._mark.read(connection, paused=paused)
+
+    def _known_partners(self, connection: Connection, since: datetime) -> list[str]:
+        """All partners with open confirmations: a look at each costs more than a run that finds nothing due."""
+        if time.monotonic() - self._found_at >= ADVANCE_EVERY:
+            self._partners = _find_partners(connection, since)
+            self._found_at = time.monotonic()
+        return self._partners
 
     def _clamp_times(self) -> None:
         """Corrects due times that are further ahead than they can be: see clamp_times."""
@@ -208,17 +222,34 @@ def _take_due(
     connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
 ) -> list[UUID]:
     """Marks confirmations of these partners that are due since ``since`` as dispatched. statement: made by _take."""
+
+def _take_due(
+    connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
+) -> list[UUID]:
+    """Marks what partners have had due since ``since`` as dispatched. statement: made by _take."""
     if limit <= 0 or not partners:
         return []
     last = max(min(limit, MAX_RANKED // len(partners)), 1) - 1  # of those of one partner that are ranked, from 0
-    parameters = {"limit": limit, "last": last, "since": since, "partners": partners}
+    parameters = {"limit": limit, "last": last, "since": since, "partners": json.dumps(partners)}
     return list(connection.execute(statement, parameters).scalars())
+
+
+def _find_partners(connection: Connection, since: datetime) -> list[str]:
+    """Partners with something that is due since ``since``, or will be."""
+    found = connection.execute(_FIND_PARTNERS, {"since": since}).scalars()
+    return [partner for partner in found if partner is not None]
+
+
+_SINCE = bindparam("since", type_=Time())
 
 
 def _take(of_batches: bool) -> Any:
     """A statement that marks due confirmations. Partners take turns, so that none waits behind another's many."""
     chosen = Confirmation.id.in_(_round_robin(of_batches).limit(bindparam("limit")))
-    free = locked(select(Confirmation.id).where(chosen, *_is_due(Confirmation, of_batches)), skip_locked=True)
+    # Once more, since another may have come first. No index serves this form: only what was chosen is looked at.
+    still_due = func.coalesce(Confirmation.due_at, now_plus(1.0)) <= now()
+    still_free = (chosen, still_due, *_is_free(Confirmation, of_batches))
+    free = locked(select(Confirmation.id).where(*still_free), skip_locked=True)
     return (
         update(Confirmation.__table__)
         .where(Confirmation.id.in_(select(free.cte("free").c.id)))
@@ -227,14 +258,23 @@ def _take(of_batches: bool) -> Any:
     )
 
 
-def _is_due(row: Any, of_batches: bool) -> tuple[ColumnElement[bool], ...]:
+def _is_free(row: Any, of_batches: bool) -> tuple[ColumnElement[bool], ...]:
     return (
-        row.partner_id.in_(bindparam("partners")),
         row.batch_id.is_not(None) if of_batches else row.batch_id.is_(None),
-        row.due_at >= bindparam("since"),
-        row.due_at <= now(),
         or_(row.dispatched_until.is_(None), not_(is_dispatched(row))),
     )
+
+
+def _is_of(partner_id: Any, row: Any, until: Any = None) -> tuple[ColumnElement[bool], ...]:
+    """Of a partner, and due from ``since`` on; until: when it was due at the latest.
+
+    The first conditions say it. With them alone the planner often reads the index of times, where all that a paused
+    partner has due comes first. The others, which say the same, make the index of both columns look better.
+    """
+    pair = tuple_(row.partner_id, row.due_at)
+    last = () if until is None else (pair <= tuple_(partner_id, until),)
+    same = (row.partner_id.between(partner_id, partner_id), pair >= tuple_(partner_id, _SINCE), *last)
+    return (row.partner_id == partner_id, row.due_at >= _SINCE, *same)
 
 
 def _partners() -> CTE:
@@ -243,38 +283,53 @@ def _partners() -> CTE:
     The last row is null.
     """
     row = aliased(Confirmation)
-    first = select(func.min(row.partner_id).label("partner_id")).where(row.due_at >= bindparam("since"))
+    first = select(func.min(row.partner_id).label("partner_id")).where(row.due_at >= _SINCE)
     partners = first.cte("partners", recursive=True)
     following = aliased(Confirmation)
     after = select(func.min(following.partner_id)).where(
-        following.due_at >= bindparam("since"), following.partner_id > partners.c.partner_id
+        following.due_at >= _SINCE, following.partner_id > partners.c.partner_id
     )
     return partners.union_all(select(after.scalar_subquery()).where(partners.c.partner_id.is_not(None)))
 
 
 def _round_robin(of_batches: bool) -> Select[tuple[UUID]]:
     """Ids of what is due: the first of each partner, then the second of each, and so on."""
-    partners, row, other = _partners(), aliased(Confirmation), aliased(Confirmation)
+    partners, row, other = text_rows(bindparam("partners")), aliased(Confirmation), aliased(Confirmation)
     last = (  # when the last of this partner that is ranked was due; null if it has fewer
         select(other.due_at)
-        .where(other.partner_id == partners.c.partner_id, *_is_due(other, of_batches))
-        .order_by(other.due_at)
+        .where(*_is_of(partners.c.value, other, now_once()), *_is_free(other, of_batches))
+        .order_by(other.partner_id, other.due_at)
         .limit(1)
         .offset(bindparam("last"))
         .correlate(partners)
         .scalar_subquery()
     )
     latest = func.coalesce(last, now()).label("due_at")
-    upto = select(partners.c.partner_id, latest).cte("upto")
+    upto = select(partners.c.value.label("partner_id"), latest).cte("upto")
     upto = upto.prefix_with("MATERIALIZED")  # once for each partner, and not for each row
     rank = func.row_number().over(partition_by=row.partner_id, order_by=row.due_at)
     ranked = (
         select(row.id, row.due_at, rank.label("rank"))
-        .join(upto, upto.c.partner_id == row.partner_id)
-        .where(row.due_at <= upto.c.due_at, *_is_due(row, of_batches))
+        .join(upto, and_(*_is_of(upto.c.partner_id, row, upto.c.due_at)))
+        .where(*_is_free(row, of_batches))
         .subquery()
     )
     return select(ranked.c.id).order_by(ranked.c.rank, ranked.c.due_at)
+
+
+def _oldest_due() -> Executable:
+    """For the low-water mark: the first of each partner that is not paused."""
+    partners, row = _partners(), aliased(Confirmation)
+    first = (
+        select(row.due_at)
+        .where(*_is_of(partners.c.partner_id, row))
+        .order_by(row.partner_id, row.due_at)
+        .limit(1)
+        .correlate(partners)
+        .scalar_subquery()
+    )
+    is_paused = partners.c.partner_id.in_(bindparam("paused", expanding=True))
+    return select(func.min(first), now()).where(not_(is_paused))
 
 
 # Built once: building a statement costs more than executing it.
@@ -299,4 +354,4 @@ _TAKE_TOO_OLD = (
     .returning(Confirmation.id)
 )
 _FIND_PARTNERS = select(_partners().c.partner_id)
-_OLDEST_DUE = select(func.min(Confirmation.due_at), now())
+_OLDEST_DUE = _oldest_due()
