@@ -309,7 +309,8 @@ def _connect_sqlite(address: URL) -> Engine:
     def _make_private(*_: Any) -> None:
         """Makes the file, if there is none, for its owner only. Those that SQLite puts beside it get the same mode."""
         with suppress(OSError):  # there is one, or SQLite says what is wrong
-            os.close(os.open(address.database or "", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            file = os.path.realpath(address.database or "")  # where a link leads: with O_EXCL, none is followed
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
