@@ -132,7 +132,7 @@ class _EndOfParent:
 
     def _wait(self) -> None:
         os.read(self._reading, 1)
-        current().shutting_down.set()
+        current().stop()
 
 
 _end_of_parent: _EndOfParent | None = None
@@ -161,7 +161,7 @@ def _flush_telemetry(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _interrupt_waits(**_: Any) -> None:
-    current().shutting_down.set()
+    current().stop()
     if _end_of_parent is not None:
         _end_of_parent.tell()
 

@@ -5,9 +5,10 @@ Each part is made at its first use and belongs to one process: after a fork, the
 
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 # Seconds. One transaction stores for many threads: a row that somebody has locked must not stop them.
 LOCK_TIMEOUT = 3.0
+HANGING_DATABASE = 10.0  # seconds after the last call for which a process that stops waits for an answer
+HANG_UP_INTERVAL = 5.0
 MAX_REPORTED = 10_000  # confirmations that a process remembers to have reported
 
 
@@ -166,6 +169,17 @@ class Runtime:
                 problems.append(str(error))
         if problems:
             raise SettingsError("; ".join(problems))
+
+    def stop(self) -> None:
+        """Ends all waits, and in the end those for a database that has connections open and does not answer."""
+        self.shutting_down.set()
+        Thread(target=self._give_up_database, name="give-up-database", daemon=True).start()
+
+    def _give_up_database(self) -> None:
+        time.sleep(self.xone_settings.XONE_TIMEOUT + HANGING_DATABASE)
+        while True:
+            database.hang_up(self.engine)
+            time.sleep(HANG_UP_INTERVAL)
 
     def close(self) -> None:
         """Closes the connections to the database."""

@@ -172,6 +172,35 @@ def test_sigterm_ends_a_worker_soon_while_the_database_is_unavailable(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_sigterm_ends_a_worker_in_its_grace_period_while_the_database_hangs(
+    pool: str,
+    own_postgresql: PostgreSQL,
+    broker_url: str,
+    sandbox: Sandbox,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """Connections stay open, and the database answers none of them: answers of XONE wait to be recorded."""
+    sandbox.latency = 1.0
+    with System(broker_url, own_postgresql.url("confirm_offer"), sandbox, environment, tmp_path) as system:
+        worker = system.start_worker(WORKER_POOL=pool, WORKER_CONCURRENCY="2")
+        system.publish(job(f"offer-{number}") for number in range(2))
+        until(lambda: len(sandbox.bookings) == 2)
+        own_postgresql.pause()
+        try:
+            assert worker.stop(62) == 0  # XONE_TIMEOUT is 2 s, the grace period a minute longer
+        finally:
+            own_postgresql.resume()
+
+        system.end_leases()
+        system.start_worker()
+        system.until_events(2)
+        assert system.states() == {State.CONFIRMED: 2}
+        assert len(sandbox.bookings) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_sigterm_ends_a_worker_in_its_grace_period_while_the_broker_hangs(
     pool: str,

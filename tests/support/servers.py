@@ -380,6 +380,21 @@ class PostgreSQL(_Server):
             process.send_signal(signal.SIGINT)
         self._wait_for_end()
 
+    def pause(self) -> None:
+        """Stop answering with all connections open. The kernel goes on taking connections."""
+        for pid in self._pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `pause()`."""
+        for pid in self._pids():
+            os.kill(pid, signal.SIGCONT)
+
+    def _pids(self) -> list[int]:
+        """Of the server, which starts no other while it is stopped, and of its sessions."""
+        server = self.processes[-1].pid
+        return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+
     def set_tls(self, certificate: Certificate | None) -> None:
         """Offer TLS with this certificate to new connections, or no longer, for None."""
         if certificate:

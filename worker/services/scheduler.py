@@ -223,6 +223,7 @@ def _take_due(
 ) -> list[UUID]:
     """Marks confirmations of these partners that are due since ``since`` as dispatched. statement: made by _take."""
 
+
 def _take_due(
     connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
 ) -> list[UUID]:

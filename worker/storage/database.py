@@ -1,12 +1,14 @@
 """The database: engines, its clock, and what PostgreSQL and SQLite do differently."""
 
 import os
+import socket
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import (
     URL,
@@ -235,6 +237,8 @@ def connect(url: str, connections: int = 16, lock_timeout: float | None = None) 
         connect_args={name: value for name, value in DEFAULTS.items() if name not in _given(address)},
     )
     event.listen(engine, "connect", partial(_set_what_is_relied_on, lock_timeout=lock_timeout))
+    opened = _opened(engine)  # no reference to the engine, which would keep it for ever
+    event.listen(engine, "connect", lambda connection, _: opened.add(connection))
     event.listen(engine, "handle_error", _leave_unusable_connections)
     return engine
 
@@ -290,6 +294,27 @@ def _set_what_is_relied_on(connection: Any, _: Any, lock_timeout: float | None) 
         connection.prepare_threshold = None
 
 
+def hang_up(engine: Engine) -> None:
+    """Ends the connections of this engine, whatever the server does: a statement that it does not answer fails at once.
+
+    Closing a connection from another thread would wait for the statement. The end of its socket wakes that thread.
+    """
+    for connection in list(_opened(engine)):
+        with (
+            suppress(OSError, engine.dialect.loaded_dbapi.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as end,
+        ):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _opened(engine: Engine) -> "WeakSet[Any]":
+    """The connections of an engine, whether in use or not."""
+    return _connections.setdefault(engine, WeakSet())
+
+
+_connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
+
+
 # A server that accepts no writes: it was the primary until now, or is not yet. A prepared statement whose result has
 # changed with its table ("cached plan must not change result type"), or that a pooler has lost or put elsewhere.
 _UNUSABLE = frozenset({"25006", "0A000", "26000", "42P05"})
@@ -313,7 +338,8 @@ def _connect_sqlite(address: URL) -> Engine:
     def _make_private(*_: Any) -> None:
         """Makes the file, if there is none, for its owner only. Those that SQLite puts beside it get the same mode."""
         with suppress(OSError):  # there is one, or SQLite says what is wrong
-            os.close(os.open(address.database or "", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            file = os.path.realpath(address.database or "")  # where a link leads: with O_EXCL, none is followed
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
