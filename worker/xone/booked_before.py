@@ -9,6 +9,7 @@ is already registered.
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -31,25 +32,29 @@ _MEANS_BOOKED = re.compile(
     "|".join(
         (
             rf"\balready\s+{_BEING}(?:{_DONE}|in\s+progress)\b",
+            rf"\b{_SUBJECT}\s+(?:is|are)\s+(?:currently\s+)?being\s+(?:confirmed|booked|processed)\b",
             rf"\b{_DONE}\s+(?:already|twice)\b",
             rf"\b(?<!be\s){_DONE}\s+(?:before|previously|earlier)\b",
             rf"\b(?:previously|earlier)\s+{_BEING}{_DONE}\b",
-            rf"\balready\s+{_BEING}(?:exists?|existing|made|created|used|in\s+use|taken|placed|registered)\b",
+            rf"\balready\s+{_BEING}(?:exists?|existing|made|created|used|in\s+use|taken|placed|registered|present|recorded"
+            r"|received|turned|gone\s+through)\b",
             rf"\b{_SUBJECT}\s+{_BEING}used\b",
-            rf"\balready\s+(?:has|have|had|is|there|an?|existing)\s[^.;!?]{{0,40}}\b{_SUBJECT}\b",
+            rf"\balready\s+(?:has|have|had|holds?|is|there|an?|existing)\s[^.;!?]{{0,40}}\b{_SUBJECT}\b",
             rf"\b(?:has|have|is)\s+(?:an?\s+)?(?:\w+\s+)?{_SUBJECT}\s+already\b",
             rf"\b(?:existing|duplicated?|double)\s+(?:\w+\s+)?{_SUBJECT}\b(?!\s+(?:ids?|in|inside|within)\b)",
             r"\b(?:second|another)\s+(?:booking|confirmation|policy|order|purchase)\b(?!\s+[a-z]+er\b)",
             r"\b(?:booking|policy|purchase|confirmation)\b[^.;!?]{0,40}\b(?:exists|found|duplicated?)\b",
             r"\bduplicated?\s+(?:request|submission|idempotency|key|entry|record|resource)\b",
+            r"\bunique\s+constraint\b|\bmust\s+be\s+unique\b",
             r"\bidempotency\s+key\b[^.;!?]{0,30}\b(?:re)?used\b",
             rf"\b(?:offer|quote|booking)\s+{_BEING}{_CONFIRMED}\b(?!\s*(?:only|by|before|within|until))",
-            rf"\b(?:offer|quote)\s+(?:has|is|was)\s+{_BEING}{_DONE}\b(?!\s*(?:only|by|before|within|until|for|in))",
-            rf"(?<!until)(?<!after)(?<!unless)(?<!if)\s+it\s+(?:has\s+been|was)\s+{_CONFIRMED}\b",
+            rf"\b(?:offer|quote|booking|purchase|confirmation)\s+(?:has|is|was)\s+{_BEING}{_DONE}\b"
+            r"(?!\s*(?:only|by|before|within|until|for|in))",
+            rf"(?<!until)(?<!after)(?<!before)(?<!unless)(?<!if)\s+it\s+(?:has\s+been|was)\s+{_CONFIRMED}\b",
             rf"\bas\s+it\s+(?:has\s+been|is|was)\s+{_CONFIRMED}\b",
             rf"[(:]\s*{_CONFIRMED}\W*$",
-            rf"\b(?:status|state)\W+(?:is\W+)?(?:already\W+)?{_DONE}\b",
-            rf"\b(?:status|state|transition)\b[^.;!?]{{0,60}}\b(?:is|was|from|currently)\W+{_DONE}\b",
+            rf"\b(?:status|state)\W+(?:is\W+)?(?:already\W+)?{_DONE}\b(?!\s+(?:error|fail\w*|rejected))",
+            rf"\b(?:status|state|transition)\b[^.;!?]{{0,60}}\b(?:is|was|from|found|got|currently)\W+{_DONE}\b",
             r"\b(?:confirm|book|purchase|buy)(?:ed)?\W+(?:\w+\W+){0,4}(?:twice|(?:only\W+)?once)\b",
             r"(?:not|n't)\s[^.;!?]{0,20}\b(?:confirm|book|purchase|buy)(?:ed)?\W+(?:\w+\W+){0,4}again\b",
             # An error code or a key by itself.
@@ -67,7 +72,8 @@ _DENIED = re.compile(
 # What else may exist already. It is what a text is about, unless that names the offer or a booking too.
 _SOMETHING_ELSE = re.compile(
     r"\b(?:e ?mails?|accounts?|users?|customers?|clients?|phones?|mobiles?|policyholders?|holders?|address(?:es)?"
-    r"|names?|persons?|people|travell?ers?|passengers?|drivers?|insureds|logins?|cards?|claims?)\b"
+    r"|names?|persons?|people|travell?ers?|passengers?|drivers?|insureds|logins?|cards?|claims?|vouchers?"
+    r"|coupons?|promo(?:tion)?s?|discounts?|trips?|flights?|journeys?)\b"
 )
 _NAMES_SUBJECT = re.compile(rf"\b{_SUBJECT}\b")
 # Keys whose value says what an error is about: {"field": "policyholder.email", "message": "already exists"}.
@@ -78,7 +84,7 @@ _NUMBER = r"(?:[A-Z0-9-]*[0-9][A-Z0-9-]*|(?<=[:#=])[A-Z0-9-]{2,64}|(?<=[:#=] )[A
 _LABELLED = re.compile(
     rf"\b(?i:INS[\s_-]*(?:number|no|nr|num|reference|ref|id)\b\.?\s*(?:is\b)?\s?[:#=]?\s?)({_NUMBER})(?![a-z])"
 )
-_BARE = re.compile(r"\bINS-?(?:\d[A-Z0-9-]{2,60}|(?<=-)(?=[A-Z0-9-]*\d|[A-Z0-9]{6})[A-Z0-9-]{2,60})\b")
+_BARE = re.compile(r"\bINS-?(?:\d[A-Z0-9-]{2,60}|(?<=-)(?=[A-Z0-9-]*\d|[A-Z0-9]{3})[A-Z0-9-]{2,60})\b")
 _REFERENCE_KEYS = re.compile(
     r"ins(number|no|id|reference)?|(existing)?booking(id|number|reference|uuid)|bookedas|policynumber"
 )
@@ -142,7 +148,7 @@ def _own_leaves(body: bytes, request: bytes) -> Iterator[_Leaf]:
     sent = {text for leaf in _leaves((), _read(request), MAX_DEPTH_SENT) for text in (*leaf.path[-1:], leaf.text)}
     for leaf in islice(_leaves((), content, MAX_DEPTH), MAX_LEAVES):
         if leaf.text not in sent:
-            yield leaf._replace(text=leaf.text[:MAX_TEXT])
+            yield leaf._replace(text=unescape(leaf.text[:MAX_TEXT]))
 
 
 def _read(body: bytes) -> Any:
