@@ -369,7 +369,8 @@ def put_off(confirmation_id: UUID, runtime: Runtime) -> None:
         unchanged = connection.execute(
             select(seconds_since(Confirmation.updated_at)).where(Confirmation.id == confirmation_id)
         ).scalar_one_or_none()
-        postpone(connection, confirmation_id, min(max(unchanged or 0.0, DEFECT_DELAY), MAX_DEFECT_DELAY))
+        wait = min(max(unchanged or 0.0, DEFECT_DELAY), MAX_DEFECT_DELAY)
+        postpone(connection, confirmation_id, wait, is_change=False)
 
     runtime.commit(put_off_in)
     metrics.put_off()

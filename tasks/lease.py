@@ -158,15 +158,18 @@ def release(connection: Connection, lease: Lease, wait: float) -> None:
     connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
 
 
-def postpone(connection: Connection, confirmation_id: UUID, wait: float, max_age: float | None = None) -> bool:
+def postpone(
+    connection: Connection, confirmation_id: UUID, wait: float, max_age: float | None = None, is_change: bool = True
+) -> bool:
     """Makes a confirmation that is due now due again in ``wait`` seconds, unless it is older than max_age (seconds).
 
-    Returns False if it is older, and due.
+    is_change: whether ``updated_at`` moves. Returns False if it is older, and due.
     """
     is_due = Confirmation.id == confirmation_id, Confirmation.due_at <= now()
     if max_age is not None and connection.execute(select(is_too_old(max_age)).where(*is_due)).scalar():
         return False
-    connection.execute(update(Confirmation).where(*is_due).values(due_at=now_plus(wait), dispatched_until=None))
+    times = {"due_at": now_plus(wait), "updated_at": now() if is_change else Confirmation.updated_at}
+    connection.execute(update(Confirmation).where(*is_due).values(dispatched_until=None, **times))
     return True
 
 
@@ -180,7 +183,7 @@ def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
     renewed = connection.execute(
         update(Confirmation)
         .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
-        .values(due_at=now_plus(lease_seconds))
+        .values(due_at=now_plus(lease_seconds), updated_at=now())
     )
     if renewed.rowcount != 1:
         raise LeaseLost

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.apps import worker as celery_program
 from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state
@@ -20,7 +21,7 @@ from celery.worker import state as celery_state
 from worker import celery_environment, core_dumps, gevent_support
 from worker.errors import SettingsError
 from worker.messaging import broker, topology
-from worker.observability import logs, sentry, tracing
+from worker.observability import logs, sentry, tracing, unread_output
 from worker.runtime import Runtime, current
 from worker.services.bootstep import BackgroundServices
 from worker.settings import LogSettings, TracingSettings, read
@@ -132,7 +133,7 @@ class _EndOfParent:
 
     def _wait(self) -> None:
         os.read(self._reading, 1)
-        current().stop()
+        _stop_waiting()
 
 
 _end_of_parent: _EndOfParent | None = None
@@ -159,9 +160,14 @@ def _flush_telemetry(**_: Any) -> None:
     sentry.flush()
 
 
+def _stop_waiting() -> None:
+    current().stop()
+    unread_output.drop_when_full()
+
+
 @signals.worker_shutting_down.connect
 def _interrupt_waits(**_: Any) -> None:
-    current().stop()
+    _stop_waiting()
     if _end_of_parent is not None:
         _end_of_parent.tell()
 
@@ -179,6 +185,20 @@ def _configure_logs_and_tracing(**_: Any) -> None:
     of_our_own = ("CELERY_BROKER_URL", current().broker_settings.url)  # Celery's command has made it of BROKER_URL
     if ignored := sorted(name for name, value in celery_environment.removed.items() if (name, value) != of_our_own):
         log.warning("celery_variables_ignored", names=ignored)
+
+
+def _say(message: str, stream: Any = sys.__stderr__) -> None:
+    """As Celery's safe_say, which its handlers of signals call first. Says nothing where it would have to wait."""
+    if not unread_output.is_full(stream.fileno()):
+        _safe_say(message, stream)
+
+
+_safe_say, celery_program.safe_say = celery_program.safe_say, _say
+
+
+@signals.celeryd_after_setup.connect  # in the main thread, before the pool forks
+def _allow_interruption_of_logs(**_: Any) -> None:
+    unread_output.allow_interruption()
 
 
 @signals.celeryd_after_setup.connect  # after all imports, before the pool forks

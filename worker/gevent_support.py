@@ -8,6 +8,7 @@ is started with ``-P gevent``.
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +31,15 @@ def is_installed() -> bool:
 def is_active() -> bool:
     """Whether this process is patched."""
     return "gevent.monkey" in sys.modules and bool(sys.modules["gevent.monkey"].is_module_patched("threading"))
+
+
+def unpatched(module: str, name: str) -> Any:
+    """A function of the standard library as it is without gevent: it stops the whole thread."""
+    if is_active():
+        from gevent.monkey import get_original
+
+        return get_original(module, name)
+    return getattr(import_module(module), name)
 
 
 def report_errors(report: Callable[[BaseException], None]) -> None:

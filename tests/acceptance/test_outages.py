@@ -1,5 +1,9 @@
 """Outages of database, broker and worker: a worker stays up, waits, logs it once, and goes on."""
 
+import fcntl
+import os
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -11,12 +15,18 @@ from models.tables import Attempt, Confirmation
 from tests.support.servers import PostgreSQL, RabbitMQ, require
 from tests.support.system import System, job, until
 from worker.messaging import broker, topology
+from worker.observability import unread_output
 from worker.sandbox.server import Sandbox
 from worker.storage import database, migrator
 
 
 def count_events(worker_log: Path, event: str) -> int:
     return worker_log.read_text().count(f'"{event}"')
+
+
+def unread(pipe: int) -> int:
+    """Bytes that a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @pytest.fixture
@@ -198,6 +208,36 @@ def test_sigterm_ends_a_worker_in_its_grace_period_while_the_database_hangs(
         system.until_events(2)
         assert system.states() == {State.CONFIRMED: 2}
         assert len(sandbox.bookings) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
+def test_sigterm_ends_a_worker_whose_log_nobody_reads(pool: str, system: System) -> None:
+    pipe = system.folder / "worker-1.log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 16384)
+    worker = system.start_worker(WORKER_POOL=pool, WORKER_CONCURRENCY="4")
+    system.publish(job(f"offer-{number}") for number in range(100))
+    seen = [-1]
+
+    def stands_still() -> bool:
+        seen.append(unread(reader))
+        return seen[-1] == seen[-2] and unread_output.is_full(reader)
+
+    until(stands_still, every=1.0)
+    assert len(system.sandbox.bookings) < 100
+
+    assert worker.stop(62) == 0  # XONE_TIMEOUT is 2 s, the grace period a minute longer
+
+    os.close(reader)
+    assert len(system.sandbox.bookings) < 100
+    system.end_leases()
+    system.start_worker()
+    system.until_events(100)
+    assert system.states() == {State.CONFIRMED: 100}
+    assert len(system.sandbox.bookings) == 100
+    assert system.sandbox.overlapping == set()
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """The database's clock was set back: stored times are ahead of it, and are not believed further than they can be."""
 
+from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select, update
@@ -10,6 +11,7 @@ from models.states import BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, RateLimit
 from tasks import confirm
 from tasks.due_times import DISPATCH_LEASE, MAX_DEFECT_DELAY, MAX_LEASE, clamp_times
+from tasks.lease import postpone, renew
 from tasks.operations import batches
 from tasks.operations.failures import Selection
 from tests.support.confirming import accepted, only, rows, run
@@ -63,6 +65,23 @@ def test_a_retry_keeps_its_distance(delay: float, runtime: Runtime) -> None:
 
     assert due_in(runtime) == pytest.approx(delay, abs=2.0)
     assert clamped(runtime) == 0
+
+
+@pytest.mark.parametrize("back", [postpone, renew])
+def test_what_was_put_back_long_after_its_last_attempt_keeps_its_distance(
+    back: Callable[..., object], runtime: Runtime
+) -> None:
+    lease = accepted(runtime)
+    change(runtime, Confirmation, updated_at=now_plus(-3600.0), due_at=now_plus(-1.0))
+    with runtime.engine.begin() as connection:
+        back(connection, lease if back is renew else lease.id, 5.0)
+    row = only(runtime, Confirmation)
+    set_back = timedelta(seconds=AHEAD)
+    change(runtime, Confirmation, updated_at=row.updated_at + set_back, due_at=row.due_at + set_back)
+
+    assert clamped(runtime) == 1
+
+    assert due_in(runtime) == pytest.approx(5.0, abs=2.0)
 
 
 def test_a_due_time_that_no_delay_explains_is_now(runtime: Runtime) -> None:
