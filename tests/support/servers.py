@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypedDict
 from urllib.parse import urlencode, urlsplit
@@ -388,7 +388,8 @@ class PostgreSQL(_Server):
     def resume(self) -> None:
         """Undo `pause()`."""
         for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # a session that has ended with its connection
+                os.kill(pid, signal.SIGCONT)
 
     def _pids(self) -> list[int]:
         """Of the server, which starts no other while it is stopped, and of its sessions."""
