@@ -23,7 +23,7 @@ from tests.support.system import until
 from worker import outages
 from worker.errors import ShuttingDown
 from worker.messaging import broker, topology
-from worker.runtime import Runtime
+from worker.runtime import LIMITS, Runtime
 from worker.sandbox.server import Sandbox
 
 ERRORS = {"raised": "P0001", "data": "22001", "integrity": "23514", "internal": "XX000", "full": "53100"}
@@ -288,7 +288,7 @@ def test_neighbours_in_a_transaction_do_not_wait_for_one_that_the_server_refuses
 def test_neighbours_do_not_wait_for_a_row_that_somebody_has_locked(
     runtime: Runtime, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runtime.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("worker.runtime.LIMITS", LIMITS._replace(lock=0.2))
     leases = [accepted(runtime, offer) for offer in ("locked", "offer-1", "offer-2", "offer-3")]
     with runtime.engine.connect() as person:
         person.execute(text("select from confirmations where offer_id = 'locked' for update"))
