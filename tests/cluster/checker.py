@@ -4,6 +4,7 @@ Histories are what was seen from outside: jobs that the broker confirmed, calls 
 rows at the end, events that a consumer received, dead letters. All times are of one monotonic clock, in seconds.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ class Histories:
 
     bookings: offer and id of each booking that XONE made; in_flight_twice: offers of which XONE's stand-in saw two
     calls at once; fault: when it began and ended; is_lossy: whether the database lost commits, as an asynchronous
-    standby does: rows may then be gone, and their bookings be announced again.
+    standby does: rows may then be gone, and their bookings be announced again; held: offers that the fault itself
+    holds up, such as by a lock on their rows; within: seconds from the begin of the fault in which all must flow again.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -84,6 +86,8 @@ class Histories:
     incidents: tuple[str, ...] = ()  # what must not happen at all: a worker that ended by itself, a defect in a log
     fault: tuple[float, float] = (0.0, 0.0)
     is_lossy: bool = False
+    held: frozenset[str] = frozenset()
+    within: float = math.inf
 
     def of(self, prefix: str) -> "Histories":
         """Only what belongs to offers that begin with ``prefix``."""
@@ -226,6 +230,11 @@ def no_good_job_is_a_dead_letter(seen: Histories) -> Iterator[str]:
     yield from seen.dead_letters
 
 
+def all_flows_again_in_time(seen: Histories) -> Iterator[str]:
+    if (seconds := seconds_until_all_flows(seen)) > seen.within:
+        yield f"after {seconds:.1f} s, not within {seen.within:.0f} s"
+
+
 def no_incident(seen: Histories) -> Iterator[str]:
     yield from seen.incidents
 
@@ -242,6 +251,7 @@ RULES: dict[str, Callable[[Histories], Iterator[str]]] = {
     "every event of the outbox was received": every_event_of_the_outbox_was_received,
     "each end is announced under one id": each_end_is_announced_once,
     "no good job is a dead letter": no_good_job_is_a_dead_letter,
+    "all flows again in time": all_flows_again_in_time,
     "no worker ended by itself or reported a defect": no_incident,
 }
 
@@ -323,6 +333,6 @@ def seconds_until_all_flows(seen: Histories) -> float:
     ends = [
         seen.ends[job.offer]
         for job in seen.jobs
-        if job.offer in seen.ends and seen.ends[job.offer] - job.published_at > LATE
+        if job.offer in seen.ends and job.offer not in seen.held and seen.ends[job.offer] - job.published_at > LATE
     ]
     return max(0.0, max(ends, default=seen.fault[0]) - seen.fault[0])

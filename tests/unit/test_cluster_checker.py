@@ -43,6 +43,7 @@ ROW_LOST = replace(RIGHT, rows=())
         replace(ROW_LOST, is_lossy=True),
         replace(ROW_LOST, events=(), is_lossy=True),
         replace(RIGHT, events=(ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=7, at=9.0)), is_lossy=True),
+        replace(RIGHT, events=(replace(ANNOUNCED, at=9.0),), fault=(1.0, 3.0), within=8.0),
         Histories(),
     ],
     ids=[
@@ -56,6 +57,7 @@ ROW_LOST = replace(RIGHT, rows=())
         "lossy: the row is gone",
         "lossy: row and event are gone",
         "lossy: announced again, as newer",
+        "late, but in time",
         "nothing",
     ],
 )
@@ -113,6 +115,7 @@ WRONG: dict[str, list[tuple[Histories, dict[str, Any]]]] = {
         (TWO_EVENTS, {"events": (ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=2, at=3.0))}),
     ],
     "no good job is a dead letter": [(RIGHT, {"dead_letters": ("a",)})],
+    "all flows again in time": [(RIGHT, {"events": (replace(ANNOUNCED, at=9.0),), "fault": (1.0, 3.0), "within": 7.0})],
     "no worker ended by itself or reported a defect": [(RIGHT, {"incidents": ("worker-1 ended with exit code 1",)})],
 }
 
@@ -159,7 +162,7 @@ def test_all_flows_again_with_the_end_of_the_last_late_job() -> None:
     )
 
     assert check(Histories(jobs=jobs, events=events, fault=(10.0, 15.0))).flows_after == 10.0
-    assert check(Histories(jobs=jobs[:1], events=events[:1], fault=(10.0, 15.0))).flows_after == 0.0
+    assert check(Histories(jobs=jobs, events=events, fault=(10.0, 15.0), held=frozenset({"b"}))).flows_after == 0.0
 
 
 def test_only_the_offers_of_a_span_are_looked_at() -> None:
