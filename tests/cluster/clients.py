@@ -5,8 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import amqp
@@ -31,18 +30,19 @@ class _Client:
         self._connection: amqp.Connection | None = None
         self._channel: amqp.Channel | None = None
 
-    @contextmanager
-    def channel(self) -> Iterator[amqp.Channel]:
-        """Ignores errors of the broker: the caller tries again."""
+    def attempt(self, use: Callable[[amqp.Channel], None]) -> bool:
+        """Returns whether it succeeded, or the broker was away or refused: the caller then tries again."""
         try:
             if self._channel is None:
                 self._connection = amqp.Connection(f"127.0.0.1:{next(self._ports)}", **self._options)
                 self._connection.connect()
                 self._channel = self._connection.channel()
-            yield self._channel
+            use(self._channel)
         except (OSError, amqp.AMQPError, MessageNacked):
             self.close()
             time.sleep(0.2)
+            return False
+        return True
 
     def close(self) -> None:
         if self._connection is not None:
@@ -95,13 +95,16 @@ class Checkout(_Thread):
         offer = f"{self.prefix}{number}{SUFFIXES[number % len(SUFFIXES)]}"
         body = json.dumps(job(offer, partner_id=f"P-{number % PARTNERS}"))
         message = amqp.Message(body, content_type="application/json", delivery_mode=2)
-        began, confirmed_at, tries = time.monotonic(), None, 0
-        while confirmed_at is None and time.monotonic() < self._give_up_at:
-            with self._client.channel() as channel:
-                tries += 1
-                channel.basic_publish(message, topology.confirm_offer.name, topology.JOBS, mandatory=True)
-                confirmed_at = time.monotonic()
-        self.jobs.append(Job(offer, began, confirmed_at, max(tries, 1)))
+        began, tries, is_confirmed = time.monotonic(), 0, False
+
+        def publish(channel: amqp.Channel) -> None:
+            nonlocal tries
+            tries += 1
+            channel.basic_publish(message, topology.confirm_offer.name, topology.JOBS, mandatory=True)
+
+        while not is_confirmed and time.monotonic() < self._give_up_at:
+            is_confirmed = self._client.attempt(publish)
+        self.jobs.append(Job(offer, began, time.monotonic() if is_confirmed else None, max(tries, 1)))
 
     def stop(self, seconds: float = 60.0) -> None:
         """Publishes what is under way, for so many seconds at most."""
@@ -120,11 +123,13 @@ class Consumer(_Thread):
 
     def work(self) -> None:
         while not self.is_over.wait(0.05):
-            with self._client.channel() as channel:
-                while message := channel.basic_get(EVENTS):
-                    self._note(_received(json.loads(message.body)))
-                    channel.basic_ack(message.delivery_tag)
+            self._client.attempt(self._receive)
         self._client.close()
+
+    def _receive(self, channel: amqp.Channel) -> None:
+        while message := channel.basic_get(EVENTS):
+            self._note(_received(json.loads(message.body)))
+            channel.basic_ack(message.delivery_tag)
 
     def stop(self) -> None:
         self.is_over.set()
