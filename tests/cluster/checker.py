@@ -268,8 +268,8 @@ class Verdict:
     """What the checker found. Numbers, unless said otherwise, are of offers.
 
     lost: confirmed jobs without an end; doubled: booked, or called, twice where once was right; repeated_events:
-    further receipts of an event, and events about an end that was announced before; repeated_calls: further calls of
-    an offer; repeated_jobs: further publishes; stall: the longest time in seconds in which jobs waited and no event
+    further receipts of an event, and events about an end that was announced before; repeated_calls: calls of an offer
+    after one that booked, or that had no answer; repeated_jobs: further publishes; stall: the longest time in seconds in which jobs waited and no event
     came; flows_after: seconds from the begin of the fault to the end of the last job that took longer than LATE.
     """
 
@@ -304,11 +304,21 @@ def check(seen: Histories) -> Verdict:
         lost=len(seen.lost),
         doubled=len(doubled),
         repeated_events=receipts - len(announced),
-        repeated_calls=len(seen.calls) - len({call.offer for call in seen.calls}),
+        repeated_calls=repeated_calls(seen),
         repeated_jobs=sum(job.tries - 1 for job in seen.jobs),
         stall=longest_stall(seen),
         flows_after=seconds_until_all_flows(seen),
     )
+
+
+def repeated_calls(seen: Histories) -> int:
+    may_have_booked: set[str] = set()
+    repeated = 0
+    for call in sorted(seen.calls, key=lambda call: call.started):
+        repeated += call.offer in may_have_booked
+        if call.status in (None, 201):
+            may_have_booked.add(call.offer)
+    return repeated
 
 
 def longest_stall(seen: Histories) -> float:

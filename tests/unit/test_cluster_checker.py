@@ -135,7 +135,12 @@ def test_what_is_lost_or_came_twice_is_counted() -> None:
     seen = replace(
         RIGHT,
         jobs=(Job("a", 0.0, 0.1, tries=3), Job("b", 0.0, 0.1)),
-        calls=(UNANSWERED, Call("a", "k", 2.0, 2.5, 422), Call("a", "k", 2.4, 2.9, 422)),
+        calls=(
+            Call("a", "k", 0.1, 0.2, 503),
+            UNANSWERED,
+            Call("a", "k", 2.0, 2.5, 422),
+            Call("a", "k", 2.4, 2.9, 422),
+        ),
         events=(ANNOUNCED, ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=2)),
     )
 
