@@ -269,8 +269,9 @@ class Verdict:
 
     lost: confirmed jobs without an end; doubled: booked, or called, twice where once was right; repeated_events:
     further receipts of an event, and events about an end that was announced before; repeated_calls: calls of an offer
-    after one that booked, or that had no answer; repeated_jobs: further publishes; stall: the longest time in seconds in which jobs waited and no event
-    came; flows_after: seconds from the begin of the fault to the end of the last job that took longer than LATE.
+    after one that booked, or that had no answer; repeated_jobs: further publishes; stall: the longest time in seconds
+    in which jobs waited and no event came; flows_after: seconds from the begin of the fault to the end of the last job
+    that took longer than LATE.
     """
 
     violations: dict[str, list[str]]  # by rule
