@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-.PHONY: help setup servers tools node demo test test-slow compose-check chaos fuzz bench lint audit schemas configuration sbom lock clean
+.PHONY: help setup servers tools node demo test test-slow cluster-test compose-check chaos fuzz bench lint audit schemas configuration sbom lock clean
 
 help:  ## what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ compose-check: setup tools  ## docker-compose.yml, Dockerfile and Kubernetes man
 
 chaos: setup servers  ## 2000 jobs while workers, RabbitMQ, PostgreSQL and XONE fail at random; ARGS="--seed 1"
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+cluster-test: setup servers  ## each part of a cluster fails, then all at random; ARGS='--fault "XONE down"', "--soak 30 --seed 1"
+	@$(BIN)/python -m tests.cluster $(ARGS)
 
 fuzz: setup  ## an hour of changed jobs, answers, properties, files and settings; ARGS="--seconds 60 --seed 1"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
