@@ -32,7 +32,7 @@ class EventType(StrEnum):
 # Beside http-<status>. More may come.
 ERROR_CODES = (
     "connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked",
-    "credentials", "poison", "resolved",
+    "credentials", "poison", "resolved", "expired", "withdrawn",
 )  # fmt: skip
 BOOKING_EVENTS = (EventType.BOOKING_CONFIRMED, EventType.BOOKING_PENDING)
 

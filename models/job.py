@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, Self
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.exact_json import depth_exceeds
@@ -44,6 +45,29 @@ Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$(?!\n)")]
 _EMAIL_PART = "[^@\\s\\x1c-\\x1f\\x85\ufeff]+"
 Email = Annotated[str, StringConstraints(max_length=320, pattern=rf"^{_EMAIL_PART}@{_EMAIL_PART}$(?!\n)")]
 OptionalText = Annotated[str, StringConstraints(max_length=2048)] | None
+
+
+def _is_moment(text: str) -> str:
+    read_moment(text)  # a pattern does not know how many days a month has
+    return text
+
+
+_MOMENT = (
+    r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?"
+    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$(?!\n)"
+)
+Moment = Annotated[
+    str,
+    StringConstraints(pattern=_MOMENT),
+    AfterValidator(_is_moment),
+    Field(json_schema_extra={"format": "date-time"}),
+]
+
+
+def read_moment(text: str) -> datetime:
+    """A time of RFC 3339 with its zone, in UTC and whole microseconds. Raises ValueError."""
+    return datetime.fromisoformat(text.upper()).astimezone(UTC)
 
 
 def is_path_id(value: object) -> bool:
@@ -125,6 +149,13 @@ class Job(BaseModel):
         {}, description="Comes back in every event, in clear: no personal data.", examples=[{"channel": "web"}]
     )
 
+    confirm_by: Moment | None = Field(
+        None,
+        description="RFC 3339 with a zone. After it no confirm call is made any more; what was not booked by then fails"
+        " with the code expired.",
+        examples=["2026-01-31T18:00:00Z"],
+    )
+
     @model_validator(mode="after")
     def _limit_insured(self) -> Self:
         if sum(len(quote.insured or ()) for quote in self.quotes) > MAX_INSURED_OF_JOB:
@@ -135,6 +166,11 @@ class Job(BaseModel):
     def __repr_args__(self) -> list[tuple[str, str]]:
         """The ids, and nothing personal."""
         return [("partner_id", self.partner_id), ("offer_id", self.offer_id)]
+
+    @property
+    def confirm_by_time(self) -> datetime | None:
+        """``confirm_by`` as a time, in UTC."""
+        return read_moment(self.confirm_by) if self.confirm_by is not None else None
 
     def canonical_quote_ids(self) -> list[str]:
         """The ids of the quotes in the form to compare them by, without repeats."""
@@ -306,6 +342,9 @@ KNOWN_KEYS = frozenset(
 )
 
 
+_EXPECTED_MOMENT = "must be a time of RFC 3339 with a zone, such as 2026-01-31T18:00:00Z"
+
+
 def _reason(problem: Any) -> str:
     name = problem["loc"][-1] if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
@@ -313,6 +352,8 @@ def _reason(problem: Any) -> str:
         return f"unknown key; did you mean {close[0]}?" if close else "unknown key"
     if problem["type"] == "string_pattern_mismatch":
         return _EXPECTED.get(name, "has a character that is not allowed")
+    if problem["type"] == "value_error":  # of a check of ours; its text may hold the value
+        return _EXPECTED.get(name, "is not valid")
     return str(problem["msg"]).replace("Input should", "should").replace("String should", "should").lower()
 
 
@@ -321,4 +362,5 @@ _EXPECTED = {
     "offer_id": "must be 1 to 128 of A-Z a-z 0-9 . _ ~ - and not . or ..",
     "country": "must be two capital letters (ISO 3166-1 alpha-2)",
     "email": "must be an e-mail address",
+    "confirm_by": _EXPECTED_MOMENT,
 }

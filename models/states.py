@@ -25,6 +25,7 @@ class State(StrEnum):
 
 
 ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)  # nothing is due any more
+WAITING = (State.QUEUED, State.RETRYING)  # no worker has a lease
 PURGEABLE = (State.CONFIRMED, State.PENDING, State.FAILED)  # ended, and no person has to decide with personal data
 
 

@@ -85,6 +85,11 @@ class Confirmation(Base):
         doc="when the checkout published the job; without a timestamp, when it came"
     )
 
+    confirm_by: Mapped[datetime | None] = mapped_column(doc="of the job: no confirm call is made later")
+    withdrawn_at: Mapped[datetime | None] = mapped_column(
+        doc="since when a person wants no confirm call any more; a row without a job yet has no quote_ids and no body"
+    )
+
     idempotency_key: Mapped[UUID] = mapped_column(doc="the same on every call with this body")
     sealed_body: Mapped[bytes | None] = mapped_column(doc="the exact request body, made before the first call")
     email_hash: Mapped[bytes | None] = mapped_column(
@@ -128,6 +133,12 @@ class Confirmation(Base):
         _partial_index("ix_confirmations_due_at", "due_at", where="due_at is not null"),
         _partial_index("ix_confirmations_partner_id_due_at", "partner_id", "due_at", where="due_at is not null"),
         _partial_index("ix_confirmations_dispatched_until", "dispatched_until", where="dispatched_until is not null"),
+        _partial_index(
+            "ix_confirmations_answer_unknown_confirm_by",
+            "answer_unknown",
+            "confirm_by",
+            where="confirm_by is not null and state in ('queued', 'retrying')",
+        ),
         Index("ix_confirmations_offer_id", "offer_id"),
         Index("ix_confirmations_order_reference", "order_reference"),
         _partial_index(
@@ -203,6 +214,7 @@ class BatchItem(Base):
 
     __table_args__ = (
         UniqueConstraint("batch_id", "confirmation_id"),
+        Index("ix_batch_items_confirmation_id", "confirmation_id"),
         _partial_index("ix_batch_items_waiting", "batch_id", "position", where="fed_at is null"),
         _partial_index("ix_batch_items_running", "batch_id", where="fed_at is not null and ended_at is null"),
     )

@@ -16,7 +16,7 @@ from models.same import as_uuid, canonical_id, spellings
 from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
-from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts
+from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts, seconds_overdue
 from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
@@ -65,13 +65,13 @@ def accept_new_batch(
     in_order = sorted(jobs, key=lambda new: (new.job.partner_id, canonical_id(new.job.offer_id)))
     insert = _INSERT[connection.dialect.name]
     connection.execute(insert, [{**_identity(new), **_content(new), **leased} for new in in_order])
-    stored = set(open_attempts(connection, [new.id for new in jobs], token))
+    stored = open_attempts(connection, [new.id for new in jobs], token)
     leases = {}
     batch = StatementBatch(connection)
     for new in jobs:
         if new.id in stored:
             email_index.add(batch, new.id, new.email_hashes[1:])
-            leases[new.id] = _first_lease(new, token, leased_at)
+            leases[new.id] = _first_lease(new, token, stored[new.id], leased_at)
     batch.flush()
     return leases
 
@@ -130,8 +130,8 @@ def accept(
     batch.flush()
     if not takes_lease:
         return None
-    open_attempts(connection, [row.id], token)
-    return lease_from_row(row, new.body, 0.0, leased_at)
+    at = open_attempts(connection, [row.id], token)[row.id]
+    return lease_from_row(row, new.body, 0.0, seconds_overdue(row.confirm_by, at), leased_at)
 
 
 def newest_id(connection: Connection) -> UUID | None:
@@ -161,8 +161,8 @@ def _of_unknown_offers(connection: Connection, jobs: Sequence[NewJob]) -> Sequen
     return [new for new in jobs if new.id not in is_known]
 
 
-def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
-    return Lease(
+def _first_lease(new: NewJob, token: UUID, at: datetime, leased_at: float) -> Lease:
+    lease = Lease(
         id=new.id,
         token=token,
         partner_id=new.job.partner_id,
@@ -178,6 +178,8 @@ def _first_lease(new: NewJob, token: UUID, leased_at: float) -> Lease:
         history=History(),
         leased_at=leased_at,
     )
+    lease.note_order(False, seconds_overdue(new.job.confirm_by_time, at), leased_at)
+    return lease
 
 
 def _identity(new: NewJob) -> dict[str, Any]:
@@ -198,6 +200,8 @@ def _content(new: NewJob) -> dict[str, Any]:
         "correlation_id": new.delivery.correlation_id,
         "traceparent": new.delivery.traceparent,
         "job_published_at": new.delivery.published_at,
+        "confirm_by": new.job.confirm_by_time,
+        "withdrawn_at": None,
         "idempotency_key": new.idempotency_key,
         "sealed_body": new.sealed_body,
         "quote_ids": json.dumps(new.job.canonical_quote_ids()),
@@ -227,7 +231,11 @@ def _has_same_content(row: Row[Any], encryption: Encryption, job: Job, body: byt
     same_body = has_same_content(stored, body)
     if not same_body and row.quote_ids is None:  # stored by a version that rounded numbers
         same_body = has_same_content(stored, as_rounded_before(body))
-    return same_body and (row.order_reference, row.echo) == (job.order_reference, job.metadata)
+    return same_body and (row.order_reference, row.echo, row.confirm_by) == (
+        job.order_reference,
+        job.metadata,
+        job.confirm_by_time,
+    )
 
 
 _SAMPLE = {

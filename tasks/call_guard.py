@@ -1,6 +1,8 @@
 """What must hold before a call to XONE: a slot under the rate limit, and a lease that outlasts the call.
 
-The lease is ensured twice: before a connection is looked for, and when it stands, before anything is sent.
+The lease is ensured twice: before a connection is looked for, and when it stands, before anything is sent. So is, for
+a confirm call, that the order has not ended: it was not withdrawn, and its confirm_by has not passed by the database's
+clock. The statement that gives or renews the lease says both.
 """
 
 import time
@@ -8,7 +10,7 @@ from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.lease import Lease, LeaseLost, renew
+from tasks.lease import CallUnwanted, Lease, LeaseLost, renew
 from worker.runtime import Runtime
 from worker.storage.rate_limiter import MAX_WAIT, reserve_slot
 from worker.xone.circuit_breaker import CallsSuspended
@@ -34,6 +36,26 @@ def continue_or_suspend(lease: Lease, runtime: Runtime) -> None:
     ensure_lease(lease, runtime)
 
 
+def before_confirm(lease: Lease, runtime: Runtime) -> None:
+    """As ``before_call``, for a confirm call: raises CallUnwanted too."""
+    before_call(lease, runtime)
+    ensure_wanted(lease, runtime)
+
+
+def before_confirm_is_sent(lease: Lease, runtime: Runtime) -> None:
+    """As ``continue_or_suspend``, for a confirm call: raises CallUnwanted too."""
+    continue_or_suspend(lease, runtime)
+    ensure_wanted(lease, runtime)
+
+
+def ensure_wanted(lease: Lease, runtime: Runtime) -> None:
+    """Raises CallUnwanted if the order has ended. Asks the database only where confirm_by is near or has passed."""
+    if lease.order_ended is None and time.monotonic() >= lease.call_until:
+        renew_lease(lease, runtime)
+    if lease.order_ended is not None:
+        raise CallUnwanted
+
+
 def wait_for_slot(runtime: Runtime, rate: float) -> None:
     """Waits for a slot under XONE_RATE_LIMIT. Raises CallsSuspended if none is near.
 
@@ -51,8 +73,12 @@ def ensure_lease(lease: Lease, runtime: Runtime) -> None:
 
     Raises LeaseLost, and CallsSuspended if the database took so long that too little of the new lease is left.
     """
-    if _outlasts_a_call(lease, runtime):
-        return
+    if not _outlasts_a_call(lease, runtime):
+        renew_lease(lease, runtime)
+
+
+def renew_lease(lease: Lease, runtime: Runtime) -> None:
+    """Renews the lease. Raises as ``ensure_lease`` does."""
     asked_at = time.monotonic()
     lease_seconds = runtime.xone_settings.lease_seconds
     runtime.in_transaction("renew lease", lambda connection: renew(connection, lease, lease_seconds))

@@ -18,7 +18,14 @@ from models.states import State
 from models.tables import Confirmation
 from tasks.accept import Delivery, NewJob, accept, accept_new_batch, newest_id, try_sample
 from tasks.booking_owner import may_be_anothers, without_anothers_booking
-from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
+from tasks.call_guard import (
+    before_call,
+    before_confirm,
+    before_confirm_is_sent,
+    continue_or_suspend,
+    keep_lease,
+    seconds_until_calls,
+)
 from tasks.decide import (
     AttemptResult,
     BookingNotFound,
@@ -34,7 +41,8 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.due_times import MAX_DEFECT_DELAY
-from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, exists, postpone, release
+from tasks.lease import CallUnwanted, ConfirmationGone, Lease, LeaseLost, acquire, exists, postpone, release
+from tasks.order_end import end_withdrawn
 from tasks.record import Gone, OwnerUnknown, Recorded, RecordedAttempt, keep_answer, record
 from worker.errors import NotSent, Oversized, Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
@@ -164,7 +172,8 @@ def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[
         leases = acquire(connection, runtime.encryption, confirmation_ids, token, lease_seconds)
         for lease in list(leases.values()):
             if runtime.pauses.is_paused(connection, lease.partner_id):
-                release(connection, lease, 0.0)
+                if release(connection, lease, 0.0):
+                    end_withdrawn(connection, lease.id)
                 del leases[lease.id]
         return leases
 
@@ -270,27 +279,34 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
     """Asks XONE to confirm, and returns what came of it.
 
     Reads the partner's list of bookings first if a booking may exist already, and afterwards if only the list can
-    explain the answer. Raises LeaseLost, and CallsSuspended if no call may be made now.
+    explain the answer. Once the order has ended, only the list is read. Raises LeaseLost, and CallsSuspended if no call
+    may be made now.
     """
     if lease.crashes >= MAX_CRASHES:
         return Poison("poison", f"{lease.crashes} workers in a row did not come back from this confirmation")
+    looked_up: LookupResult | None = None
     if must_look_up_first(lease.history):
         lookup = look_up_booking(lease, runtime)
         if isinstance(lookup, BookingReceived):
             return lookup
-        if not may_send(lease.history, retry_policy):
-            if lookup is LookupResult.UNAVAILABLE:
-                raise LookupSuspended(look_again_after(lease.history, retry_policy))
-            return BookingNotFound(lookup, earlier_error(lease.history))
+        if lease.order_ended or not may_send(lease.history, retry_policy):
+            return _without_call(lease, lookup, retry_policy)
+        looked_up = lookup
+    if lease.order_ended:
+        return lease.order_ended
     try:
         return runtime.xone.confirm(
             lease.partner_id,
             lease.offer_id,
             lease.body,
             lease.idempotency_key,
-            before_call=lambda: before_call(lease, runtime),
-            before_send=lambda: continue_or_suspend(lease, runtime),
+            before_call=lambda: before_confirm(lease, runtime),
+            before_send=lambda: before_confirm_is_sent(lease, runtime),
         )
+    except CallUnwanted:
+        ended = lease.order_ended
+        assert ended is not None
+        return _without_call(lease, looked_up, retry_policy) if looked_up is not None else ended
     except XoneError as error:
         if not must_look_up_after(error, lease.history, retry_policy):
             return error
@@ -301,6 +317,17 @@ def ask(lease: Lease, retry_policy: RetryPolicy, runtime: Runtime) -> AttemptRes
         except CallsSuspended:
             lookup = LookupResult.SUSPENDED
         return lookup if isinstance(lookup, BookingReceived) else BookingNotFound(lookup, error)
+
+
+def _without_call(lease: Lease, lookup: LookupResult, retry_policy: RetryPolicy) -> BookingNotFound:
+    """The result where a booking may exist, the list of bookings did not show it, and no call may be made.
+
+    Raises LookupSuspended if the list could not be read now.
+    """
+    if lookup is LookupResult.UNAVAILABLE:
+        raise LookupSuspended(look_again_after(lease.history, retry_policy))
+    is_decided = lookup is LookupResult.NOT_LISTED and not lease.history.already_booked
+    return BookingNotFound(lookup, (is_decided and lease.order_ended) or earlier_error(lease.history))
 
 
 def look_up_booking(lease: Lease, runtime: Runtime) -> BookingReceived | LookupResult:
@@ -355,7 +382,12 @@ def put_back(lease: Lease, wait: float, runtime: Runtime) -> None:
     Raises LeaseLost.
     """
     delay = wait + runtime.dice() if wait > 0 else 0.0
-    runtime.in_transaction("put back", lambda connection: release(connection, lease, delay))
+
+    def store(connection: Connection) -> None:
+        if release(connection, lease, delay):
+            end_withdrawn(connection, lease.id)
+
+    runtime.in_transaction("put back", store)
     log.debug("call_held", wait_s=round(wait, 1))
 
 

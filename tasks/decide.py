@@ -15,7 +15,17 @@ from models.booking import Booking
 from models.states import Outcome, State
 from tasks.lease import STOPPED, History
 from worker.backoff import exponential, full_jitter
-from worker.errors import AlreadyBooked, BadCredentials, Busy, Oversized, Poison, Refused, Unknown, XoneError
+from worker.errors import (
+    AlreadyBooked,
+    BadCredentials,
+    Busy,
+    OrderEnded,
+    Oversized,
+    Poison,
+    Refused,
+    Unknown,
+    XoneError,
+)
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import BookingReceived
 
@@ -137,7 +147,9 @@ def decide(result: AttemptResult, history: History, retry_policy: RetryPolicy, d
             return _ended(State.NEEDS_REVIEW, Outcome.UNKNOWN, result, unknown=True)
         case Refused() if not history.answer_unknown:
             return _ended(State.FAILED, Outcome.REFUSED, result)
-        case AlreadyBooked() | Refused():
+        case OrderEnded() if not must_look_up_first(history):
+            return _ended(State.FAILED, Outcome.NOT_BOOKED, result)
+        case AlreadyBooked() | Refused() | OrderEnded():
             return _not_found(LookupResult.UNAVAILABLE, result, history, retry_policy, dice)
         case _:
             return _retried(result, history, retry_policy, dice)
@@ -164,6 +176,8 @@ def _not_found(
     lookup: LookupResult, error: XoneError, history: History, retry_policy: RetryPolicy, dice: float
 ) -> Decision:
     """The booking must exist, or may, and the list of bookings did not show it."""
+    if isinstance(error, OrderEnded) and lookup is LookupResult.NOT_LISTED:
+        return _settled_by_list(error, history, retry_policy)
     unknown = isinstance(error, Unknown) or history.answer_unknown
     outcome = Outcome.REFUSED if isinstance(error, Refused) else Outcome.UNKNOWN
     if lookup is LookupResult.SUSPENDED:
@@ -179,6 +193,17 @@ def _not_found(
     counts = uses_attempt(error)
     delay = _delay(error, history, retry_policy, dice)
     return _retrying(outcome, error, unknown, delay, counts, not_listed=lookup is LookupResult.NOT_LISTED)
+
+
+def _settled_by_list(error: OrderEnded, history: History, retry_policy: RetryPolicy) -> Decision:
+    """The order has ended, and XONE may have booked: the list decides, once it had time to show the booking.
+
+    The delays between its readings have no jitter, for they are that time: 4, 8, … 256 s by default, 508 s in all.
+    """
+    if history.read_backs + 1 >= READ_BACK_TRIES:
+        return _ended(State.FAILED, Outcome.NOT_BOOKED, error)
+    delay = exponential(retry_policy.base_delay, history.read_backs + 1, retry_policy.max_delay)
+    return _retrying(Outcome.NOT_BOOKED, error, True, delay, counts=False, not_listed=True)
 
 
 def _retrying(

@@ -8,6 +8,7 @@ has an unknown answer.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, case, de
 from models.job import quote_ids
 from models.states import Outcome, State
 from models.tables import Attempt, Confirmation
+from worker.errors import EXPIRED, WITHDRAWN, OrderEnded
 from worker.storage.database import DIALECTS, now, now_plus, seconds_since
 from worker.storage.encryption import Encryption
 
@@ -25,6 +27,10 @@ STOPPED = "connection-lost", "the worker stopped during this attempt"  # code an
 
 class LeaseLost(Exception):
     """The lease has expired and another worker holds one, or the confirmation has ended."""
+
+
+class CallUnwanted(Exception):
+    """The order has ended: no confirm call may be made. Says nothing about XONE, so it is no XoneError."""
 
 
 class ConfirmationGone(Exception):
@@ -69,6 +75,21 @@ class Lease:
     crashes: int  # earlier leases in a row whose worker did not come back
     history: History
     leased_at: float  # monotonic seconds, before the database was asked: the lease runs at least from then on
+    is_withdrawn: bool = False
+    overdue: float | None = None  # seconds since confirm_by, by the database's clock; negative before it
+    call_until: float = float("inf")  # monotonic seconds: later, the database is asked whether confirm_by has passed
+
+    def note_order(self, is_withdrawn: bool, overdue: float | None, asked_at: float) -> None:
+        """Keeps what the database has said about the order. asked_at: monotonic seconds, before it was asked."""
+        self.is_withdrawn, self.overdue = is_withdrawn, overdue
+        self.call_until = asked_at - overdue if overdue is not None else float("inf")
+
+    @property
+    def order_ended(self) -> OrderEnded | None:
+        """Why no confirm call may be made any more, as far as the database has said; None if one may."""
+        if self.is_withdrawn:
+            return OrderEnded(WITHDRAWN)
+        return OrderEnded(EXPIRED) if self.overdue is not None and self.overdue >= 0 else None
 
     @cached_property
     def quote_ids(self) -> frozenset[str]:
@@ -89,7 +110,10 @@ def acquire(
         close_abandoned_attempts(connection, leased, token)
         open_attempts(connection, leased, token)
     bodies = [encryption.decrypt(row.id, "body", row.sealed_body) for row in rows]
-    return {row.id: lease_from_row(row, body, row.age, leased_at) for row, body in zip(rows, bodies, strict=True)}
+    return {
+        row.id: lease_from_row(row, body, row.age, row.overdue, leased_at)
+        for row, body in zip(rows, bodies, strict=True)
+    }
 
 
 def close_abandoned_attempts(connection: Connection, confirmation_ids: Sequence[UUID], token: UUID) -> None:
@@ -97,15 +121,23 @@ def close_abandoned_attempts(connection: Connection, confirmation_ids: Sequence[
     connection.execute(_CLOSE_ABANDONED, {"ids": confirmation_ids, "token": token})
 
 
-def open_attempts(connection: Connection, confirmation_ids: Sequence[UUID], token: UUID) -> list[UUID]:
-    """Stores the attempts of confirmations leased with this token, before anything is sent. Returns their ids."""
+def open_attempts(connection: Connection, confirmation_ids: Sequence[UUID], token: UUID) -> dict[UUID, datetime]:
+    """Stores the attempts of confirmations leased with this token, before anything is sent.
+
+    Returns the ids of the confirmations, each with the time by the database's clock.
+    """
     parameters = {"ids": confirmation_ids, "token": token}
-    return list(connection.execute(_OPEN_ATTEMPTS[connection.dialect.name], parameters).scalars())
+    return {row[0]: row[1] for row in connection.execute(_OPEN_ATTEMPTS[connection.dialect.name], parameters)}
 
 
-def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> Lease:
-    """The lease that a row of ``confirmations`` describes. age: seconds since it was queued."""
-    return Lease(
+def seconds_overdue(confirm_by: datetime | None, at: datetime) -> float | None:
+    """Seconds since confirm_by. at: the time by the database's clock."""
+    return (at - confirm_by).total_seconds() if confirm_by is not None else None
+
+
+def lease_from_row(row: Row[Any], body: bytes, age: float, overdue: float | None, leased_at: float) -> Lease:
+    """The lease that a row of ``confirmations`` describes. age: seconds since it was queued; overdue: as in Lease."""
+    lease = Lease(
         id=row.id,
         token=row.lease_token,
         partner_id=row.partner_id,
@@ -129,6 +161,8 @@ def lease_from_row(row: Row[Any], body: bytes, age: float, leased_at: float) -> 
         ),
         leased_at=leased_at,
     )
+    lease.note_order(row.withdrawn_at is not None, overdue, leased_at)
+    return lease
 
 
 def exists(connection: Connection, lease: Lease) -> bool:
@@ -136,10 +170,10 @@ def exists(connection: Connection, lease: Lease) -> bool:
     return connection.execute(select(Confirmation.id).where(Confirmation.id == lease.id)).first() is not None
 
 
-def release(connection: Connection, lease: Lease, wait: float) -> None:
+def release(connection: Connection, lease: Lease, wait: float) -> bool:
     """Ends a lease as if it had not been given: nothing was sent. The confirmation is due in ``wait`` seconds.
 
-    Raises LeaseLost if another worker holds it.
+    Returns whether it was withdrawn meanwhile. Raises LeaseLost if another worker holds it.
     """
     released = connection.execute(
         update(Confirmation)
@@ -152,10 +186,12 @@ def release(connection: Connection, lease: Lease, wait: float) -> None:
             crashes=lease.crashes,
             updated_at=now(),
         )
-    )
-    if released.rowcount != 1:
+        .returning(Confirmation.withdrawn_at)
+    ).one_or_none()
+    if released is None:
         raise LeaseLost
     connection.execute(delete(Attempt).where(Attempt.confirmation_id == lease.id, Attempt.number == lease.number))
+    return released.withdrawn_at is not None
 
 
 def postpone(
@@ -179,14 +215,20 @@ def is_too_old(max_age: float) -> ColumnElement[bool]:
 
 
 def renew(connection: Connection, lease: Lease, lease_seconds: float) -> None:
-    """Makes the lease run ``lease_seconds`` from now. Raises LeaseLost if another worker holds it."""
+    """Makes the lease run ``lease_seconds`` from now, and learns whether its order has ended.
+
+    Raises LeaseLost if another worker holds it.
+    """
+    asked_at = time.monotonic()
     renewed = connection.execute(
         update(Confirmation)
         .where(Confirmation.id == lease.id, Confirmation.lease_token == lease.token)
         .values(due_at=now_plus(lease_seconds), updated_at=now())
-    )
-    if renewed.rowcount != 1:
+        .returning(Confirmation.withdrawn_at, seconds_since(Confirmation.confirm_by).label("overdue"))
+    ).one_or_none()
+    if renewed is None:
         raise LeaseLost
+    lease.note_order(renewed.withdrawn_at is not None, renewed.overdue, asked_at)
 
 
 # Built once: to build a statement costs more than to execute it.
@@ -207,7 +249,11 @@ _ACQUIRE = (
         queued_at=case((_row.queued_at > now(), now()), else_=_row.queued_at),  # the clock may have been set back
         updated_at=now(),
     )
-    .returning(Confirmation.__table__, seconds_since(_row.queued_at).label("age"))
+    .returning(
+        Confirmation.__table__,
+        seconds_since(_row.queued_at).label("age"),
+        seconds_since(_row.confirm_by).label("overdue"),
+    )
 )
 _attempt = Attempt.__table__.c
 _leased = select(_row.id, _row.attempts, _row.lease_token, now()).where(_row.id.in_(bindparam("ids")), _has_token)
@@ -218,7 +264,7 @@ def _open_attempts(dialect: str) -> Any:
     insert = insert.from_select(["confirmation_id", "number", "lease_token", "started_at"], _leased)
     again = {"lease_token": insert.excluded.lease_token}
     return insert.on_conflict_do_update(index_elements=["confirmation_id", "number"], set_=again).returning(
-        _attempt.confirmation_id
+        _attempt.confirmation_id, now()
     )
 
 

@@ -6,7 +6,7 @@ functions: see tasks/operations/resolve.py.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,7 @@ from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent
 from tasks import email_index
 from tasks.decide import Decision
 from tasks.lease import Lease, close_abandoned_attempts
-from worker.errors import Oversized
+from worker.errors import WITHDRAWN, AlreadyBooked, OrderEnded, Oversized
 from worker.storage.database import StatementBatch, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
@@ -127,8 +127,18 @@ def _record(
             close_abandoned_attempts(connection, [lease.id], lease.token)
     elif not owns_lease:
         return None
+    if row.withdrawn_at is not None:
+        decision = _of_withdrawn(decision)
     apply_decision(batch, row, decision, lease.number, with_links)
     return decision.state
+
+
+def _of_withdrawn(decision: Decision) -> Decision:
+    """The decision for a confirmation that was withdrawn during the call: it ends, unless XONE may have booked."""
+    may_be_booked = decision.answer_unknown or isinstance(decision.error, AlreadyBooked)
+    if decision.state not in (State.RETRYING, State.FAILED) or may_be_booked:
+        return decision
+    return replace(decision, state=State.FAILED, error=OrderEnded(WITHDRAWN), delay=None)
 
 
 def _log_gone(attempt: RecordedAttempt) -> None:
@@ -147,7 +157,8 @@ def lock_for_decision() -> Select[Any]:
     """Selects confirmations and locks them: the rows that ``store_booking`` and ``apply_decision`` need."""
     names = (
         "id", "partner_id", "offer_id", "order_reference", "echo", "correlation_id", "traceparent", "email_hash",
-        "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
+        "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at", "withdrawn_at", "answer_unknown",
+        "error_code",
     )  # fmt: skip
     columns = (Confirmation.__table__.c[name] for name in names)
     return locked(select(*columns, now().label("now")), of=Confirmation.__table__)

@@ -13,6 +13,7 @@ ConfirmOfferError
     ├── BadCredentials      XONE did not book                credentials
     ├── Refused             XONE refused for good            http-4xx, redirect
     ├── AlreadyBooked       a booking exists                 already-booked
+    ├── OrderEnded          no call is made any more         expired, withdrawn
     └── Unknown             XONE may have booked             timeout, connection-lost, bad-answer, wrong-offer,
         │                                                    too-large, http-408, http-425, http-5xx
         ├── Oversized       its answer can't be stored       too-large
@@ -94,6 +95,20 @@ class AlreadyBooked(XoneError):
     """XONE says that a booking of this offer exists. ``booking``: set if the answer contained it."""
 
     booking: "Booking | None" = None
+
+
+class OrderEnded(XoneError):
+    """The order has ended before its offer was booked: no confirm call is made any more. code: of ORDER_ENDED."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code, ORDER_ENDED[code])
+
+
+EXPIRED, WITHDRAWN = "expired", "withdrawn"
+ORDER_ENDED = {
+    EXPIRED: "not booked by the job's confirm_by",
+    WITHDRAWN: "the order was withdrawn before it was booked",
+}
 
 
 class Unknown(XoneError):

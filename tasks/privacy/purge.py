@@ -5,7 +5,7 @@ states, ids, prices, policies, attempts, times, events. A confirmation has ended
 booked) or failed, and its events are published. One in ``needs_review`` is kept: a person needs its data to decide.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,10 +17,10 @@ from models.event import BOOKING_EVENTS, without_links
 from models.states import PURGEABLE, State
 from models.tables import Confirmation, FurtherEmail, OutboxEvent
 from tasks import email_index
+from tasks.halving import in_halves
 from tasks.operations.failures import in_literally
 from tasks.privacy.clear_columns import remove_misfits
 from tasks.privacy.sealed_columns import SEALED, id_in
-from worker.outages import may_blame_item
 from worker.storage.database import locked, now
 from worker.storage.encryption import Encryption
 
@@ -68,29 +68,11 @@ def purge(
     query = past_query(before).order_by(Confirmation.updated_at).limit(limit)
     if failed:
         query = query.where(Confirmation.id.not_in(list(failed)))
-    ids = connection.execute(locked(query, skip_locked=True)).scalars().all()
+    rows = connection.execute(locked(query, skip_locked=True)).all()
     if failed is None:
-        blank(connection, ids)
-        return len(ids)
-    return _blank_halving(connection, ids, failed)
-
-
-def _blank_halving(connection: Connection, ids: Sequence[UUID], failed: dict[UUID, Exception]) -> int:
-    """Purges confirmations. Where one of them fails, halves them until it is found. Returns how many were purged."""
-    if not ids:
-        return 0
-    try:
-        with connection.begin_nested():
-            blank(connection, ids)
-    except Exception as error:
-        if not may_blame_item(error):
-            raise
-        if len(ids) == 1:
-            failed[ids[0]] = error
-            return 0
-        middle = len(ids) // 2
-        return sum(_blank_halving(connection, half, failed) for half in (ids[:middle], ids[middle:]))
-    return len(ids)
+        blank(connection, [row.id for row in rows])
+        return len(rows)
+    return in_halves(connection, rows, lambda part: blank(connection, [row.id for row in part]), failed)
 
 
 def of_person(connection: Connection, encryption: Encryption, email: str) -> list[PersonsConfirmation]:

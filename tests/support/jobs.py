@@ -85,6 +85,12 @@ ACCEPTED = {
     "20 metadata": to_bytes(changed("metadata", {str(number): "" for number in range(20)})),
     "no order reference": to_bytes(changed("order_reference", None)),
     "insured null": to_bytes(changed("quotes.0.insured", None)),
+    "confirm_by null": to_bytes(changed("confirm_by", None)),
+    "confirm_by in UTC": to_bytes(changed("confirm_by", "2026-01-31T18:00:00Z")),
+    "confirm_by in small letters": to_bytes(changed("confirm_by", "2026-01-31t18:00:00z")),
+    "confirm_by with a fraction": to_bytes(changed("confirm_by", "2026-01-31T18:00:00.123456789+05:30")),
+    "confirm_by at the beginning": to_bytes(changed("confirm_by", "1000-01-01T00:00:00+23:59")),
+    "confirm_by at the end": to_bytes(changed("confirm_by", "2999-12-31T23:59:59-23:59")),
     "no insured": to_bytes(changed("quotes.0.insured", [])),
     "phone null": to_bytes(changed("policyholder.phone", None)),
     "whole surrogate pair": to_bytes(changed("policyholder.last_name", "🎟️")),
@@ -93,6 +99,7 @@ ACCEPTED = {
 }
 
 
+A_MOMENT = "must be a time of RFC 3339 with a zone, such as 2026-01-31T18:00:00Z"
 IDS = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ - and not . or .."
 
 
@@ -133,6 +140,21 @@ NOT_A_JOB: dict[str, tuple[Any, str]] = {
     "order_reference empty": (changed("order_reference", ""), "order_reference: should have at least 1 character"),
     "order_reference 129": (changed("order_reference", "x" * 129), "order_reference: should have at most 128"),
     "order_reference newline": (changed("order_reference", f"{MARK}\n"), "order_reference: has a character"),
+    **{
+        f"confirm_by {what}": (changed("confirm_by", text), f"confirm_by: {A_MOMENT}")
+        for what, text in {
+            "empty": "",
+            "a word": MARK,
+            "without zone": "2026-01-31T18:00:00",
+            "a date": "2026-01-31",
+            "with a space": "2026-01-31 18:00:00Z",
+            "at 24 h": "2026-01-31T24:00:00Z",
+            "a leap second": "2026-01-31T23:59:60Z",
+            "newline": "2026-01-31T18:00:00Z\n",
+            "before our time": "0999-12-31T23:59:59Z",
+        }.items()
+    },
+    "confirm_by a number": (changed("confirm_by", 1769882400), "confirm_by: should be a valid string"),
     "order_reference a number": (changed("order_reference", 7), "order_reference: should be a valid string"),
     "quotes empty": (changed("quotes", []), "quotes: list should have at least 1 item"),
     "101 quotes": (changed("quotes", [{"id": MARK}] * 101), "quotes: list should have at most 100 items"),

@@ -23,7 +23,18 @@ from tasks.decide import (
     must_look_up_first,
 )
 from tasks.lease import History
-from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Oversized, Poison, Refused, Unknown, XoneError
+from worker.errors import (
+    AlreadyBooked,
+    BadCredentials,
+    Busy,
+    NotSent,
+    OrderEnded,
+    Oversized,
+    Poison,
+    Refused,
+    Unknown,
+    XoneError,
+)
 from worker.settings import RetrySettings, XoneSettings
 from worker.xone.answers import BookingReceived
 
@@ -83,6 +94,8 @@ OVERSIZED = Oversized("too-large", "XONE's answer (200) is larger than 512 KiB",
 POISON = Poison("poison", "5 workers in a row did not come back from this confirmation")
 
 AFTER_SEVEN_LOOKUPS = replace(AFTER_BOOKED, read_backs=READ_BACK_TRIES - 1)
+EXPIRED = OrderEnded("expired")
+UNLISTED_SO_FAR = replace(AFTER_UNKNOWN, read_backs=READ_BACK_TRIES - 1)
 
 
 class Expected(NamedTuple):
@@ -181,6 +194,18 @@ TABLE: list[tuple[str, AttemptResult, History, Expected]] = [
     ("exists when too old, not listed", absent(NOT_LISTED, EXISTS), OLD, Expected(REVIEW, UNKNOWN)),
     ("exists, no list", absent(IMPOSSIBLE, EXISTS), FIRST, Expected(REVIEW, UNKNOWN)),
     ("exists after unknown", absent(NOT_LISTED, EXISTS), AFTER_UNKNOWN, still_unknown(UNKNOWN, LATER, not_listed=True)),
+    # The order has ended: no call any more. Where XONE may have booked, the list decides once it had its time.
+    ("expired", EXPIRED, FIRST, Expected(FAILED, NOT_BOOKED)),
+    ("expired at last", EXPIRED, LAST, Expected(FAILED, NOT_BOOKED)),
+    ("expired after it was not sent", EXPIRED, AFTER_NOT_SENT, Expected(FAILED, NOT_BOOKED)),
+    ("expired, not listed", absent(NOT_LISTED, EXPIRED), AFTER_UNKNOWN,
+     still_unknown(NOT_BOOKED, (4, 4), uses_attempt=False, not_listed=True)),
+    ("expired at last, not listed", absent(NOT_LISTED, EXPIRED), replace(LAST_AFTER_UNKNOWN, read_backs=6, age=1e9),
+     still_unknown(NOT_BOOKED, (256, 256), uses_attempt=False, not_listed=True)),
+    ("expired, not listed 8 times", absent(NOT_LISTED, EXPIRED), UNLISTED_SO_FAR, Expected(FAILED, NOT_BOOKED)),
+    ("expired, no list", absent(IMPOSSIBLE, TIMEOUT), UNLISTED_SO_FAR, still_unknown(UNKNOWN)),
+    ("expired, XONE says that a booking exists", absent(NOT_LISTED, EXISTS), AFTER_SEVEN_LOOKUPS,
+     Expected(REVIEW, UNKNOWN)),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -286,3 +287,16 @@ def test_numbers_are_compared_exactly(one: str, other: str, is_same: bool) -> No
     bodies = [read_job(with_number(number)).request_body() for number in (one, other)]
 
     assert has_same_content(*bodies) is is_same
+
+
+def test_a_day_that_no_month_has_is_no_confirm_by() -> None:
+    """A pattern does not know it: the schema says it by ``format``."""
+    with pytest.raises(JobRejected, match="confirm_by: must be a time of RFC 3339"):
+        read_job(to_bytes(changed("confirm_by", "2026-02-30T18:00:00Z")))
+
+
+def test_confirm_by_is_read_as_an_instant_and_not_sent_to_xone() -> None:
+    job = read_job(to_bytes(changed("confirm_by", "2026-01-31T23:30:00.5+05:30")))
+
+    assert job.confirm_by_time == datetime(2026, 1, 31, 18, 0, 0, 500_000, UTC)
+    assert set(json.loads(job.request_body())) == {"quotes", "policyholder"}

@@ -153,6 +153,7 @@ _SHAPES = {
     "quotes": "quotes.0.id, quotes.0.insured.0.first_name …",
     "policyholder": "policyholder.first_name …",
     "metadata": "metadata.channel …",
+    "confirm_by": "confirm_by",
 }
 
 

@@ -29,6 +29,7 @@ from models.tables import Confirmation
 from models.types import Time
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
+from tasks.order_end import MAX_EXPIRED, expire
 from worker.backoff import exponential
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
@@ -49,6 +50,8 @@ IDLE, FEEDING = 0.5, 0.02  # seconds between runs
 MAX_LAG = 0.003  # seconds; a run that begins later shows an overloaded process
 CLAMP_EVERY = 15.0  # seconds
 LOOK_FOR_OLD_EVERY = 10.0  # seconds
+EXPIRE_EVERY = 1.0  # seconds
+MAX_UNEXPIRED = 1000  # confirmations that a defect keeps from being ended
 INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
 
 
@@ -76,7 +79,8 @@ class Scheduler(Service):
         self._max_in_flight = 2 * runtime.worker_settings.WORKER_CONCURRENCY
         self._max_batch_items = max(runtime.worker_settings.WORKER_CONCURRENCY // 2, 1)  # the rest is for live jobs
         self._allowed_batch_items = float(self._max_batch_items)  # in flight now; adapts to the load
-        self._clamped_at = self._looked_for_old_at = float("-inf")
+        self._clamped_at = self._looked_for_old_at = self._expired_at = float("-inf")
+        self._unexpired: dict[UUID, Exception] = {}  # those that could not be ended: they stop no other
         self._mark = LowWaterMark(_OLDEST_DUE)
         self._paused: list[str] = []  # partners that the mark leaves out
         self._partners: list[str] = []  # all with open confirmations
@@ -87,6 +91,7 @@ class Scheduler(Service):
     def run_once(self) -> bool:
         """Dispatches due confirmations, then items of batches. While calls are suspended, only what is too old."""
         self.interval = IDLE
+        self._expire()
         calls = self._runtime.xone.calls
         if calls.wait() > 0:
             self._dispatch_too_old()
@@ -113,6 +118,23 @@ class Scheduler(Service):
                 sent = self._send([*due, *retries, *fed])
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
+
+    def _expire(self) -> None:
+        """Ends what was not booked by its confirm_by, also while calls are suspended or paused: it needs none."""
+        if time.monotonic() - self._expired_at < EXPIRE_EVERY:
+            return
+        known = set(self._unexpired)
+        with self._runtime.engine.begin() as connection:
+            count = expire(connection, self._unexpired)
+        if count:
+            log.info("expired", count=count)
+            self._runtime.events_waiting.set()
+        for id_ in self._unexpired.keys() - known:
+            report(self._unexpired[id_], duty=self.name, confirmation=str(id_))
+        while len(self._unexpired) > MAX_UNEXPIRED:  # the oldest is tried again, and reported again
+            del self._unexpired[next(iter(self._unexpired))]
+        if count < MAX_EXPIRED:
+            self._expired_at = time.monotonic()
 
     def _dispatch_too_old(self) -> None:
         """Dispatches what is not put back any more, so that it ends though no call may be made."""
