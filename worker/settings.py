@@ -26,7 +26,6 @@ from worker.errors import SettingsError
 from worker.setting_types import (
     CollectorUrl,
     base_url,
-    broker_tls,
     broker_url,
     data_keys,
     database_url,
@@ -96,10 +95,10 @@ class BrokerSettings(Section):
         AfterValidator(one_line),
         url_with("amqp", "amqps", "pyamqp", "memory"),
         AfterValidator(broker_url),
-        AfterValidator(broker_tls),
     ] = SecretStr("amqp://guest:guest@localhost:5672//")
-    """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Characters with a meaning in a URL are
-    percent-encoded."""
+    """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Several with `;` between them are the
+    nodes of a cluster (without TLS). There are no options but `ssl_ca_certs`: heartbeats and time-outs are the
+    program's. Characters with a meaning in a URL are percent-encoded."""
 
     @property
     def url(self) -> str:

@@ -58,16 +58,20 @@ def count(connection: Connection, before: datetime) -> int:
 
 
 def purge(
-    connection: Connection, before: datetime, limit: int = STEP, failed: dict[UUID, Exception] | None = None
+    connection: Connection,
+    before: datetime,
+    limit: int = STEP,
+    left_out: Collection[UUID] = (),
+    failed: dict[UUID, Exception] | None = None,
 ) -> int:
     """Purges the confirmations that ended first, at most so many, and returns their number. Skips locked ones.
 
-    failed: those that could not be purged before, which are left out; those that can't be purged now are added. Without
-    it, the first one raises its error.
+    left_out: confirmations that are not tried; failed: gets those that could not be purged. Without it, the first one
+    raises its error.
     """
     query = past_query(before).order_by(Confirmation.updated_at).limit(limit)
-    if failed:
-        query = query.where(Confirmation.id.not_in(list(failed)))
+    if left_out:
+        query = query.where(Confirmation.id.not_in(left_out))
     rows = connection.execute(locked(query, skip_locked=True)).all()
     if failed is None:
         blank(connection, [row.id for row in rows])

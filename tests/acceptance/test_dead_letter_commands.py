@@ -15,6 +15,7 @@ from sqlalchemy import select
 from models.tables import AuditEntry
 from tests.support.commands import run
 from tests.support.queues import as_bytes, dead_letter, drain, length, put
+from tests.support.servers import RabbitMQ
 from tests.support.system import PROJECT, System, job, until
 from worker.messaging import topology
 from worker.messaging.dead_letter_queue import DeadLetterQueue
@@ -197,6 +198,20 @@ def test_a_copy_that_the_broker_refuses_stays_a_dead_letter(system: System) -> N
     assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [
         b"%d" % n for n in range(10)
     ]
+
+
+def test_a_copy_that_the_broker_refuses_stops_no_other(system: System, rabbitmq: RabbitMQ) -> None:
+    large = b"0" * 5000
+    put(system.broker_url, [dead_letter(0, large), *(dead_letter(n, b"%d" % n) for n in range(1, 1200))])
+
+    with rabbitmq.max_message_size(1000):
+        done = run("dead-letters", "replay", "--yes", **settings(system))
+
+    assert (done.returncode, done.stdout) == (1, "1,199 dead letters replayed, 1 left\n")
+    assert "the broker did not take 1 copy" in done.stderr
+    replayed = {as_bytes(message.body) for message in drain(system.broker_url, JOBS)}  # some of them twice
+    assert replayed == {b"%d" % n for n in range(1, 1200)}
+    assert [as_bytes(message.body) for message in drain(system.broker_url, DEAD_LETTERS)] == [large]
 
 
 def test_a_replay_that_is_killed_loses_nothing(system: System) -> None:

@@ -259,6 +259,25 @@ def test_a_person_is_erased(system: System) -> None:
     assert entries[2].details == {"left": 1, "email_hash": encryption.email_hash(ada).hex()}
 
 
+def test_one_that_can_not_be_erased_is_named_and_stops_no_other(system: System) -> None:
+    system.start_worker()
+    system.publish(job(f"offer-{number}") for number in range(3))
+    system.until_events(3)
+    until(lambda: all_published(system))
+    with system.engine.begin() as connection:
+        broken = select(Confirmation.id).where(Confirmation.offer_id == "offer-0").scalar_subquery()
+        connection.execute(update(OutboxEvent).where(OutboxEvent.confirmation_id == broken).values(payload="broken"))
+
+    done = run("erase", "--email", "ada@example.com", "--yes", **settings(system))
+
+    assert (done.returncode, done.stdout) == (1, "2 confirmations erased\n")
+    assert done.stderr == (
+        "left: offer offer-0 of P-100 (confirmed: a defect: JSONDecodeError)\n"
+        "confirm-offer: 1 confirmation can't be erased because of a defect\n"
+    )
+    assert audit_entries(system, "erase")[0].count == 2
+
+
 def all_published(system: System) -> bool:
     with system.engine.connect() as connection:
         query = select(func.count()).where(OutboxEvent.published_at.is_(None))

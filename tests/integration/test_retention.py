@@ -1,6 +1,7 @@
 """Rekey, purge, erase, and the search for a person, on both databases."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from threading import Thread
 from typing import Any
@@ -39,7 +40,7 @@ from tests.support.system import until
 from worker.errors import DecryptionError, Unknown
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
-from worker.services.retention import Retention
+from worker.services.retention import INITIAL_BACKOFF, Retention
 from worker.settings import EncryptionSettings, read
 from worker.storage.database import locked, now, now_plus
 from worker.storage.encryption import Encryption
@@ -564,6 +565,15 @@ def test_one_that_can_not_be_purged_stops_no_other(runtime: Runtime, monkeypatch
 
     assert {row.id for row in rows(runtime, Confirmation) if row.purged_at is None} == {broken}
     assert reported == [str(broken)], "once"
+
+    with runtime.engine.begin() as connection:
+        mended = '{"data": {"booking": {}}}'
+        connection.execute(update(OutboxEvent).where(OutboxEvent.confirmation_id == broken).values(payload=mended))
+    monkeypatch.setattr(retention._failing, "_clock", lambda: time.monotonic() + INITIAL_BACKOFF)
+    with runtime.engine.begin() as connection:
+        connection.execute(update(RateLimit).values(next_at=now()))
+
+    assert retention.run_once(), "it was mended, and is tried again"
 
 
 def test_confirmations_to_purge_are_found_by_an_index(engine: Engine) -> None:

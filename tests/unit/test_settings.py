@@ -243,6 +243,18 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (BrokerSettings, "BROKER_URL", [f"amqps://h/?ssl_ca_certs=/no/{MARK}", f"amqps://h/?ssl_ca_certs={__file__}"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h/?ssl_cert_reqs=none", f"amqp://h/?ssl_ca_certs={MARK}"]),
     (
+        BrokerSettings,
+        "BROKER_URL",
+        [f"amqp://u:{MARK}@h/v?heartbeat=5", f"amqp://h/v?{MARK}=1", f"amqp://u:1?{MARK}@h"],
+    ),
+    (BrokerSettings, "BROKER_URL", [f"amqp://a//;{MARK}:5672", f"amqp://a//; amqp://{MARK}//", f"amqp://u:1#{MARK}@h"]),
+    (BrokerSettings, "BROKER_URL", [f"amqp://{MARK}//;", f"amqp://a//;redis://{MARK}", f"amqp://{MARK}//#vhost"]),
+    (
+        BrokerSettings,
+        "BROKER_URL",
+        [f"amqp://{MARK}// ;amqp://b//", f"memory://;amqp://{MARK}//", "amqps://h/?ssl_ca_certs="],
+    ),
+    (
         DatabaseSettings,
         "DATABASE_URL",
         ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],

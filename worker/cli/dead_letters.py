@@ -258,7 +258,7 @@ def replay_letters(
     if refused:
         raise Failed(
             f"the broker did not take {pluralize(refused, 'copy', 'copies')}, so those stay dead letters; "
-            "is the jobs queue full, or not declared? Then try again"
+            "is the jobs queue full or not declared, or are they too large for it? Then try again"
         )
     if moved.count < count:
         sys.exit(1)
@@ -289,14 +289,14 @@ class _Moved:
 
 
 def _replay(queue: DeadLetterQueue, letters: Iterator[DeadLetter], url: str, moved: _Moved) -> int:
-    """Replays in batches, until the broker refuses a copy. Returns how many it refused."""
+    """Replays in batches. Returns how many copies the broker refused; they stop no other."""
+    refused = 0
     with Publisher(url) as publisher:
         for batch in in_batches(letters):
             taken = replay(queue, batch, publisher)
             moved.add(taken)
-            if taken < len(batch):
-                return len(batch) - taken
-    return 0
+            refused += len(batch) - taken
+    return refused
 
 
 def _edit_and_replay(queue: DeadLetterQueue, letters: list[DeadLetter], url: str, moved: _Moved, may_ask: bool) -> int:

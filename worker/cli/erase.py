@@ -1,7 +1,8 @@
 """``confirm-offer erase``: a person's right to be forgotten."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 import click
 from sqlalchemy import Engine
@@ -12,7 +13,9 @@ from tasks.operations.audit import audit, who
 from tasks.privacy import purge as purging
 from tasks.privacy.purge import PersonsConfirmation
 from worker.cli.ui.console import ask, by_option, handle_errors, json_option, print_error, print_json, print_note
+from worker.errors import describe
 from worker.formatting import pluralize
+from worker.outages import may_blame_item
 from worker.settings import DatabaseSettings, EncryptionSettings, read
 from worker.storage import database
 from worker.storage.encryption import Encryption
@@ -52,7 +55,8 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         ask(
             f"Blank the personal data of {pluralize(len(ended), 'confirmation')}{under_way}? This can't be undone.", yes
         )
-    erased = {row.id for row in ended if _erase(engine, encryption, email, row)}
+    broken: dict[UUID, Exception] = {}
+    erased = {row.id for row in ended if _erase(engine, encryption, email, row.id, broken)}
     left = [confirmation for confirmation in confirmations if confirmation.id not in erased]
     with engine.begin() as connection:
         audit(
@@ -71,25 +75,39 @@ def erase(email: str, yes: bool, reason: str | None, as_json: bool) -> None:
         click.echo(f"{pluralize(len(erased), 'confirmation')} erased")
     else:
         click.echo("nobody was found by this e-mail")
-    _print_left(left, unsearched)
+    _print_left(left, broken, unsearched)
     sys.exit(1 if left or unsearched else 0)
 
 
-def _erase(engine: Engine, encryption: Encryption, email: str, confirmation: PersonsConfirmation) -> bool:
-    with engine.begin() as connection:
-        return purging.erase(connection, encryption, email, confirmation.id)
+def _erase(
+    engine: Engine, encryption: Encryption, email: str, confirmation_id: UUID, broken: dict[UUID, Exception]
+) -> bool:
+    """Whether it was erased. One that fails by a defect is added to ``broken``; it stops no other."""
+    try:
+        with engine.begin() as connection:
+            return purging.erase(connection, encryption, email, confirmation_id)
+    except Exception as error:
+        if not may_blame_item(error):
+            raise
+        broken[confirmation_id] = error
+        return False
 
 
-def _why_left(confirmation: PersonsConfirmation) -> str:
+def _why_left(confirmation: PersonsConfirmation, defect: Exception | None) -> str:
+    if defect is not None:
+        return f"a defect: {describe(defect)}"
     if confirmation.state is State.NEEDS_REVIEW:
         return "resolve it first"
     return "its event is not yet published" if confirmation.state in PURGEABLE else "under way"
 
 
-def _print_left(left: Sequence[PersonsConfirmation], unsearched: int) -> None:
+def _print_left(left: Sequence[PersonsConfirmation], broken: Mapping[UUID, Exception], unsearched: int) -> None:
     for row in left:
-        print_note(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {_why_left(row)})")
-    if left:
+        why = _why_left(row, broken.get(row.id))
+        print_note(f"left: offer {row.offer_id} of {row.partner_id} ({row.state}: {why})")
+    if broken:
+        print_error(f"{pluralize(len(broken), 'confirmation')} can't be erased because of a defect")
+    if len(left) > len(broken):
         print_error("not all were erased; run it again when those that are left have ended")
     if unsearched:
         print_error(

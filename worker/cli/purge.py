@@ -89,7 +89,7 @@ def _purge(engine: Engine, before: datetime, failed: dict[UUID, Exception]) -> I
     while True:
         with engine.begin() as connection:
             known = len(failed)
-            number = purging.purge(connection, before, failed=failed)
+            number = purging.purge(connection, before, left_out=list(failed), failed=failed)
         if not number and len(failed) == known:
             return
         yield number

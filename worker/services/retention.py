@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from tasks.privacy.purge import purge
+from worker.backoff import SetAside
 from worker.observability import metrics
 from worker.observability.sentry import report
 from worker.runtime import Runtime
@@ -16,7 +17,7 @@ from worker.storage.rate_limiter import reserve_slot
 
 log = structlog.get_logger(__name__)
 
-MAX_FAILED = 1000  # confirmations
+INITIAL_BACKOFF, MAX_BACKOFF = 300.0, 6 * 3600.0  # seconds until one that could not be purged is tried again
 STEPS_PER_SECOND = 1.0  # over all workers; a step purges up to 100 confirmations
 
 
@@ -31,7 +32,7 @@ class Retention(Service):
         super().__init__()
         self._runtime = runtime
         self._days = days
-        self._failed: dict[UUID, Exception] = {}  # confirmations that could not be purged: they stop no other
+        self._failing = SetAside[UUID](INITIAL_BACKOFF, MAX_BACKOFF)  # those that could not be purged
 
     def run_once(self) -> bool:
         """Purges one step in a slot of the common rate. Returns whether there was anything to purge."""
@@ -39,18 +40,17 @@ class Retention(Service):
             wait = reserve_slot(connection, STEPS_PER_SECOND, self.name)
         if wait is None or self._stopping.wait(wait):
             return False
-        known = set(self._failed)
+        failed: dict[UUID, Exception] = {}
         with self._runtime.engine.begin() as connection:
-            count = self._purge(connection)
+            count = self._purge(connection, failed)
         if count:
             log.info("purged", count=count, days=self._days)
-        for id_ in self._failed.keys() - known:
-            report(self._failed[id_], duty=self.name, confirmation=str(id_))
+        for id_, error in failed.items():
             metrics.put_off()
-        while len(self._failed) > MAX_FAILED:  # the oldest is tried again, and reported again
-            del self._failed[next(iter(self._failed))]
+            if self._failing.add(id_):
+                report(error, duty=self.name, confirmation=str(id_))
         return count > 0
 
-    def _purge(self, connection: Connection) -> int:
+    def _purge(self, connection: Connection, failed: dict[UUID, Exception]) -> int:
         at = connection.execute(select(now())).scalar_one()
-        return purge(connection, at - timedelta(days=self._days), failed=self._failed)
+        return purge(connection, at - timedelta(days=self._days), left_out=self._failing.waiting(), failed=failed)

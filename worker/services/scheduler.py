@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -30,7 +30,7 @@ from models.types import Time
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
 from tasks.order_end import MAX_EXPIRED, expire
-from worker.backoff import exponential
+from worker.backoff import SetAside
 from worker.messaging.publisher import Message, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
 from worker.observability import tracing
@@ -53,13 +53,6 @@ LOOK_FOR_OLD_EVERY = 10.0  # seconds
 EXPIRE_EVERY = 1.0  # seconds
 MAX_UNEXPIRED = 1000  # confirmations that a defect keeps from being ended
 INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF = 1.0, 300.0  # seconds until a batch that could not be fed is tried again
-
-
-class _Failure(NamedTuple):
-    """A batch that could not be fed. number: of failures in a row; retry_at: as of time.monotonic()."""
-
-    number: int
-    retry_at: float
 
 
 class Scheduler(Service):
@@ -85,7 +78,7 @@ class Scheduler(Service):
         self._paused: list[str] = []  # partners that the mark leaves out
         self._partners: list[str] = []  # all with open confirmations
         self._found_at = float("-inf")  # when they were looked for
-        self._failing: dict[int, _Failure] = {}  # batches that could not be fed
+        self._failing = SetAside[int](INITIAL_BATCH_BACKOFF, MAX_BATCH_BACKOFF)  # batches that could not be fed
         self._check_ins = CheckIns(runtime.sentry_settings.SENTRY_CRON_MONITOR)
 
     def run_once(self) -> bool:
@@ -220,23 +213,19 @@ class Scheduler(Service):
 
         A batch that can't be fed is reported once and tried again with growing pauses. The others go on.
         """
+        waiting = self._failing.waiting()
         for batch_id in to_feed:
-            failure = self._failing.get(batch_id)
-            if room <= len(fed) or (failure is not None and time.monotonic() < failure.retry_at):
+            if room <= len(fed) or batch_id in waiting:
                 continue
             try:
                 with self._runtime.engine.begin() as connection:
                     fed += batches.feed(connection, batch_id, room - len(fed), paused, DISPATCH_LEASE)
-                self._failing.pop(batch_id, None)
+                self._failing.discard(batch_id)
             except Exception as error:
                 if not may_blame_item(error):
                     raise
-                number = failure.number + 1 if failure is not None else 1
-                if number == 1:
+                if self._failing.add(batch_id):
                     report(error, duty=self.name, batch=batch_id)
-                wait = exponential(INITIAL_BATCH_BACKOFF, number - 1, MAX_BATCH_BACKOFF)
-                self._failing[batch_id] = _Failure(number, time.monotonic() + wait)
-        self._failing = {batch: failure for batch, failure in self._failing.items() if batch in to_feed}
         if fed or (to_feed and room <= 0):
             self.interval = FEEDING
 
