@@ -350,6 +350,9 @@ REFUSE = (
     "create function refuse() returns trigger language plpgsql"
     " as $$ begin raise 'full' using errcode = '53100'; end $$"
 )
+    "create function refuse() returns trigger language plpgsql"
+    " as $$ begin raise 'full' using errcode = '53100'; end $$"
+)
     "create function refuse() returns trigger language plpgsql as $$ begin raise 'full' using errcode = '53100'; end $$"
 )
 
