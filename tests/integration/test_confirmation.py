@@ -717,8 +717,8 @@ def test_a_list_that_fails_is_not_asked_by_each_confirmation(runtime: Runtime, s
     sandbox.bookings_mode = "failing"
     make_due(runtime)
     asked = []
-    find_booking = runtime.xone._bookings
-    runtime.xone._bookings = lambda *args: (asked.append(args[0]), find_booking(*args))[1]  # type: ignore[method-assign]
+    read_pages = runtime.xone._pages
+    runtime.xone._pages = lambda *args: (asked.append(args[0]), read_pages(*args))[1]  # type: ignore[method-assign]
     for offer_id in offers:
         resume_one(runtime, offer_id)
 
