@@ -347,12 +347,6 @@ def test_tasks_that_never_end_are_not_well(
 
 
 REFUSE = (
-    "create function refuse() returns trigger language plpgsql"
-    " as $$ begin raise 'full' using errcode = '53100'; end $$"
-)
-    "create function refuse() returns trigger language plpgsql"
-    " as $$ begin raise 'full' using errcode = '53100'; end $$"
-)
     "create function refuse() returns trigger language plpgsql as $$ begin raise 'full' using errcode = '53100'; end $$"
 )
 
