@@ -33,12 +33,6 @@ class CallUnwanted(Exception):
     """The order has ended: no confirm call may be made. Says nothing about XONE, so it is no XoneError."""
 
 
-class ConfirmationGone(Exception):
-    """The confirmation's row does not exist any more: the database lost its last commits, such as by a failover to a
-    replica that lagged.
-    """
-
-
 @dataclass(frozen=True)
 class History:
     """What earlier attempts have shown."""
