@@ -30,9 +30,9 @@ from models.types import Time
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
 from worker.backoff import exponential
-from worker.messaging.publisher import Message, Publisher
+from worker.messaging.publisher import Message, NotTaken, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
-from worker.observability import tracing
+from worker.observability import metrics, tracing
 from worker.observability.sentry import CheckIns, report
 from worker.outages import may_blame_item
 from worker.runtime import Runtime
@@ -151,7 +151,10 @@ class Scheduler(Service):
         return int(self._allowed_batch_items)
 
     def _send(self, dispatched: list[UUID]) -> set[UUID]:
-        """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due."""
+        """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due.
+
+        Raises NotTaken where the broker refuses some, so that the Scheduler pauses and its part is not well.
+        """
         sent: set[UUID] = set()
         try:
             headers = self._trace_headers(dispatched) if tracing.is_on() else {}
@@ -166,6 +169,9 @@ class Scheduler(Service):
                     connection.execute(
                         update(Confirmation).where(Confirmation.id.in_(unsent)).values(dispatched_until=None)
                     )
+        if unsent:
+            metrics.resumes_refused(len(unsent))
+            raise NotTaken(self._publisher.refused[unsent[0]])
         return sent
 
     def _trace_headers(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
@@ -210,18 +216,6 @@ class Scheduler(Service):
 def _dispatched(connection: Connection) -> int:
     """How many confirmations are marked as dispatched."""
     return connection.execute(_DISPATCHED).scalar_one()
-
-
-def _find_partners(connection: Connection, since: datetime, paused: Sequence[str]) -> list[str]:
-    """Partners that are not paused, with something that is due since ``since``, or will be."""
-    found = connection.execute(_FIND_PARTNERS, {"since": since}).scalars()
-    return [partner for partner in found if partner is not None and partner not in paused]
-
-
-def _take_due(
-    connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
-) -> list[UUID]:
-    """Marks confirmations of these partners that are due since ``since`` as dispatched. statement: made by _take."""
 
 
 def _take_due(
