@@ -114,6 +114,25 @@ class Scheduler(Service):
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
+    def _dispatch_too_old(self) -> None:
+        """Dispatches what is not put back any more, so that it ends though no call may be made."""
+        if time.monotonic() - self._looked_for_old_at < LOOK_FOR_OLD_EVERY:
+            return
+        self._publisher.ensure_connection()
+        max_age = self._runtime.retry_settings.RETRY_MAX_AGE
+        with self._runtime.engine.begin() as connection:
+            paused = sorted(self._runtime.pauses.partners(connection))
+            free = self._max_in_flight - _dispatched(connection)
+            if ALL in paused or free <= 0:
+                return
+            due = list(
+                connection.execute(_TAKE_TOO_OLD, {"limit": free, "max_age": -max_age, "paused": paused}).scalars()
+            )
+        if due:
+            self._send(due)
+        if len(due) < free:
+            self._looked_for_old_at = time.monotonic()
+
     def _due_since(self, connection: Connection, paused: list[str]) -> datetime:
         """When the confirmation that is due for longest was due, or earlier; without those of paused partners."""
         if paused != self._paused:
