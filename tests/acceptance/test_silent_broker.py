@@ -19,12 +19,20 @@ from worker.services import health_file
 
 pytestmark = pytest.mark.slow
 
+CONNECTION_LOST = "consumer: Connection to broker lost. Trying to re-establish the connection..."
+
 
 @pytest.fixture
 def links(broker_url: str) -> Iterator[list[Link]]:
     """Two ways to the broker."""
     with ExitStack() as stack:
         yield [stack.enter_context(Link(urlsplit(broker_url).port or 0)) for _ in range(2)]
+
+
+def over(links: list[Link], broker_url: str) -> str:
+    """BROKER_URL for these ways to the broker."""
+    virtual_host = broker_url.rpartition("/")[2]
+    return ";".join(f"amqp://guest:guest@127.0.0.1:{link.port}/{virtual_host}" for link in links)
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent", "prefork"])
@@ -40,11 +48,9 @@ def test_a_worker_leaves_a_silent_broker_in_half_a_minute_and_is_not_well_until_
 ) -> None:
     """With a call of almost 30 s under way, which is neither repeated nor lost."""
     monkeypatch.setattr(health_file.tempfile, "tempdir", str(tmp_path))
-    virtual_host = broker_url.rpartition("/")[2]
-    url = ";".join(f"amqp://guest:guest@127.0.0.1:{link.port}/{virtual_host}" for link in links)
     environment = {name: value for name, value in environment.items() if name != "XONE_TIMEOUT"}
     with System(broker_url, postgresql_url, sandbox, environment, tmp_path) as system:
-        worker = system.start_worker(BROKER_URL=url, WORKER_POOL=pool, WORKER_CONCURRENCY="4")
+        worker = system.start_worker(BROKER_URL=over(links, broker_url), WORKER_POOL=pool, WORKER_CONCURRENCY="4")
         until(lambda: CliRunner().invoke(health).exit_code == 0, 60)
         sandbox.latency = 25.0
         system.publish([job("offer-1")])
@@ -64,10 +70,35 @@ def test_a_worker_leaves_a_silent_broker_in_half_a_minute_and_is_not_well_until_
         system.until_events(2)
         assert (len(sandbox.calls), sandbox.overlapping) == (2, set())
         until(lambda: system.queue_length(JOBS) == 0)
-        assert [line["silent_s"] for line in worker.logged() if line["event"] == "broker_silent"]
         assert _told_by_celery(worker) == [
             "consumer: Connection to broker lost. Trying to re-establish the connection..."
         ]
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_worker_leaves_a_broker_that_falls_silent_in_the_middle_of_a_message(
+    pool: str,
+    links: list[Link],
+    broker_url: str,
+    postgresql_url: str,
+    sandbox: Sandbox,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """Its loop is blocked then: py-amqp reads the rest of a frame, for as long as that takes."""
+    with System(broker_url, postgresql_url, sandbox, environment, tmp_path) as system:
+        worker = system.start_worker(
+            BROKER_URL=over(links, broker_url), WORKER_POOL=pool, WORKER_PARTS="tasks", WORKER_CONCURRENCY="2"
+        )
+        until(lambda: "ready." in worker.log.read_text(), 60)
+        (used,) = [link for link in links if link.connections]
+        used.silence(after=20_000)
+        silent_since = time.monotonic()
+        system.publish([json.dumps(job("offer-1")).encode() + b" " * 200_000])
+        until(lambda: sandbox.bookings, 60)
+
+        assert time.monotonic() - silent_since < 30
+        assert [line["silent_s"] for line in worker.logged() if line["event"] == "broker_silent"]
 
 
 def _told_by_celery(worker: WorkerProcess) -> list[str]:

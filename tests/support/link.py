@@ -1,4 +1,4 @@
-"""A link between clients and a server on 127.0.0.1 that can fall silent, as behind a network that drops every packet."""
+"""A link between clients and a server on 127.0.0.1 that can fall silent, as behind a network that drops packets."""
 
 import socket
 from contextlib import suppress
@@ -26,7 +26,9 @@ class Link:
         """How many clients have connected, in all."""
         return len(self._sockets) // 2
 
-    def silence(self) -> None:
+    def silence(self, after: int = 0) -> None:
+        """after: how many bytes, in one direction, it passes on before."""
+        self._left = after
         self._speaks.clear()
 
     def _accept(self) -> None:
@@ -41,7 +43,11 @@ class Link:
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                self._speaks.wait()
+                if not self._speaks.is_set():
+                    passed, self._left = data[: self._left], max(self._left - len(data), 0)
+                    target.sendall(passed)
+                    self._speaks.wait()
+                    data = data[len(passed) :]
                 target.sendall(data)
             self._speaks.wait()
             target.shutdown(socket.SHUT_WR)

@@ -111,7 +111,7 @@ class Peer:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of SSLSocket is for its own thread only
 
 
-def connect(url: str) -> AnyHost:
+def connect(url: str) -> Connection:
     """A connection for publishing and declaring. url: amqp:, amqps: or memory:. It connects at first use; close it.
 
     It agrees on no heartbeats, as nothing would send them while it is idle; TCP's keep-alive finds a dead peer.
