@@ -77,14 +77,13 @@ def broker_options(value: SecretStr) -> SecretStr:
         return value
     if names - {"ssl_ca_certs"}:
         raise ValueError("should have no option but ssl_ca_certs; certificates are always verified")
-    files = {each["ssl_ca_certs"] for each in options if each}
+    files = {each.get("ssl_ca_certs") for each in options}
     if len(files) > 1:
-        raise ValueError("should name one file as ssl_ca_certs for all brokers")
-    for file in files:
-        try:
-            ssl.create_default_context(cafile=file)
-        except OSError:
-            raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
+        raise ValueError("should have the same ssl_ca_certs in each URL")
+    try:
+        ssl.create_default_context(cafile=files.pop())
+    except OSError:
+        raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
     return value
 
 

@@ -245,6 +245,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (BrokerSettings, "BROKER_URL", [f"amqp://a//;redis://{MARK}@b", f"amqp://{MARK};", f"amqp://a;{MARK}:5672"]),
     (BrokerSettings, "BROKER_URL", [f"amqp://u:{MARK}@h?heartbeat=60", f"amqp://a//;amqp://u:{MARK}@b?heartbeat=0"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://h/?ssl_ca_certs=/no/{MARK}", f"amqps://h/?ssl_ca_certs={__file__}"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h;amqps://h/?ssl_ca_certs=/etc/hosts"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h/?ssl_cert_reqs=none", f"amqp://h/?ssl_ca_certs={MARK}"]),
     (
         DatabaseSettings,
@@ -253,7 +254,11 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     ),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql://h1:1,h2:{MARK}/db", f"postgresql://u:{MARK}@[::1,h2/db"]),
-    (DatabaseSettings, "DATABASE_URL", [f"postgresql:///{MARK}?host=a,b&port=1", f"postgresql:///{MARK}?host=a:x&host=b"]),
+    (
+        DatabaseSettings,
+        "DATABASE_URL",
+        [f"postgresql:///{MARK}?host=a,b&port=1", f"postgresql:///{MARK}?host=a:x&host=b"],
+    ),
     (DatabaseSettings, "DATABASE_URL", ["sqlite://", "sqlite:///", "sqlite:///:memory:"]),
     (EncryptionSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
     (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),

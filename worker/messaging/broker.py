@@ -124,13 +124,13 @@ def connect(url: str) -> Connection:
 def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
     """Splits a URL into one without the option ``ssl_ca_certs`` and kombu's argument ``ssl`` (False without TLS).
 
-    url: of one host, or of several, separated by semicolons; any may have the option. py-amqp does not know the options
+    url: of one host, or of several, separated by semicolons, with the same option. py-amqp does not know the options
     that kombu reads from a URL.
     """
     if not url.startswith("amqps:"):
         return url, False
     hosts = [host.partition("?") for host in url.split(";")]
-    options = dict(parse_qsl("&".join(options for _, _, options in hosts)))
+    options = dict(parse_qsl(hosts[0][2]))
     plain_url = ";".join(plain for plain, _, _ in hosts)
     # None: the authorities that the system trusts
     return plain_url, {"cert_reqs": CERT_REQUIRED, "ca_certs": options.get("ssl_ca_certs")}
