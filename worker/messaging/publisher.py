@@ -22,7 +22,7 @@ UNROUTABLE = "no queue is bound for it"
 
 
 class NotTaken(OSError):
-    """The broker refused a message, or no queue is bound for it. A later try may succeed."""
+    """The broker refused a message, or no queue is bound for it. The text says why. A later try may succeed."""
 
 
 class _Unsendable(Exception):
@@ -153,7 +153,7 @@ class Publisher:
     def publish_one(self, message: Message) -> None:
         """As publish(). Raises NotTaken where the broker does not take the message."""
         if not self.publish([message]):
-            raise NotTaken
+            raise NotTaken(self.refused[message.key])
 
     def ensure_connection(self) -> None:
         """Connects if there is no connection or it is lost. Raises the connection's error."""
