@@ -63,7 +63,10 @@ def main(
         if minutes:
             tell(f"soak of {minutes:g} min", soak(bench, minutes, seed, rate, click.echo))
     broken = Counter(rule for verdict in verdicts for rule in verdict.violations)
-    click.echo("repeated: events / calls; flows after: from the begin of the fault until no job takes longer than 5 s")
+    click.echo(
+        "calls: repeated after one that may have booked; longest pause: without an event while jobs waited;"
+        " all flows after: from the begin of the fault until no job takes longer than 5 s"
+    )
     for rule, count in broken.items():
         click.echo(f"broken {count} times: {rule}")
     if broken:
