@@ -23,9 +23,11 @@ from tests.cluster.checker import Verdict
 from tests.cluster.faults import FAULTS
 from tests.cluster.trials import COLUMNS, row, soak, told, try_fault
 
+ONLY = f"Only this one, and no soak. One of: {', '.join(f'“{name}”' for name in FAULTS)}."
+
 
 @click.command(help=__doc__)
-@click.option("--fault", "names", multiple=True, type=click.Choice(list(FAULTS)), help="Only this one; no soak.")
+@click.option("--fault", "names", multiple=True, type=click.Choice(list(FAULTS)), metavar="NAME", help=ONLY)
 @click.option(
     "--soak", "minutes", type=click.FloatRange(0), help="Minutes of random faults; without --fault only that."
 )
