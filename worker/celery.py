@@ -14,8 +14,8 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
-from celery.apps import worker as celery_program
 from celery.app.amqp import AMQP
+from celery.apps import worker as celery_program
 from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state

@@ -23,9 +23,11 @@ from tests.cluster.checker import Verdict
 from tests.cluster.faults import FAULTS
 from tests.cluster.trials import COLUMNS, row, soak, told, try_fault
 
+ONLY = f"Only this one, and no soak. One of: {', '.join(f'“{name}”' for name in FAULTS)}."
+
 
 @click.command(help=__doc__)
-@click.option("--fault", "names", multiple=True, type=click.Choice(list(FAULTS)), help="Only this one; no soak.")
+@click.option("--fault", "names", multiple=True, type=click.Choice(list(FAULTS)), metavar="NAME", help=ONLY)
 @click.option(
     "--soak", "minutes", type=click.FloatRange(0), help="Minutes of random faults; without --fault only that."
 )
@@ -63,7 +65,10 @@ def main(
         if minutes:
             tell(f"soak of {minutes:g} min", soak(bench, minutes, seed, rate, click.echo))
     broken = Counter(rule for verdict in verdicts for rule in verdict.violations)
-    click.echo("repeated: events / calls; flows after: from the begin of the fault until no job takes longer than 5 s")
+    click.echo(
+        "calls: repeated after one that may have booked; longest pause: without an event while jobs waited;"
+        " all flows after: from the begin of the fault until no job takes longer than 5 s"
+    )
     for rule, count in broken.items():
         click.echo(f"broken {count} times: {rule}")
     if broken:

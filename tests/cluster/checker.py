@@ -267,14 +267,15 @@ def _booking_ids(seen: Histories) -> dict[str, set[str]]:
 class Verdict:
     """What the checker found. Numbers, unless said otherwise, are of offers.
 
-    lost: confirmed jobs without an end; doubled: booked, or called, twice where once was right; repeated_events:
-    further receipts of an event, and events about an end that was announced before; repeated_calls: calls of an offer
-    after one that booked, or that had no answer; repeated_jobs: further publishes; stall: the longest time in seconds
-    in which jobs waited and no event came; flows_after: seconds from the begin of the fault to the end of the last job
-    that took longer than LATE.
+    lasted: seconds of the fault; lost: confirmed jobs without an end; doubled: booked, or called, twice where once was
+    right; repeated_events: further receipts of an event, and events about an end that was announced before;
+    repeated_calls: calls of an offer after one that booked, or that had no answer; repeated_jobs: further publishes;
+    stall: the longest time in seconds in which jobs waited and no event came; flows_after: seconds from the begin of
+    the fault to the end of the last job that took longer than LATE.
     """
 
     violations: dict[str, list[str]]  # by rule
+    lasted: float
     jobs: int
     lost: int
     doubled: int
@@ -301,6 +302,7 @@ def check(seen: Histories) -> Verdict:
     announced = {(event.offer, event.type, event.booking) for event in seen.events}
     return Verdict(
         violations={rule: violations for rule, violations in found.items() if violations},
+        lasted=seen.fault[1] - seen.fault[0],
         jobs=len(seen.jobs),
         lost=len(seen.lost),
         doubled=len(doubled),

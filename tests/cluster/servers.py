@@ -133,17 +133,18 @@ class BrokerCluster:
         until(lambda: self.leader() is node, seconds=30, every=0.5)
 
     def partition(self, node: Node) -> None:
-        """Separates a node from the others, which goes on in the erlang VM: each side forgets the other's cookie."""
-        self._set_cookies(node, "cut", "erlang:disconnect_node('{}')")
+        """Separates a node from the others, both of which it loses at once. All three Erlang VMs go on."""
+        self._set_cookies(node, "cut", "erlang:disconnect_node(Other)")
 
     def heal(self, node: Node) -> None:
-        self._set_cookies(node, self.cookie, "net_kernel:connect_node('{}')")
+        self._set_cookies(node, self.cookie, "net_kernel:connect_node(Other)")
 
     def _set_cookies(self, node: Node, cookie: str, then: str) -> None:
-        """Sets on both sides with which cookie a node and the others speak. then: with the name of the other."""
-        for here, there in [(node, each) for each in self.nodes] + [(each, node) for each in self.nodes]:
-            if here is not there:
-                here.ctl("eval", f"erlang:set_cookie('{there.name}', '{cookie}'), {then.format(there.name)}.")
+        """Sets on both sides with which cookie a node and the others speak. then: what follows, for each Other."""
+        others = [other for other in self.nodes if other is not node]
+        for here, there in [(node, others), *((other, [node]) for other in others)]:
+            names = ", ".join(f"'{each.name}'" for each in there)
+            here.ctl("eval", f"[begin erlang:set_cookie(Other, '{cookie}'), {then} end || Other <- [{names}]].")
 
     def recover(self) -> None:
         """Starts again what does not run, resumes what is frozen, and returns when every node takes connections."""

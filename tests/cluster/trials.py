@@ -13,7 +13,11 @@ from tests.cluster.faults import AFTERWARDS, FAULTS, strike
 AFTER_FAULT = 5.0  # seconds for which jobs are published on
 SOAK_EVERY, SOAK_LONGEST = 10.0, 8.0  # seconds from fault to fault, and that a fault lasts, in a soak
 SHOWN = 5  # violations of each rule
-COLUMNS = f"{'':36} {'jobs':>5} {'lost':>5} {'doubled':>8} {'repeated':>9} {'longest pause':>14} {'flows after':>12}"
+HEADINGS = ("lasts", "jobs", "lost", "doubled", "repeated events", "calls", "longest pause", "all flows after")
+COLUMNS = (
+    f"| {'fault':36} | " + " | ".join(HEADINGS) + " |\n"
+    f"|{'-' * 38}|" + "|".join("-" * (len(heading) + 1) + ":" for heading in HEADINGS) + "|"
+)
 
 
 def try_fault(bench: Bench, name: str, rate: float, seconds: float | None = None) -> Verdict:
@@ -49,11 +53,10 @@ def judge(bench: Bench, checkout: Checkout, **circumstances: object) -> Verdict:
 
 
 def row(name: str, verdict: Verdict) -> str:
-    repeated = f"{verdict.repeated_events} / {verdict.repeated_calls}"
-    return (
-        f"{name:36} {verdict.jobs:5} {verdict.lost:5} {verdict.doubled:8} {repeated:>9}"
-        f" {verdict.stall:12.1f} s {verdict.flows_after:10.1f} s"
-    )
+    """A row of a table in Markdown, under COLUMNS."""
+    counts = (verdict.jobs, verdict.lost, verdict.doubled, verdict.repeated_events, verdict.repeated_calls)
+    cells = (f"{verdict.lasted:.0f} s", *counts, f"{verdict.stall:.1f} s", f"{verdict.flows_after:.1f} s")
+    return f"| {name:36} | " + " | ".join(f"{c:>{len(h)}}" for c, h in zip(cells, HEADINGS, strict=True)) + " |"
 
 
 def told(verdict: Verdict) -> list[str]:
