@@ -17,6 +17,9 @@ from models.states import State
 from models.tables import Attempt, Confirmation, FurtherEmail
 from tasks import email_index
 from tasks.lease import History, Lease, acquire, lease_from_row, open_attempts, seconds_overdue
+from tasks.order_end import end_order
+from tasks.record import lock_for_decision
+from worker.errors import WITHDRAWN
 from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent, locked, now, now_plus
 from worker.storage.encryption import Encryption
 
@@ -87,7 +90,8 @@ def accept(
     """Stores the job and returns the lease on its confirmation; None if there is nothing to do now.
 
     The same job again is harmless. Raises JobRejected ``conflicting-job`` for other content of an offer that has not
-    failed. If its personal data was purged, there is nothing to compare with: a job for a failed confirmation is then
+    failed. The first job of an offer that was withdrawn before ends as withdrawn, whatever its content. If the offer's
+    personal data was purged, there is nothing to compare with: a job for a failed confirmation is then
     taken as new content, and a job for a booked offer as the same.
 
     token: the fencing token of the lease, the same if this is repeated. lease_seconds: how long the lease runs.
@@ -113,6 +117,9 @@ def accept(
         connection.execute(insert, {**_identity(new), **content, "attempts": int(takes_lease)})
         row = connection.execute(_BY_OFFER, offer).one()
     if row.id != new.id:
+        if _awaits_job(row):
+            _end_withdrawn(connection, encryption, row.id, new)
+            return None
         if _has_same_content(row, encryption, job, new.body):
             if not takes_lease:
                 return None
@@ -254,6 +261,23 @@ def _content(new: NewJob) -> dict[str, Any]:
         "error_http_status": None,
         "error_detail": None,
     }
+
+
+def _awaits_job(row: Row[Any]) -> bool:
+    """Whether a person has withdrawn this offer before a job came for it: the row holds no content."""
+    return row.withdrawn_at is not None and row.quote_ids is None and row.sealed_body is None
+
+
+def _end_withdrawn(connection: Connection, encryption: Encryption, confirmation_id: UUID, new: NewJob) -> None:
+    """Stores the first job of an offer that was withdrawn before, and its end. A job with other content revives it."""
+    content = {name: value for name, value in _content(new).items() if name != "withdrawn_at"}
+    content["sealed_body"] = encryption.encrypt(confirmation_id, "body", new.body)
+    row = _columns.id == confirmation_id
+    connection.execute(update(_row).where(row).values(offer_id=new.job.offer_id, **content))
+    batch = StatementBatch(connection)
+    email_index.add(batch, confirmation_id, new.email_hashes[1:])
+    batch.flush()
+    end_order(connection, connection.execute(lock_for_decision().where(row)).all(), WITHDRAWN)
 
 
 def _forget_content(connection: Connection, confirmation_id: UUID) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     or_,
     select,
     update,
@@ -30,7 +31,7 @@ from models.states import BatchState, State
 from models.tables import Batch, BatchItem, Confirmation
 from tasks.due_times import is_dispatched
 from tasks.operations.audit import audit
-from tasks.operations.failures import Selection
+from tasks.operations.failures import Selection, order_has_ended
 from worker.storage.database import locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
@@ -218,7 +219,12 @@ def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], di
     return list(
         connection.execute(
             update(Confirmation)
-            .where(Confirmation.id.in_(items), Confirmation.state.in_(states), Confirmation.purged_at.is_(None))
+            .where(
+                Confirmation.id.in_(items),
+                Confirmation.state.in_(states),
+                Confirmation.purged_at.is_(None),
+                not_(order_has_ended()),
+            )
             .values(
                 state=State.QUEUED,
                 due_at=now(),

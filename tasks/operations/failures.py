@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, not_, or_, select
 
 from models.same import as_uuid, canonical_id, spellings
 from models.states import State
 from models.tables import Confirmation
+from worker.errors import ORDER_ENDED
 from worker.storage import database
 
 MAX_OFFERS = 1000  # in one statement
@@ -43,7 +44,8 @@ class Selection:
 
     since, until: when it failed, the first included, the second not; limit: at most so many, those that failed first;
     purged: whether the personal data was purged, None for both (a purged confirmation can't be tried again: there is
-    nothing left to send); offers: pairs of partner (None: any) and offer id, in place of filters.
+    nothing left to send); order_ended: whether it failed because its order ended before, None for both (it is not tried
+    again); offers: pairs of partner (None: any) and offer id, in place of filters.
     """
 
     partner: str | None = None
@@ -53,6 +55,7 @@ class Selection:
     limit: int | None = None
     include_needs_review: bool = False
     purged: bool | None = None
+    order_ended: bool | None = None
     offers: tuple[tuple[str | None, str], ...] | None = None
 
     @property
@@ -73,6 +76,8 @@ class Selection:
             chosen.append(Confirmation.updated_at < self.until)
         if self.purged is not None:
             chosen.append(Confirmation.purged_at.is_not(None) if self.purged else Confirmation.purged_at.is_(None))
+        if self.order_ended is not None:
+            chosen.append(order_has_ended() if self.order_ended else not_(order_has_ended()))
         return chosen
 
     def facts(self) -> dict[str, Any]:
@@ -80,6 +85,12 @@ class Selection:
         facts = {name: value for name, value in asdict(self).items() if value not in (None, False) and name != "offers"}
         facts |= {"offers": len(self.offers)} if self.offers is not None else {}
         return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in facts.items()}
+
+
+def order_has_ended() -> ColumnElement[bool]:
+    """A condition that a confirmation has failed because its order had ended: it expired, or was withdrawn."""
+    code = func.coalesce(Confirmation.error_code, "")
+    return and_(Confirmation.state == State.FAILED, code.in_(tuple(ORDER_ENDED)))
 
 
 def in_literally(*states: State) -> ColumnElement[bool]:
@@ -105,12 +116,16 @@ class FailedConfirmation:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An offer that was asked for and does not match. state: None if there is no such confirmation."""
+    """An offer that was asked for and does not match. state: None if there is no such confirmation.
+
+    code: of its error.
+    """
 
     partner_id: str | None
     offer_id: str
     state: State | None
     purged_at: datetime | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +175,7 @@ def _match_offers(connection: Connection, selection: Selection, offers: Sequence
     left_out = []
     for partner, offer in dict.fromkeys(offers):
         candidates = [row for row in by_offer[canonical_id(offer)] if partner in (None, row.partner_id)]
-        fit = {row.id: row for row in candidates if row.state in selection.states and not _is_purged(row, selection)}
+        fit = {row.id: row for row in candidates if row.state in selection.states and not _is_kept_out(row, selection)}
         matching |= fit
         if not fit:
             left_out.append(_left_out(partner, offer, candidates))
@@ -170,11 +185,14 @@ def _match_offers(connection: Connection, selection: Selection, offers: Sequence
 def _left_out(partner: str | None, offer: str, candidates: Sequence[Row[Any]]) -> LeftOut:
     if not candidates:
         return LeftOut(partner, offer, None)
-    return LeftOut(partner, offer, State(candidates[0].state), candidates[0].purged_at)
+    first = candidates[0]
+    return LeftOut(partner, offer, State(first.state), first.purged_at, first.code)
 
 
-def _is_purged(row: Row[Any], selection: Selection) -> bool:
-    return selection.purged is False and row.purged_at is not None
+def _is_kept_out(row: Row[Any], selection: Selection) -> bool:
+    is_purged = selection.purged is False and row.purged_at is not None
+    has_ended = row.state == State.FAILED and row.code in ORDER_ENDED
+    return is_purged or (selection.order_ended is False and has_ended)
 
 
 @dataclass(frozen=True)
@@ -308,6 +326,17 @@ def review_query(selection: Selection) -> Select[Any]:
     return query.where(*selection.conditions(State.NEEDS_REVIEW))
 
 
+def order_ended(connection: Connection, selection: Selection) -> int:
+    """How many confirmations that the filters match have failed because their order had ended."""
+    return int(connection.execute(order_ended_query(selection)).scalar_one())
+
+
+def order_ended_query(selection: Selection) -> Select[Any]:
+    """The number that ``order_ended`` returns."""
+    query: Select[Any] = select(func.count()).select_from(Confirmation)
+    return query.where(*replace(selection, order_ended=True, purged=None).conditions())
+
+
 def purged(connection: Connection, selection: Selection) -> int:
     """How many confirmations that the filters match were purged."""
     return int(connection.execute(purged_query(selection)).scalar_one())
@@ -316,4 +345,4 @@ def purged(connection: Connection, selection: Selection) -> int:
 def purged_query(selection: Selection) -> Select[Any]:
     """The number that ``purged`` returns."""
     query: Select[Any] = select(func.count()).select_from(Confirmation)
-    return query.where(*replace(selection, purged=True).conditions())
+    return query.where(*replace(selection, purged=True, order_ended=None).conditions())

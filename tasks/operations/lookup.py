@@ -114,6 +114,8 @@ class ConfirmationDetails:
     booking: BookingDetails | None
     policies: tuple[PolicyDetails, ...]
     events: tuple[EventDetails, ...]
+    confirm_by: datetime | None = field(metadata=OMIT_IF_NONE)
+    withdrawn_at: datetime | None = field(metadata=OMIT_IF_NONE)
     purged_at: datetime | None = field(metadata=OMIT_IF_NONE)
 
 
@@ -185,6 +187,8 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
             EventDetails(event.id, event.type, event.sequence, event.created_at, event.published_at)
             for event in rows_of(OutboxEvent, OutboxEvent.sequence)
         ),
+        confirm_by=row.confirm_by,
+        withdrawn_at=row.withdrawn_at,
         purged_at=row.purged_at,
     )
     active_pauses = [] if row.state in _BOOKED else pauses.active(connection)

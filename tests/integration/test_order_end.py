@@ -2,28 +2,32 @@
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import update
 
 from models.job import JobRejected
 from models.states import Outcome, State
-from models.tables import Attempt, BatchItem, Confirmation, OutboxEvent
-from tasks import confirm
+from models.tables import Attempt, AuditEntry, BatchItem, Confirmation, OutboxEvent
+from tasks import confirm, email_index
 from tasks.accept import Delivery
 from tasks.decide import READ_BACK_TRIES
 from tasks.lease import Lease
-from tasks.operations import batches, pauses
+from tasks.operations import batches, failures, pauses
 from tasks.operations.failures import Selection
+from tasks.operations.withdraw import Result, results, withdraw
 from tests.support.confirming import accepted, body_of, only, rows, run
 from worker.errors import NotSent, XoneError
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services.scheduler import Scheduler
-from worker.storage.database import now_plus
+from worker.storage.database import now, now_plus
 from worker.storage.pause_cache import ALL, PauseCache
 from worker.storage.rate_limiter import reserve_slot
 from worker.xone.circuit_breaker import FAILURE_THRESHOLD, CallsSuspended
@@ -267,3 +271,244 @@ def test_a_changed_confirm_by_is_changed_content(runtime: Runtime, sandbox: Sand
     assert outcome(runtime) == (State.CONFIRMED, None)
     with pytest.raises(JobRejected, match="conflicting-job"):
         confirm.accept_job(body_of("offer-1"), Delivery(), runtime)
+
+
+# --- withdraw ---
+
+
+def withdrawn(runtime: Runtime, offer_id: str = "offer-1") -> UUID:
+    with runtime.engine.begin() as connection:
+        return withdraw(connection, "P-100", offer_id, "me", "the order was cancelled")
+
+
+def result(runtime: Runtime, id_: UUID) -> Result:
+    with runtime.engine.connect() as connection:
+        return results(connection, [id_])[id_].result
+
+
+def test_what_is_surely_not_booked_ends_at_once(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "offer-1~http-503")
+
+    id_ = withdrawn(runtime, "offer-1~http-503")
+
+    assert outcome(runtime) == (State.FAILED, "withdrawn")
+    assert result(runtime, id_) is Result.WITHDRAWN
+    (event,) = events(runtime)
+    assert (event["type"], event["data"]["error"]["code"]) == ("confirmation.failed", "withdrawn")
+    assert "the order was cancelled" not in json.dumps(event), "the reason is for the audit only"
+    entry = only(runtime, AuditEntry)
+    assert (entry.command, entry.by, entry.reason, entry.count) == ("withdraw", "me", "the order was cancelled", 1)
+    assert entry.details["offer"] == "offer-1~http-503"
+
+
+def test_a_second_withdrawal_changes_nothing(runtime: Runtime) -> None:
+    run(runtime, "offer-1~http-503")
+    first = withdrawn(runtime, "offer-1~http-503")
+    before = rows(runtime, Confirmation), rows(runtime, OutboxEvent)
+
+    assert withdrawn(runtime, "offer-1~http-503") == first
+
+    assert (rows(runtime, Confirmation), rows(runtime, OutboxEvent)) == before
+
+
+def test_two_withdrawals_at_once_end_it_once(runtime: Runtime) -> None:
+    run(runtime, "offer-1~http-503")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(lambda _: withdrawn(runtime, "offer-1~http-503"), range(2)))) == 1
+
+    assert [event["data"]["sequence"] for event in events(runtime)] == [1]
+
+
+def test_what_has_failed_is_not_tried_again(runtime: Runtime) -> None:
+    run(runtime, "offer-1~http-422")
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(purged_at=now(), sealed_body=None))
+
+    withdrawn(runtime, "offer-1~http-422")
+
+    row = only(runtime, Confirmation)
+    assert (row.state, row.error_code, row.purged_at is not None) == (State.FAILED, "withdrawn", True)
+    assert [event["data"]["error"]["code"] for event in events(runtime)] == ["http-422", "withdrawn"]
+
+
+def test_what_is_booked_stays(runtime: Runtime) -> None:
+    run(runtime)
+
+    id_ = withdrawn(runtime)
+
+    assert result(runtime, id_) is Result.BOOKED
+    assert [event["type"] for event in events(runtime)] == ["booking.confirmed"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "code", "expected"),
+    [
+        ("", State.CONFIRMED, None, Result.BOOKED),
+        ("~http-422", State.FAILED, "withdrawn", Result.WITHDRAWN),
+        ("~http-503", State.FAILED, "withdrawn", Result.WITHDRAWN),
+        ("~drop-before", State.RETRYING, "connection-lost", Result.SETTLING),
+    ],
+)
+def test_what_comes_of_a_call_under_way_decides(
+    runtime: Runtime, sandbox: Sandbox, fault: str, state: State, code: str | None, expected: Result
+) -> None:
+    lease = accepted(runtime, f"offer-1{fault}")
+    id_ = withdrawn(runtime, f"offer-1{fault}")
+    assert result(runtime, id_) is Result.CALLING
+
+    confirm.attempt(lease, runtime)  # the worker has asked the database before, and need not do so again
+
+    assert len(sandbox.calls) == 1
+    assert outcome(runtime) == (state, code)
+    assert result(runtime, id_) is expected
+
+
+def test_a_worker_that_asks_the_database_again_makes_no_call(runtime: Runtime, sandbox: Sandbox) -> None:
+    lease = accepted(runtime)
+    withdrawn(runtime)
+    lease.leased_at -= runtime.xone_settings.lease_seconds
+
+    confirm.attempt(lease, runtime)
+
+    assert sandbox.calls == []
+    assert outcome(runtime) == (State.FAILED, "withdrawn")
+
+
+def test_a_worker_that_puts_it_back_ends_it(runtime: Runtime, sandbox: Sandbox) -> None:
+    lease = accepted(runtime)
+    withdrawn(runtime)
+    suspend_calls(runtime)
+
+    confirm.attempt(lease, runtime)
+
+    assert outcome(runtime) == (State.FAILED, "withdrawn")
+    assert [event["data"]["error"]["code"] for event in events(runtime)] == ["withdrawn"]
+
+
+@pytest.mark.parametrize("begins_as", ["retrying", "needs_review"])
+@pytest.mark.parametrize(
+    ("fault", "state", "code"),
+    [("~drop-after~1", State.CONFIRMED, None), ("~drop-before", State.FAILED, "withdrawn")],
+)
+def test_where_xone_may_have_booked_the_list_decides(
+    runtime: Runtime, sandbox: Sandbox, begins_as: str, fault: str, state: State, code: str | None
+) -> None:
+    offer_id = f"offer-1{fault}"
+    run(runtime, offer_id)
+    change(runtime, state=begins_as, **({"due_at": None} if begins_as == "needs_review" else {}))
+    id_ = withdrawn(runtime, offer_id)
+    assert result(runtime, id_) is Result.SETTLING
+
+    for _ in range(READ_BACK_TRIES):
+        if outcome(runtime)[0] in (State.QUEUED, State.RETRYING):
+            resume(runtime)
+
+    assert outcome(runtime) == (state, code)
+    assert len(sandbox.calls) == 1
+
+
+def test_withdrawing_again_does_not_shorten_the_time_of_the_list(runtime: Runtime) -> None:
+    run(runtime, "offer-1~drop-before")
+    withdrawn(runtime, "offer-1~drop-before")
+    resume(runtime)
+    before = only(runtime, Confirmation)
+
+    withdrawn(runtime, "offer-1~drop-before")
+
+    after = only(runtime, Confirmation)
+    assert (after.due_at, after.read_backs) == (before.due_at, before.read_backs) == (before.due_at, 1)
+
+
+def test_without_the_list_a_person_decides(runtime: Runtime, sandbox: Sandbox) -> None:
+    sandbox.bookings_mode = "forbidden"
+    run(runtime, "offer-1~drop-before")
+    id_ = withdrawn(runtime, "offer-1~drop-before")
+
+    resume(runtime)
+
+    assert outcome(runtime) == (State.NEEDS_REVIEW, "connection-lost")
+    assert result(runtime, id_) is Result.NEEDS_REVIEW
+    assert len(sandbox.calls) == 1
+
+
+def test_a_job_that_comes_after_its_withdrawal_is_not_called(runtime: Runtime, sandbox: Sandbox) -> None:
+    id_ = withdrawn(runtime)
+    assert (outcome(runtime), events(runtime)) == ((State.FAILED, "withdrawn"), [])
+    body = body_of("offer-1", order_reference="SO-1", metadata={"channel": "web"})
+
+    for _ in range(2):
+        assert confirm.accept_job(body, Delivery("correlation"), runtime) is None
+
+    assert sandbox.calls == []
+    row = only(runtime, Confirmation)
+    assert (row.id, row.state, row.error_code, row.attempts) == (id_, State.FAILED, "withdrawn", 0)
+    (event,) = events(runtime)
+    data = event["data"]
+    assert (data["sequence"], data["order_reference"], data["metadata"]) == (1, "SO-1", {"channel": "web"})
+    assert (data["error"]["code"], data["error"]["attempts"]) == ("withdrawn", 0)
+    assert only(runtime, OutboxEvent).correlation_id == "correlation"
+    with runtime.engine.connect() as connection:
+        assert email_index.find(connection, runtime.encryption, "ada@example.com") == [id_]
+
+
+def test_a_corrected_job_revives_what_was_withdrawn(runtime: Runtime, sandbox: Sandbox) -> None:
+    withdrawn(runtime)
+    confirm.accept_job(body_of("offer-1"), Delivery(), runtime)
+
+    run(runtime, order_reference="SO-2")
+
+    row = only(runtime, Confirmation)
+    assert (row.state, row.withdrawn_at) == (State.CONFIRMED, None)
+    assert [event["type"] for event in events(runtime)] == ["confirmation.failed", "booking.confirmed"]
+
+
+def test_an_offer_withdrawn_in_one_form_of_its_uuid_is_so_in_all(runtime: Runtime, sandbox: Sandbox) -> None:
+    offer = UUID("5c7e0b1d-0000-4000-8000-00000000abcd")
+    withdrawn(runtime, str(offer).upper())
+
+    assert confirm.accept_job(body_of(offer.hex), Delivery(), runtime) is None
+
+    row = only(runtime, Confirmation)
+    assert (row.offer_id, row.error_code) == (offer.hex, "withdrawn")
+    assert only(runtime, OutboxEvent).aggregateid == f"P-100/{offer.hex}"
+
+
+def test_no_batch_tries_again_what_was_withdrawn_or_has_expired(runtime: Runtime) -> None:
+    run(runtime, "made-before~http-422")
+    run(runtime, "expired~http-422", confirm_by=PAST)
+    run(runtime, "fine~http-422")
+    everything = Selection(purged=False, order_ended=False)
+    with runtime.engine.begin() as connection:
+        ids = failures.match(connection, everything).ids
+        batch = batches.create(connection, ids, everything, None, "me", None)
+    withdrawn(runtime, "made-before~http-422")
+
+    with runtime.engine.begin() as connection:
+        fed = batches.feed(connection, batch, 10, [], 30.0)
+        named = replace(everything, offers=(("P-100", "made-before~http-422"), ("P-100", "expired~http-422")))
+        by_name = failures.match(connection, named)
+        left = failures.order_ended(connection, everything)
+
+    state = {row.offer_id: row.state for row in rows(runtime, Confirmation)}
+    assert state == {
+        "made-before~http-422": State.FAILED,
+        "expired~http-422": State.FAILED,
+        "fine~http-422": State.QUEUED,
+    }
+    assert (len(ids), len(fed), by_name.ids, left) == (2, 1, [], 2)
+    assert {(offer.offer_id, offer.code) for offer in by_name.left_out} == {
+        ("made-before~http-422", "withdrawn"),
+        ("expired~http-422", "expired"),
+    }
+
+
+def test_a_batch_made_at_the_same_moment_feeds_in_nothing_that_was_withdrawn(runtime: Runtime) -> None:
+    run(runtime, "offer-1~http-422")
+    id_ = withdrawn(runtime, "offer-1~http-422")
+    with runtime.engine.begin() as connection:
+        batch = batches.create(connection, [id_], Selection(), None, "me", None)
+
+        assert batches.feed(connection, batch, 10, [], 30.0) == []
+
+    assert only(runtime, BatchItem).outcome == "skipped"

@@ -114,6 +114,7 @@ ENTRIES = {
     "sandbox": CommandEntry("worker.cli.sandbox:sandbox", "Runs the stand-in of XONE by itself."),
     "schema": CommandEntry("worker.cli.schema:schema", "The published schemas, as JSON."),
     "show": CommandEntry("worker.cli.show:show", "Shows all that is known of a confirmation."),
+    "withdraw": CommandEntry("worker.cli.withdraw:withdraw", "Ends offers whose order was cancelled."),
     "worker": CommandEntry("worker.cli.worker:worker", "Runs a worker: takes jobs, retries, publishes events."),
 }
 

@@ -29,6 +29,7 @@ from worker.cli.ui.number_param import Rate
 from worker.cli.ui.offers_file import read_offers
 from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import print_commands, print_text
+from worker.errors import ORDER_ENDED
 from worker.formatting import local_time, pluralize, to_json
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
@@ -43,6 +44,7 @@ class Plan:
     groups: list[FailureGroup]
     left_out: list[LeftOut]
     purged: int  # confirmations that the filters match and that can't be tried again
+    order_ended: int  # likewise: they expired, or were withdrawn
 
 
 @click.command("reprocess")
@@ -75,6 +77,8 @@ def reprocess(
     --offers FILE has an offer a line: OFFER, or PARTNER OFFER, or PARTNER,OFFER;
     or CSV or JSON Lines with partner_id and offer_id, as "failed --list" prints.
 
+    What has expired or was withdrawn is left out: its order has ended.
+
     Exit code 1 with --follow if some have failed again or were not tried.
 
     Example: confirm-offer reprocess --code http-422 --rate 50 --reason "prices fixed" --follow
@@ -82,13 +86,15 @@ def reprocess(
     if offers is not None and any(value for name, value in chosen.items() if name != "include_needs_review"):
         raise click.UsageError("--offers takes the place of the filters; give one or the other")
     engine = database.connect(read(DatabaseSettings).url)
-    selection = Selection(**chosen, purged=False, offers=read_offers(offers) if offers is not None else None)
+    named = read_offers(offers) if offers is not None else None
+    selection = Selection(**chosen, purged=False, order_ended=False, offers=named)
     with engine.connect() as connection:
         matched = failures.match(connection, selection)
         purged = failures.purged(connection, selection) if offers is None else 0
+        order_ended = failures.order_ended(connection, selection) if offers is None else 0
         active_pauses = pauses.active(connection)
     groups = failures.groups_of(matched.confirmations)
-    plan = Plan(None, len(matched.ids), groups, matched.left_out, purged)
+    plan = Plan(None, len(matched.ids), groups, matched.left_out, purged, order_ended)
     _print_left_out(plan)
     if dry_run or not plan.total:
         _print_plan(plan, as_json)
@@ -132,7 +138,12 @@ def _print_left_out(plan: Plan) -> None:
         hint = " (--include-needs-review takes it)" if offer.state is State.NEEDS_REVIEW else ""
         if offer.purged_at is not None:
             hint = f", and its personal data was purged on {local_time(offer.purged_at)}"
+        if offer.state is State.FAILED and offer.code in ORDER_ENDED:
+            hint = f", {offer.code}: its order has ended"
         print_note(f"left out: {name}: {offer.state or 'unknown'}{hint}")
+    if plan.order_ended:
+        orders = "its order has" if plan.order_ended == 1 else "their orders have"
+        print_note(f"left out: {pluralize(plan.order_ended, 'confirmation')}: {orders} ended (expired or withdrawn)")
     if plan.purged:
         data = "its personal data was" if plan.purged == 1 else "their personal data was"
         print_note(f"left out: {pluralize(plan.purged, 'confirmation')}: {data} purged, so there is nothing to send")

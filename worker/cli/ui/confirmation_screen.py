@@ -59,6 +59,10 @@ def _head(found: FoundConfirmation, persons: Persons | None) -> Group:
         add_row(facts, "why", f"{details.error.code}: {details.error.detail}")
     for name, text in _next_steps(found):
         add_row(facts, name, text)
+    if details.confirm_by:
+        add_row(facts, "confirm by", local_time(details.confirm_by))
+    if details.withdrawn_at:
+        add_row(facts, "withdrawn", local_time(details.withdrawn_at))
     if details.purged_at:
         add_row(facts, "personal data", f"purged on {local_time(details.purged_at)}")
     elif persons is not None:
