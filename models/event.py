@@ -25,6 +25,8 @@ CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 class EventType(StrEnum):
     BOOKING_CONFIRMED = "booking.confirmed"
     BOOKING_PENDING = "booking.pending"
+    BOOKING_UPDATED = "booking.updated"
+    BOOKING_CANCELLED = "booking.cancelled"
     CONFIRMATION_FAILED = "confirmation.failed"
     CONFIRMATION_NEEDS_REVIEW = "confirmation.needs_review"
 
@@ -32,9 +34,14 @@ class EventType(StrEnum):
 # Beside http-<status>. More may come.
 ERROR_CODES = (
     "connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked",
-    "credentials", "poison", "resolved", "expired", "withdrawn",
+    "credentials", "poison", "resolved", "expired", "withdrawn", "still-pending",
 )  # fmt: skip
-BOOKING_EVENTS = (EventType.BOOKING_CONFIRMED, EventType.BOOKING_PENDING)
+BOOKING_EVENTS = (
+    EventType.BOOKING_CONFIRMED,
+    EventType.BOOKING_PENDING,
+    EventType.BOOKING_UPDATED,
+    EventType.BOOKING_CANCELLED,
+)
 
 
 # --- What the fields of events are ---
@@ -165,10 +172,26 @@ class BookingConfirmed(CloudEvent):
 
 
 class BookingPending(CloudEvent):
-    """The booking is stored, but its status is not a confirmed one."""
+    """The booking is stored, but its status is not a confirmed one yet."""
 
     type: Literal["booking.pending"]
     dataschema: Literal["urn:confirm-offer:booking.pending:1"]
+    data: BookingData
+
+
+class BookingUpdated(CloudEvent):
+    """A booking that was followed up has another status, or one of its policies has; no other type says it."""
+
+    type: Literal["booking.updated"]
+    dataschema: Literal["urn:confirm-offer:booking.updated:1"]
+    data: BookingData
+
+
+class BookingCancelled(CloudEvent):
+    """The booking has a status that ends it: it gives no cover."""
+
+    type: Literal["booking.cancelled"]
+    dataschema: Literal["urn:confirm-offer:booking.cancelled:1"]
     data: BookingData
 
 
@@ -181,7 +204,7 @@ class ConfirmationFailed(CloudEvent):
 
 
 class ConfirmationNeedsReview(CloudEvent):
-    """Whether a booking exists can't be established without a person."""
+    """Whether a booking exists, or what becomes of one that stays pending, can't be established without a person."""
 
     type: Literal["confirmation.needs_review"]
     dataschema: Literal["urn:confirm-offer:confirmation.needs_review:1"]
@@ -191,6 +214,8 @@ class ConfirmationNeedsReview(CloudEvent):
 EVENT_MODELS: dict[EventType, type[CloudEvent]] = {
     EventType.BOOKING_CONFIRMED: BookingConfirmed,
     EventType.BOOKING_PENDING: BookingPending,
+    EventType.BOOKING_UPDATED: BookingUpdated,
+    EventType.BOOKING_CANCELLED: BookingCancelled,
     EventType.CONFIRMATION_FAILED: ConfirmationFailed,
     EventType.CONFIRMATION_NEEDS_REVIEW: ConfirmationNeedsReview,
 }

@@ -1,5 +1,6 @@
 """The states of confirmations and batches, and the outcomes of attempts."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -10,9 +11,10 @@ class State(StrEnum):
     confirming    a worker holds the lease and may be calling XONE
     retrying      an attempt had no lasting answer; the next one is due at ``due_at``
     confirmed     the booking is stored, and its status is a confirmed one
-    pending       the booking is stored, and its status is not a confirmed one yet
+    pending       the booking is stored, and its status may still become a confirmed one: it is followed up
+    cancelled     the booking is stored, and its status says that it gives no cover
     failed        XONE refused for good, or the retries are used up
-    needs_review  only a person can establish whether a booking exists
+    needs_review  only a person can establish whether a booking exists, or what becomes of one that stays pending
     """
 
     QUEUED = "queued"
@@ -20,13 +22,30 @@ class State(StrEnum):
     RETRYING = "retrying"
     CONFIRMED = "confirmed"
     PENDING = "pending"
+    CANCELLED = "cancelled"
     FAILED = "failed"
     NEEDS_REVIEW = "needs_review"
 
 
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)  # nothing is due any more
+BOOKED = (State.CONFIRMED, State.PENDING, State.CANCELLED)  # by the status of the booking, which is stored
+ENDED = (*BOOKED, State.FAILED, State.NEEDS_REVIEW)  # nothing is due any more
 WAITING = (State.QUEUED, State.RETRYING)  # no worker has a lease
-PURGEABLE = (State.CONFIRMED, State.PENDING, State.FAILED)  # ended, and no person has to decide with personal data
+PURGEABLE = (*BOOKED, State.FAILED)  # ended, and no person has to decide with personal data
+
+
+@dataclass(frozen=True)
+class BookingStatuses:
+    """What the statuses of a booking mean; in capitals, since case does not count."""
+
+    confirmed: frozenset[str] = frozenset({"CONFIRMED", "ACTIVE"})
+    cancelled: frozenset[str] = frozenset({"CANCELLED", "DELETED", "FAILED", "REJECTED", "VOID"})
+
+    def state_of(self, status: str | None) -> State:
+        """The state of a confirmation whose booking has this status: one of BOOKED."""
+        status = (status or "").strip().upper()
+        if status in self.confirmed:
+            return State.CONFIRMED
+        return State.CANCELLED if status in self.cancelled else State.PENDING
 
 
 class BatchState(StrEnum):

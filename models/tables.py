@@ -149,11 +149,12 @@ class Confirmation(Base):
             "updated_at",
             where="state in ('failed', 'needs_review')",
         ),
+        _partial_index("ix_confirmations_pending", "partner_id", "updated_at", where="state = 'pending'"),
         _partial_index("ix_confirmations_email_hash", "email_hash", where="email_hash is not null"),
         _partial_index(
             "ix_confirmations_to_purge",
             "updated_at",
-            where="state in ('confirmed', 'pending', 'failed') and purged_at is null",
+            where="state in ('confirmed', 'pending', 'cancelled', 'failed') and purged_at is null",
         ),
     )
 
@@ -314,6 +315,30 @@ class Booking(Base):
         # A booking belongs to one confirmation.
         _partial_index("ix_bookings_partner_id_id", "partner_id", "id", where="partner_id is not null", unique=True),
     )
+
+
+class EarlierBooking(Base):
+    """What was stored of a booking until it changed at XONE."""
+
+    __tablename__ = "earlier_bookings"
+
+    confirmation_id: Mapped[UUID] = mapped_column(ForeignKey("bookings.confirmation_id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, doc="from 1, the oldest")
+    status: Mapped[str | None] = mapped_column(Text)
+    changed_at: Mapped[datetime] = mapped_column(doc="when the change was recorded")
+    sealed_booking: Mapped[bytes | None] = mapped_column(doc="JSON: booking, policyholder and policies as stored")
+
+
+class FollowUp(Base):
+    """The readings of a partner's list of bookings while some of its bookings are pending, and the lease on them."""
+
+    __tablename__ = "follow_ups"
+
+    partner_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    read_at: Mapped[datetime | None] = mapped_column(doc="when the last reading began; null before the first")
+    due_at: Mapped[datetime] = mapped_column(doc="when the list is read next")
+    lease_token: Mapped[UUID | None] = mapped_column(doc="fencing token: its holder may read the list and record")
+    leased_until: Mapped[datetime | None]
 
 
 class Policyholder(Base):

@@ -8,11 +8,11 @@ With base 2 and maximum 300 the delays are up to 4, 8, 16, 32, 64, 128, 256, 300
 gives 3, 5, 9, 17, 33, 65, 129, 151, 151, 151, 151.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from models.booking import Booking
-from models.states import Outcome, State
+from models.states import BookingStatuses, Outcome, State
 from tasks.lease import STOPPED, History
 from worker.backoff import exponential, full_jitter
 from worker.errors import (
@@ -42,7 +42,7 @@ class RetryPolicy:
     base_delay: float = 2.0
     max_delay: float = 300.0
     resend_after_unknown: bool = True
-    confirmed_statuses: frozenset[str] = frozenset({"CONFIRMED", "ACTIVE"})
+    statuses: BookingStatuses = field(default_factory=BookingStatuses)
 
     @classmethod
     def of(cls, retry: RetrySettings, xone: XoneSettings) -> "RetryPolicy":
@@ -52,7 +52,7 @@ class RetryPolicy:
             base_delay=retry.RETRY_BASE_DELAY,
             max_delay=retry.RETRY_MAX_DELAY,
             resend_after_unknown=xone.XONE_AFTER_UNKNOWN == "resend",
-            confirmed_statuses=xone.confirmed_statuses,
+            statuses=xone.booking_statuses,
         )
 
 
@@ -138,9 +138,9 @@ def decide(result: AttemptResult, history: History, retry_policy: RetryPolicy, d
     """What follows the result of an attempt. history: before this attempt; dice: in [0, 1), for jitter."""
     match result:
         case BookingReceived(booking, http_status):
-            return booked(booking, http_status, retry_policy.confirmed_statuses)
+            return booked(booking, http_status, retry_policy.statuses)
         case AlreadyBooked(booking=Booking() as booking):
-            return booked(booking, result.http_status, retry_policy.confirmed_statuses)
+            return booked(booking, result.http_status, retry_policy.statuses)
         case BookingNotFound(lookup, error):
             return _not_found(lookup, error, history, retry_policy, dice)
         case Poison() | Oversized():
@@ -155,12 +155,9 @@ def decide(result: AttemptResult, history: History, retry_policy: RetryPolicy, d
             return _retried(result, history, retry_policy, dice)
 
 
-def booked(booking: Booking, http_status: int | None, confirmed_statuses: frozenset[str]) -> Decision:
-    """The state is ``confirmed`` or ``pending``, by the booking's status. confirmed_statuses: in capitals."""
-    is_confirmed = (booking.status or "").upper() in confirmed_statuses
-    return Decision(
-        State.CONFIRMED if is_confirmed else State.PENDING, Outcome.BOOKED, booking, http_status=http_status
-    )
+def booked(booking: Booking, http_status: int | None, statuses: BookingStatuses) -> Decision:
+    """The state is ``confirmed``, ``cancelled`` or ``pending``, by the booking's status."""
+    return Decision(statuses.state_of(booking.status), Outcome.BOOKED, booking, http_status=http_status)
 
 
 def _retried(error: XoneError, history: History, retry_policy: RetryPolicy, dice: float) -> Decision:

@@ -19,7 +19,7 @@ from models import booking as xone
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.exact_json import write_exact
 from models.same import is_same_id
-from models.states import Outcome, State
+from models.states import BOOKED, Outcome, State
 from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import email_index
 from tasks.decide import Decision
@@ -36,6 +36,7 @@ NOT_RECORDED = "connection-lost", "XONE answered, but the answer could not be re
 EVENT_OF = {
     State.CONFIRMED: EventType.BOOKING_CONFIRMED,
     State.PENDING: EventType.BOOKING_PENDING,
+    State.CANCELLED: EventType.BOOKING_CANCELLED,
     State.FAILED: EventType.CONFIRMATION_FAILED,
     State.NEEDS_REVIEW: EventType.CONFIRMATION_NEEDS_REVIEW,
 }
@@ -109,7 +110,7 @@ def _record(
     owns_lease = row.lease_token == lease.token
     _close_attempt(batch, encryption, attempt, owns_lease, is_purged=row.purged_at is not None)
     if decision.booking is not None:
-        if row.state in (State.CONFIRMED, State.PENDING):
+        if row.state in BOOKED:
             stored = connection.execute(_STORED_BOOKING, {"row_id": lease.id}).scalar_one()
             if not is_same_id(stored, decision.booking.id):
                 log.error(  # with all ids: the thread that commits for others has another context

@@ -7,7 +7,7 @@ import re
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.states import BookingStatuses
 from worker.errors import SettingsError
 from worker.setting_types import (
     CollectorUrl,
@@ -136,18 +137,28 @@ class EncryptionSettings(Section):
         return [key.strip() for key in self.DATA_KEYS.get_secret_value().split(",")]
 
 
+def _capitals(listed: str) -> frozenset[str]:
+    return frozenset(status.strip().upper() for status in listed.split(",") if status.strip())
+
+
 class StatusSettings(Section):
     """XONE"""
 
     XONE_CONFIRMED_STATUSES: str = "CONFIRMED,ACTIVE"
-    """Statuses, separated by commas, that make a booking `booking.confirmed`. Any other status makes it
-    `booking.pending`. Case does not count."""
+    """Statuses, separated by commas, that make a booking `booking.confirmed`. Case does not count. A status of neither
+    list makes it `booking.pending`."""
+    XONE_CANCELLED_STATUSES: str = "CANCELLED,DELETED,FAILED,REJECTED,VOID"
+    """Statuses that end a booking without cover: `booking.cancelled`."""
+
+    @model_validator(mode="after")
+    def _statuses_differ(self) -> Self:
+        if both := self.booking_statuses.confirmed & self.booking_statuses.cancelled:
+            raise ValueError(f"XONE_CONFIRMED_STATUSES and XONE_CANCELLED_STATUSES both hold {min(both)}")
+        return self
 
     @cached_property
-    def confirmed_statuses(self) -> frozenset[str]:
-        """In capitals."""
-        statuses = (status.strip().upper() for status in self.XONE_CONFIRMED_STATUSES.split(","))
-        return frozenset(status for status in statuses if status)
+    def booking_statuses(self) -> BookingStatuses:
+        return BookingStatuses(_capitals(self.XONE_CONFIRMED_STATUSES), _capitals(self.XONE_CANCELLED_STATUSES))
 
 
 class XoneSettings(StatusSettings):

@@ -287,7 +287,7 @@ def _progress(connection: Connection, batch: Row[Any]) -> BatchProgress:
             count(BatchItem.fed_at.is_(None)).label("waiting"),
             count(and_(BatchItem.fed_at.is_not(None), BatchItem.ended_at.is_(None))).label("running"),
             count(BatchItem.outcome.in_([State.CONFIRMED, State.PENDING])).label("confirmed"),
-            count(BatchItem.outcome.in_([State.FAILED, State.NEEDS_REVIEW])).label("failed"),
+            count(BatchItem.outcome.in_([State.FAILED, State.NEEDS_REVIEW, State.CANCELLED])).label("failed"),
             count(BatchItem.outcome == SKIPPED).label("skipped"),
         ).where(BatchItem.batch_id == batch.id)
     ).one()

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 
-from models.states import BatchState, State
+from models.states import BOOKED, BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy, is_offer
 from tasks.operations import pauses
 from tasks.operations.pauses import ActivePause
@@ -16,7 +16,6 @@ from worker.formatting import OMIT_IF_NONE
 from worker.storage.database import now
 
 MAX_FOUND = 20  # confirmations of one name
-_BOOKED = (State.CONFIRMED, State.PENDING)
 
 Details = TypeVar("Details")
 
@@ -191,7 +190,7 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
         withdrawn_at=row.withdrawn_at,
         purged_at=row.purged_at,
     )
-    active_pauses = [] if row.state in _BOOKED else pauses.active(connection)
+    active_pauses = [] if row.state in BOOKED else pauses.active(connection)
     return FoundConfirmation(
         id=row.id,
         details=details,

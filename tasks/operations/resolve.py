@@ -14,7 +14,7 @@ from models.booking import Booking, excess
 from models.event import EventType
 from models.exact_json import read_exact
 from models.same import is_same_id
-from models.states import Outcome, State
+from models.states import BookingStatuses, Outcome, State
 from models.tables import Confirmation, is_offer
 from tasks.booking_owner import owner
 from tasks.decide import Decision, booked
@@ -81,20 +81,20 @@ def resolve_booked(
     encryption: Encryption,
     partner_id: str,
     booking: Booking,
-    confirmed_statuses: frozenset[str],
+    statuses: BookingStatuses,
     with_links: bool,
     by: str,
     reason: str | None,
 ) -> Resolved:
     """Records a booking that XONE has, as if XONE had answered with it. Raises ResolveError.
 
-    confirmed_statuses: in capitals; with_links: whether the event carries customers' links; by: ``user@host``.
+    with_links: whether the event carries customers' links; by: ``user@host``.
     """
     row = _lock_for_review(connection, partner_id, booking.offer_id)
     found = owner(connection, partner_id, booking.id)
     if found is not None:
         raise ResolveError(f"booking {booking.id} is stored for offer {found.offer_id} already")
-    decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
+    decision = replace(booked(booking, None, statuses), uses_attempt=False)
     batch = StatementBatch(connection)
     store_booking(batch, encryption, row, booking)
     return _conclude(connection, batch, row, decision, with_links, by, reason, booking=booking.id)

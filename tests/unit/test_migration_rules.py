@@ -5,8 +5,10 @@ it removes, ``contract_of = "0.2.0"``, and that release must be out.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,12 @@ from worker.storage import migrator
 CHANGES_TABLES = re.compile(r"\b(alter|create|drop|rename|truncate|lock|grant|revoke)\b", re.IGNORECASE)
 # Running code only adds rows to the audit, and lets the count of one grow.
 TRIGGERS_OF_AUDIT = re.compile(r"create (function.*?end \$\$|trigger.*? on audit.*?\(\));", re.IGNORECASE | re.DOTALL)
+# What the check or the index of an earlier revision holds, of those that were made anew.
+STATES_BEFORE = defaultdict[str | None, set[str]](
+    set,
+    ck_confirmations_state={"queued", "confirming", "retrying", "confirmed", "pending", "failed", "needs_review"},
+    ix_confirmations_to_purge={"confirmed", "pending", "failed"},
+)
 REVISIONS = list(ScriptDirectory.from_config(migrator._without_connection()).walk_revisions())
 
 
@@ -49,7 +57,7 @@ def operations_of(upgrade: Callable[[], None]) -> list[MigrateOperation]:
 
 def problems(upgrade: Callable[[], None]) -> list[str]:
     """The operations of an ``upgrade()`` that break code of the previous version. Its own new tables are exempt."""
-    operations = operations_of(upgrade)
+    operations = _without_widening(operations_of(upgrade))
     new_tables = {operation.table_name for operation in operations if isinstance(operation, ops.CreateTableOp)}
     left_empty = {  # by running code
         (operation.table_name, operation.column.name)
@@ -61,6 +69,32 @@ def problems(upgrade: Callable[[], None]) -> list[str]:
         for operation in operations
         if getattr(operation, "table_name", None) not in new_tables and (reason := _problem_of(operation, left_empty))
     ]
+
+
+def _without_widening(operations: list[MigrateOperation]) -> list[MigrateOperation]:
+    """Without constraints and indexes that are dropped to be made anew at once, under the same name, for more values.
+
+    All that running code writes is still accepted, and found by the same index.
+    """
+    kept = list(operations)
+    for dropped, made in pairwise(operations):
+        match dropped, made:
+            case ops.DropConstraintOp(constraint_type="check"), ops.CreateCheckConstraintOp():
+                is_same = (dropped.constraint_name, dropped.table_name) == (made.constraint_name, made.table_name)
+                is_wider = set() < STATES_BEFORE[dropped.constraint_name] < _literals(made.condition)
+            case ops.DropIndexOp(), ops.CreateIndexOp():
+                is_same = (dropped.index_name, dropped.table_name) == (made.index_name, made.table_name)
+                is_wider = set() < STATES_BEFORE[dropped.index_name] < _literals(made.kw["postgresql_where"])
+            case _:
+                continue
+        if is_same and is_wider:
+            kept.remove(dropped)
+            kept.remove(made)
+    return kept
+
+
+def _literals(condition: Any) -> set[str]:
+    return set(re.findall(r"'(\w+)'", str(condition)))
 
 
 def _problem_of(operation: MigrateOperation, left_empty: set[tuple[str, str]]) -> str | None:
@@ -146,6 +180,20 @@ def unique_index(*columns: sa.Column[Any]) -> None:
     op.create_index("ix_t_x_y", "t", ["x", "y"], unique=True)
 
 
+def new_check(states: str) -> None:
+    name = "ck_confirmations_state"
+    op.drop_constraint(name, "confirmations", type_="check")
+    before = "'queued', 'confirming', 'retrying', 'confirmed', 'pending', "
+    op.create_check_constraint(name, "confirmations", f"state in ({before}{states})")
+
+
+def new_index(states: str) -> None:
+    op.drop_index("ix_confirmations_to_purge", "confirmations")
+    op.create_index(
+        "ix_confirmations_to_purge", "confirmations", ["updated_at"], postgresql_where=f"state in ({states})"
+    )
+
+
 EXPANDING = {
     "unique index with a column that running code leaves empty": lambda: unique_index(sa.Column("x", sa.Text())),
     "new table": new_table_and_its_index,
@@ -159,6 +207,8 @@ EXPANDING = {
     "not null with default": lambda: op.alter_column("t", "x", nullable=False, server_default="0"),
     "rows": lambda: op.execute(sa.text("update t set x = y where x is null")),
     "rows by bulk insert": lambda: op.bulk_insert(sa.table("t", sa.column("x", NullType())), [{"x": 1}]),
+    "wider check": lambda: new_check("'failed', 'needs_review', 'cancelled'"),
+    "wider index": lambda: new_index("'confirmed', 'pending', 'failed', 'cancelled'"),
     "nullable column in batch": lambda: in_batch(lambda t: t.add_column(sa.Column("x", sa.Text()))),
 }
 BREAKING = {
@@ -187,6 +237,8 @@ BREAKING = {
     "check": (lambda: op.create_check_constraint("ck", "t", "x > 0"), "CreateCheckConstraint"),
     "foreign key": (lambda: op.create_foreign_key("fk", "t", "u", ["x"], ["id"]), "CreateForeignKey"),
     "drop constraint": (lambda: op.drop_constraint("uq", "t", type_="unique"), "DropConstraint"),
+    "narrower check": (lambda: new_check("'failed', 'cancelled'"), "DropConstraint"),
+    "narrower index": (lambda: new_index("'confirmed', 'cancelled'"), "DropIndex"),
     "drop index": (lambda: op.drop_index("ix_t_x", "t"), "DropIndex"),
     "sql": (lambda: op.execute("ALTER TABLE t DROP COLUMN x"), "SQL that changes tables"),
 }  # fmt: skip

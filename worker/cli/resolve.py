@@ -63,7 +63,7 @@ def resolve(
             raise Failed(f"{file.name} is larger than {MAX_BYTES // 1024**2} MiB")
         booking = read_booking(content, offer_id)
         booking_id, set_aside = booking.id, sorted(booking.leftovers())
-        encryption, statuses = Encryption(read(EncryptionSettings).keys), read(StatusSettings).confirmed_statuses
+        encryption, statuses = Encryption(read(EncryptionSettings).keys), read(StatusSettings).booking_statuses
         with_links = read(EventSettings).EVENT_LINKS == "on"
         with engine.begin() as connection:
             done = resolve_booked(connection, encryption, partner, booking, statuses, with_links, who(), reason)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
-from models.states import BatchState, State
+from models.states import PURGEABLE, BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
 from tasks.operations.failures import in_literally
 from tasks.operations.pauses import paused_scope, resume_command
@@ -84,7 +84,7 @@ def _ahead(connection: Connection) -> float:
 def _keys(connection: Connection, encryption: Encryption) -> Finding:
     """Decrypts the newest body, and the one that has not been changed for longest."""
     bodies = select(Confirmation.id, Confirmation.sealed_body).where(Confirmation.sealed_body.is_not(None)).limit(1)
-    ended = in_literally(State.CONFIRMED, State.PENDING, State.FAILED)
+    ended = in_literally(*PURGEABLE)
     rows = [
         *connection.execute(bodies.order_by(Confirmation.id.desc())),
         *connection.execute(bodies.where(ended, Confirmation.purged_at.is_(None)).order_by(Confirmation.updated_at)),

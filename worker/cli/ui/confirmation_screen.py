@@ -26,6 +26,7 @@ from worker.formatting import local_time
 STYLES = {
     State.CONFIRMED: "green",
     State.PENDING: "yellow",
+    State.CANCELLED: "red",
     State.FAILED: "red",
     State.NEEDS_REVIEW: "magenta",
     State.RETRYING: "yellow",
