@@ -259,6 +259,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         "DATABASE_URL",
         ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],
     ),
+    (DatabaseSettings, "DATABASE_URL", [f"postgresql://u:{MARK}@host/db?replication=true"]),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
     (DatabaseSettings, "DATABASE_URL", ["sqlite://", "sqlite:///", "sqlite:///:memory:"]),
     (EncryptionSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
