@@ -1,7 +1,8 @@
 """Moving a job that can't be accepted to the dead letters.
 
 RabbitMQ may refuse a dead letter: a policy limits the queue and it is full, the queue has no leader, or the worker's
-user has lost its right to publish. The job then goes back to the end of its own queue, so that jobs behind it are taken first and no thread waits with it.
+user has lost its right to publish. The job then goes back to the end of its own queue, so that jobs behind it are taken
+first and no thread waits with it.
 """
 
 import time
