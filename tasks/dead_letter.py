@@ -1,7 +1,8 @@
 """Moving a job that can't be accepted to the dead letters.
 
-RabbitMQ may refuse a dead letter: a policy limits the queue and it is full, or the queue has no leader. The job then
-goes back to the end of its own queue, so that jobs behind it are taken first and no thread waits with it.
+RabbitMQ may refuse a dead letter: a policy limits the queue and it is full, the queue has no leader, or the worker's
+user has lost its right to publish. The job then goes back to the end of its own queue, so that jobs behind it are taken
+first and no thread waits with it.
 """
 
 import time
@@ -15,7 +16,7 @@ from models.job import JobRejected
 from tasks.accept import Delivery
 from worker.backoff import exponential
 from worker.errors import ShuttingDown
-from worker.messaging import topology
+from worker.messaging import broker, topology
 from worker.messaging.properties import ids_of_message
 from worker.messaging.publisher import Message, Publisher
 from worker.observability import log_context, metrics
@@ -85,11 +86,16 @@ def dead_letter(
 
 
 def _publish(message: Message, runtime: Runtime) -> bool:
-    """Returns whether the broker has the message."""
+    """Returns whether the broker has the message. Waits only while the broker can't be reached."""
 
     def publish() -> bool:
-        with Publisher(runtime.broker_settings.url, declares=True) as publisher:
-            return bool(publisher.publish([message]))
+        try:
+            with Publisher(runtime.broker_settings.url, declares=True) as publisher:
+                return bool(publisher.publish([message]))
+        except broker.CONNECTION_ERRORS as error:
+            if broker.refuses(error) is None and not broker.lacks_queues(error):
+                raise
+            return False
 
     return retry_while_unavailable(publish, runtime.shutting_down)
 

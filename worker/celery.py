@@ -198,7 +198,9 @@ def _configure_logs_and_tracing(**_: Any) -> None:
 
 def _say(message: str, stream: Any = sys.__stderr__) -> None:
     """As Celery's safe_say, which its handlers of signals call first. Says nothing where it would have to wait."""
-    if not unread_output.is_full(stream.fileno()):
+    if unread_output.is_full(stream.fileno()):
+        unread_output.drop_when_full()
+    else:
         _safe_say(message, stream)
 
 

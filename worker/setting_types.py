@@ -139,6 +139,8 @@ def _check_libpq_options(options: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - known):
         names = ", ".join(name for name in unknown if re.fullmatch(r"\w{1,40}", name)) or "one"
         raise ValueError(f"has an option that libpq does not know: {names}")
+    if "replication" in options:
+        raise ValueError("should not have the option replication: it is for servers that copy the database")
     for name in ("connect_timeout", "tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count"):
         if name in options and not re.fullmatch(r"\d{1,9}", str(options[name])):
             raise ValueError(f"should have a whole number as its option {name}")

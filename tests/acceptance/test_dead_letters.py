@@ -282,6 +282,27 @@ def test_dead_letters_that_are_refused_hold_no_thread(system: System, rabbitmq: 
 
 
 @pytest.mark.slow
+def test_dead_letters_without_the_right_to_publish_hold_no_thread(system: System, rabbitmq: RabbitMQ) -> None:
+    virtual_host = system.broker_url.rpartition("/")[2]
+    rabbitmq.ctl("add_user", virtual_host, "secret")
+    rabbitmq.ctl("set_permissions", "-p", virtual_host, virtual_host, ".*", ".*", ".*")
+    url = system.broker_url.replace("guest:guest", f"{virtual_host}:secret")
+    worker = system.start_worker(BROKER_URL=url, WORKER_CONCURRENCY="2")
+    system.publish([job("first")])
+    system.until_events(1)
+    rabbitmq.ctl("set_permissions", "-p", virtual_host, virtual_host, ".*", "^booking-events$", ".*")
+
+    system.publish(job(f"bad-{number}", quotes=[]) for number in range(4))
+    until(lambda: "dead_letters_refused" in worker.log.read_text())
+
+    rabbitmq.ctl("set_permissions", "-p", virtual_host, virtual_host, ".*", ".*", ".*")
+    assert len({as_bytes(letter.body) for letter in dead_letters_of(system, 4)}) == 4
+    system.publish([job("second")])
+    system.until_events(2)
+    assert worker.stop() == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_bodies_that_are_too_large_are_held_one_at_a_time(system: System, rabbitmq: RabbitMQ, pool: str) -> None:
     worker = system.start_worker(WORKER_POOL=pool)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 import termios
 import time
@@ -211,8 +212,17 @@ def test_sigterm_ends_a_worker_in_its_grace_period_while_the_database_hangs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
-def test_sigterm_ends_a_worker_whose_log_nobody_reads(pool: str, system: System) -> None:
+@pytest.mark.parametrize(
+    ("pool", "number"),
+    [
+        ("threads", signal.SIGTERM),
+        ("prefork", signal.SIGTERM),
+        ("gevent", signal.SIGTERM),
+        ("threads", signal.SIGINT),
+        ("threads", signal.SIGQUIT),
+    ],
+)
+def test_signals_end_a_worker_whose_log_nobody_reads(pool: str, number: signal.Signals, system: System) -> None:
     pipe = system.folder / "worker-1.log"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDWR)
@@ -228,9 +238,11 @@ def test_sigterm_ends_a_worker_whose_log_nobody_reads(pool: str, system: System)
     until(stands_still, every=1.0)
     assert len(system.sandbox.bookings) < 100
 
-    assert worker.stop(62) == 0  # XONE_TIMEOUT is 2 s, the grace period a minute longer
+    worker.process.send_signal(number)
+    exit_code = worker.process.wait(62)  # XONE_TIMEOUT is 2 s, the grace period a minute longer
 
     os.close(reader)
+    assert (exit_code == 0) == (number == signal.SIGTERM)
     assert len(system.sandbox.bookings) < 100
     system.end_leases()
     system.start_worker()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,31 @@ def test_a_message_that_the_queue_refuses_is_not_confirmed(broker_url: str, conn
     with Publisher(broker_url) as publisher:
         confirmed = publisher.publish([message("first", "full"), message("second", "full"), message("other")])
         assert confirmed == {"first", "other"}
+
+
+@pytest.mark.slow
+def test_a_broker_with_an_alarm_gets_a_batch_once(broker_url: str, connection: Connection, rabbitmq: RabbitMQ) -> None:
+    """It confirms nothing. When the alarm ends, it takes all that was sent, also over connections that are closed."""
+    with Publisher(broker_url, confirm_timeout=0.3) as publisher, Publisher(broker_url, confirm_timeout=0.3) as other:
+        assert publisher.publish([message(1)]) == {1}
+        rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1000")
+        try:
+            for each in [publisher] * 5 + [other] * 5:
+                with pytest.raises(TimeoutError):
+                    each.publish([message(2)])
+        finally:
+            rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
+        until(lambda: _is_taken(publisher, 3))
+        assert other.publish([message(4)]) == {4}
+
+    until(lambda: length(connection, topology.JOBS) >= 4)
+    assert length(connection, topology.JOBS) <= 5, "3 may have been sent twice"
+
+
+def _is_taken(publisher: Publisher, key: int) -> bool:
+    with suppress(TimeoutError):
+        return publisher.publish([message(key)]) == {key}
+    return False
 
 
 @pytest.fixture

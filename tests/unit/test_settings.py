@@ -264,6 +264,7 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         "DATABASE_URL",
         ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],
     ),
+    (DatabaseSettings, "DATABASE_URL", [f"postgresql://u:{MARK}@host/db?replication=true"]),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql://h1:1,h2:{MARK}/db", f"postgresql://u:{MARK}@[::1,h2/db"]),
     (

@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Self
 
-from amqp.exceptions import AMQPError, FrameSyntaxError, NotFound
+from amqp.exceptions import AccessRefused, AMQPError, FrameSyntaxError, NotFound
 from kombu import Connection
 
 from worker.errors import BrokerError
 from worker.messaging.broker import CONNECTION_ERRORS, apply_socket_limits, connect, refusal_of_message
-from worker.messaging.topology import QUEUES, booking_events, declare
+from worker.messaging.topology import QUEUES, booking_events, confirm_offer, declare
 from worker.observability import tracing
 
 CONFIRM_TIMEOUT = 10.0  # seconds
 REFUSED = "refused by a queue, which is full or has no leader"
 UNROUTABLE = "no queue is bound for it"
+PROBE = "probe"  # a routing key that no queue is bound with
+
+_silent: set[str] = set()  # URLs of brokers that did not confirm in time to this process
 
 
 class NotTaken(OSError):
@@ -57,6 +60,9 @@ class Publisher:
 
     Confirms are matched by delivery tag. After any error or refusal the connection is discarded: a late confirm would
     be taken for another message's. Not thread-safe: each thread has its own.
+
+    A broker with an alarm of memory or disk space confirms nothing, and takes all that was sent when the alarm ends,
+    also of connections that are closed by then. While a broker is silent, it is sent probes only.
     """
 
     def __init__(self, url: str, confirm_timeout: float = CONFIRM_TIMEOUT, declares: bool = False) -> None:
@@ -129,6 +135,9 @@ class Publisher:
             return
         try:
             channel = self._open()
+            if self._url in _silent:
+                self._probe(channel, deadline)
+                channel = self._open()
             with tracing.sending(self.refused) as traced:
                 for message in messages:
                     self._send(channel, traced(message))
@@ -136,6 +145,20 @@ class Publisher:
         except BaseException:
             self.close()
             raise
+
+    def _probe(self, channel: Any, deadline: float) -> None:
+        """Waits until the broker answers to two messages that no queue gets, be it with a refusal.
+
+        RabbitMQ with an alarm reads the first message of a connection, and nothing after it.
+        """
+        try:
+            for key in object(), object():
+                self._send(channel, Message(key, b"", confirm_offer.name, PROBE), mandatory=False)
+                self._wait(deadline)
+                self.confirmed.discard(key)
+        except (AccessRefused, NotFound):
+            self.close()
+        _silent.discard(self._url)
 
     def _declare(self) -> bool:
         """Declares the exchanges and queues of this program. Returns False where that is refused or not wanted."""
@@ -182,7 +205,7 @@ class Publisher:
                 self._channel.events["basic_return"].add(self._on_return)
         return self._channel
 
-    def _send(self, channel: Any, message: Message) -> None:
+    def _send(self, channel: Any, message: Message, mandatory: bool = True) -> None:
         try:
             prepared = channel.prepare_message(
                 message.body,
@@ -191,7 +214,9 @@ class Publisher:
                 headers=message.headers,
                 properties={"delivery_mode": 2, **message.properties},
             )
-            channel.basic_publish(prepared, exchange=message.exchange, routing_key=message.routing_key, mandatory=True)
+            channel.basic_publish(
+                prepared, exchange=message.exchange, routing_key=message.routing_key, mandatory=mandatory
+            )
         except (ValueError, TypeError, struct.error, FrameSyntaxError) as error:
             raise _Unsendable(message.key, f"can't be sent ({type(error).__name__})") from None
         if hasattr(channel, "confirm_select"):
@@ -203,7 +228,11 @@ class Publisher:
     def _wait(self, deadline: float) -> None:
         while self._unconfirmed:
             assert self._connection is not None
-            self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            try:
+                self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            except TimeoutError:
+                _silent.add(self._url)
+                raise
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         self.confirmed.update(each.key for each in self._pop(tag, multiple) if each.key not in self.refused)
