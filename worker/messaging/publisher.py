@@ -12,7 +12,7 @@ from amqp.exceptions import AccessRefused, AMQPError, FrameSyntaxError, NotFound
 from kombu import Connection
 
 from worker.errors import BrokerError
-from worker.messaging.broker import CONNECTION_ERRORS, apply_socket_limits, connect, refusal_of_message
+from worker.messaging.broker import CONNECTION_ERRORS, AnyHost, apply_socket_limits, connect, refusal_of_message
 from worker.messaging.topology import QUEUES, booking_events, confirm_offer, declare
 from worker.observability import tracing
 
@@ -142,6 +142,9 @@ class Publisher:
                 for message in messages:
                     self._send(channel, traced(message))
                 self._wait(deadline)
+        except OSError:
+            self._leave()
+            raise
         except BaseException:
             self.close()
             raise
@@ -187,7 +190,7 @@ class Publisher:
                 with suppress(TimeoutError):
                     self._connection.drain_events(timeout=0.001)
         except CONNECTION_ERRORS:
-            self.close()
+            self._leave()
             self._open()
 
     def _open(self) -> Any:
@@ -258,6 +261,12 @@ class Publisher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _leave(self) -> None:
+        """Closes a connection that was lost. The next publish tries another host first."""
+        if isinstance(self._connection, AnyHost):
+            self._connection.try_last()
         self.close()
 
     def close(self) -> None:
