@@ -224,6 +224,7 @@ def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], di
                 Confirmation.state.in_(states),
                 Confirmation.purged_at.is_(None),
                 not_(order_has_ended()),
+                Confirmation.sealed_body.is_not(None),  # without one, only its booking was ever known: see reconcile
             )
             .values(
                 state=State.QUEUED,
