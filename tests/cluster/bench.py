@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
+from uuid import UUID
 
 from cryptography.fernet import Fernet
 from kombu import Queue
@@ -183,19 +184,18 @@ class Bench:
         ).of(prefix)
 
     def _rows(self, prefix: str) -> tuple[Row, ...]:
-        events = (
-            select(func.count())
-            .where(OutboxEvent.aggregateid == Confirmation.partner_id + "/" + Confirmation.offer_id)
-            .scalar_subquery()
-        )
-        query = (
-            select(Confirmation.offer_id, Confirmation.state, Booking.id, events)
-            .outerjoin(Booking, Booking.confirmation_id == Confirmation.id)
-            .where(Confirmation.offer_id.startswith(prefix, autoescape=True))
-        )
+        of_load = Confirmation.offer_id.startswith(prefix, autoescape=True)
+        query = select(Confirmation.id, Confirmation.offer_id, Confirmation.state, Booking.id.label("booking"))
+        query = query.outerjoin(Booking, Booking.confirmation_id == Confirmation.id).where(of_load)
+        outbox = select(OutboxEvent.confirmation_id, OutboxEvent.sequence).order_by(OutboxEvent.sequence)
+        outbox = outbox.join(Confirmation, Confirmation.id == OutboxEvent.confirmation_id).where(of_load)
+        sequences: dict[UUID, list[int]] = defaultdict(list)
         with self._engine() as engine, engine.connect() as connection:
+            for event in connection.execute(outbox):
+                sequences[event.confirmation_id].append(event.sequence)
             return tuple(
-                Row(offer, str(state), booking, count) for offer, state, booking, count in connection.execute(query)
+                Row(each.offer_id, str(each.state), each.booking, tuple(sequences[each.id]))
+                for each in connection.execute(query)
             )
 
     def dead_letters(self) -> tuple[str, ...]:
