@@ -114,6 +114,25 @@ class Scheduler(Service):
                 log.debug("resumed", count=len(sent), of_batches=len(retries) + len(fed))
         return False
 
+    def _dispatch_too_old(self) -> None:
+        """Dispatches what is not put back any more, so that it ends though no call may be made."""
+        if time.monotonic() - self._looked_for_old_at < LOOK_FOR_OLD_EVERY:
+            return
+        self._publisher.ensure_connection()
+        max_age = self._runtime.retry_settings.RETRY_MAX_AGE
+        with self._runtime.engine.begin() as connection:
+            paused = sorted(self._runtime.pauses.partners(connection))
+            free = self._max_in_flight - _dispatched(connection)
+            if ALL in paused or free <= 0:
+                return
+            due = list(
+                connection.execute(_TAKE_TOO_OLD, {"limit": free, "max_age": -max_age, "paused": paused}).scalars()
+            )
+        if due:
+            self._send(due)
+        if len(due) < free:
+            self._looked_for_old_at = time.monotonic()
+
     def _due_since(self, connection: Connection, paused: list[str]) -> datetime:
         """When the confirmation that is due for longest was due, or earlier; without those of paused partners."""
         if paused != self._paused:
@@ -210,18 +229,6 @@ class Scheduler(Service):
 def _dispatched(connection: Connection) -> int:
     """How many confirmations are marked as dispatched."""
     return connection.execute(_DISPATCHED).scalar_one()
-
-
-def _find_partners(connection: Connection, since: datetime, paused: Sequence[str]) -> list[str]:
-    """Partners that are not paused, with something that is due since ``since``, or will be."""
-    found = connection.execute(_FIND_PARTNERS, {"since": since}).scalars()
-    return [partner for partner in found if partner is not None and partner not in paused]
-
-
-def _take_due(
-    connection: Connection, statement: Any, limit: int, since: datetime, partners: Sequence[str]
-) -> list[UUID]:
-    """Marks confirmations of these partners that are due since ``since`` as dispatched. statement: made by _take."""
 
 
 def _take_due(
