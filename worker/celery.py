@@ -4,6 +4,7 @@ Beside the tasks, a worker runs background services (worker.services.bootstep); 
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.app.amqp import AMQP
 from celery.concurrency import asynpool
 from celery.worker import WorkController
 from celery.worker import state as celery_state
@@ -32,6 +34,12 @@ BROKER_TIMEOUTS = {"read_timeout": 15, "write_timeout": 15}
 EMBEDDED_SHUTDOWN_TIMEOUT = 15  # seconds
 
 
+class ConnectingToAnyHost(AMQP):  # type: ignore[misc]
+    """Celery's part for AMQP."""
+
+    Connection = broker.AnyHost
+
+
 def make_app(runtime: Runtime) -> Celery:
     """A Celery application with the settings of a process. Raises SettingsError for an invalid one."""
     if (obeyed := celery_environment.remove()) is not None:
@@ -46,6 +54,7 @@ def make_app(runtime: Runtime) -> Celery:
         set_as_current=True,
         loader="celery.loaders.app:AppLoader",  # without the file celeryconfig.py
         backend="disabled",
+        amqp=ConnectingToAnyHost,
         fixups=set(),  # those of Django
     )
     app.conf.update(
@@ -58,8 +67,8 @@ def make_app(runtime: Runtime) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
-        # Longer than a warm shutdown can take, which is one call: the threads pool sends no heartbeats during it.
-        broker_heartbeat=0 if is_memory else max(60, round(2 * runtime.xone_settings.XONE_TIMEOUT)),
+        broker_heartbeat=0 if is_memory else broker.HEARTBEAT,
+        broker_heartbeat_checkrate=4,  # a loop that is late by a heartbeat is still in time
         task_queues=(topology.jobs_queue, topology.resume_queue),
         task_create_missing_queues=False,
         task_acks_late=True,
@@ -179,6 +188,12 @@ def _configure_logs_and_tracing(**_: Any) -> None:
     of_our_own = ("CELERY_BROKER_URL", current().broker_settings.url)  # Celery's command has made it of BROKER_URL
     if ignored := sorted(name for name, value in celery_environment.removed.items() if (name, value) != of_our_own):
         log.warning("celery_variables_ignored", names=ignored)
+
+
+@signals.celeryd_after_setup.connect
+def _keep_hook_for_warnings(**_: Any) -> None:
+    """Celery sends Python's warnings to logging, texts included: ours, which logs class and place, comes back."""
+    logging.captureWarnings(False)
 
 
 @signals.celeryd_after_setup.connect  # after all imports, before the pool forks

@@ -6,9 +6,10 @@ Each part is made at its first use and belongs to one process: after a fork, the
 import os
 import random
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -173,7 +174,7 @@ class Runtime:
     def stop(self) -> None:
         """Ends all waits, and in the end those for a database that has connections open and does not answer."""
         self.shutting_down.set()
-        Thread(target=self._give_up_database, name="give-up-database", daemon=True).start()
+        start_new_thread(self._give_up_database, ())  # Thread.start() waits, which gevent forbids in a signal's handler
 
     def _give_up_database(self) -> None:
         time.sleep(self.xone_settings.XONE_TIMEOUT + HANGING_DATABASE)

@@ -14,7 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
 )
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 
@@ -55,33 +55,40 @@ def one_line(value: SecretStr) -> SecretStr:
 
 
 def broker_url(value: SecretStr) -> SecretStr:
-    if not all(_is_url(url) for url in value.get_secret_value().split(";")):
+    urls = value.get_secret_value().split(";")
+    if not all(_is_url(url) for url in urls):
         raise ValueError(
             "should be amqp://user:password@host:port/vhost; characters with a meaning in a URL are percent-encoded"
         )
+    if len({url.partition(":")[0] for url in urls}) > 1:
+        raise ValueError("should have whole URLs between its semicolons, all with amqp: or all with amqps:")
     return value
 
 
-def broker_tls(value: SecretStr) -> SecretStr:
+def broker_options(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
-    options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
-    if "amqps:" not in url:
-        if any(name.startswith("ssl") for name in options):
+    options = [dict(parse_qsl(each.partition("?")[2], keep_blank_values=True)) for each in url.split(";")]
+    names = {name for each in options for name in each}
+    if not url.startswith("amqps:"):
+        if any(name.startswith("ssl") for name in names):
             raise ValueError("should begin with amqps: if it has options of TLS")
+        if names and not url.startswith("memory:"):
+            raise ValueError("should have no options")  # such as a heartbeat, which would undo ours
         return value
-    if ";" in url:
-        raise ValueError("should name one broker if it begins with amqps:")
-    if options.keys() - {"ssl_ca_certs"}:
+    if names - {"ssl_ca_certs"}:
         raise ValueError("should have no option but ssl_ca_certs; certificates are always verified")
-    if "ssl_ca_certs" in options:
-        try:
-            ssl.create_default_context(cafile=options["ssl_ca_certs"])
-        except OSError:
-            raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
+    files = {each.get("ssl_ca_certs") for each in options}
+    if len(files) > 1:
+        raise ValueError("should have the same ssl_ca_certs in each URL")
+    try:
+        ssl.create_default_context(cafile=files.pop())
+    except OSError:
+        raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
     return value
 
 
 def database_url(value: SecretStr) -> SecretStr:
+    value = SecretStr(_with_hosts_as_options(value.get_secret_value()))
     try:
         url = make_url(value.get_secret_value())
     except (ArgumentError, ValueError):
@@ -95,7 +102,25 @@ def database_url(value: SecretStr) -> SecretStr:
             raise ValueError("should have no option but timeout (seconds), as it is for SQLite")
     elif url.query:
         _check_libpq_options(url.query)
+        _check_hosts(url)
     return value
+
+
+_SEVERAL_HOSTS = re.compile(r"(postgresql[^:/]*://(?:[^/?]*@)?)([^/?@]*,[^/?@]*)(/[^?]*)?(?:\?(.*))?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]*))(?::(\d*))?")
+
+
+def _with_hosts_as_options(url: str) -> str:
+    """``//user@h1:p1,h2:p2/db`` is libpq's form; SQLAlchemy's is ``//user@/db?host=h1,h2&port=p1,p2``."""
+    if (parts := _SEVERAL_HOSTS.fullmatch(url)) is None:
+        return url
+    begin, hosts, path, options = parts.groups(default="")
+    found = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    if not all(found):
+        return url  # is refused
+    names = ",".join(host[1] or host[2] for host in found if host)
+    ports = ",".join(host[3] or "5432" for host in found if host)
+    return f"{begin}{path}?host={names}&port={ports}" + (f"&{options}" if options else "")
 
 
 def _is_number(text: Any) -> bool:
@@ -117,6 +142,17 @@ def _check_libpq_options(options: Mapping[str, Any]) -> None:
         conninfo_to_dict(make_conninfo(**{name: value for name, value in options.items() if isinstance(value, str)}))
     except psycopg.Error:
         raise ValueError("has options that libpq can't read") from None
+
+
+def _check_hosts(url: URL) -> None:
+    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+    try:
+        PGDialect_psycopg().create_connect_args(url)  # type: ignore[no-untyped-call]
+    except ArgumentError:
+        raise ValueError(
+            "should have one port for each host: //h1:5432,h2:5432/db, ?host=h1,h2&port=5432,5432"
+        ) from None
 
 
 def data_keys(value: SecretStr) -> SecretStr:

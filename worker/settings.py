@@ -26,7 +26,7 @@ from worker.errors import SettingsError
 from worker.setting_types import (
     CollectorUrl,
     base_url,
-    broker_tls,
+    broker_options,
     broker_url,
     data_keys,
     database_url,
@@ -96,10 +96,11 @@ class BrokerSettings(Section):
         AfterValidator(one_line),
         url_with("amqp", "amqps", "pyamqp", "memory"),
         AfterValidator(broker_url),
-        AfterValidator(broker_tls),
+        AfterValidator(broker_options),
     ] = SecretStr("amqp://guest:guest@localhost:5672//")
     """`amqp://user:password@host:5672/vhost`, or `amqps:` for [TLS](tls.md). Characters with a meaning in a URL are
-    percent-encoded."""
+    percent-encoded. For a cluster, the URLs of its nodes, separated by semicolons: each worker begins with another, and
+    goes on with the next if one is down or silent."""
 
     @property
     def url(self) -> str:
@@ -113,7 +114,8 @@ class DatabaseSettings(Section):
         "postgresql+psycopg://localhost/confirm_offer"
     )
     """PostgreSQL, or `sqlite:///file.db` for one machine. Options of libpq (`?sslmode=verify-full`,
-    `?options=-csearch_path%3Dapp`, `connect_timeout`, …) and its environment variables hold; where they
+    `?options=-csearch_path%3Dapp`, `connect_timeout`, …), its form for several hosts
+    (`//user@h1:5432,h2:5432/database?target_session_attrs=read-write`) and its environment variables hold; where they
     say nothing, connecting may take 5 s, and a machine that is silent for 30 s is gone. SQLite knows the option
     `timeout`, in seconds."""
 

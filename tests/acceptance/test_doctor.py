@@ -28,8 +28,11 @@ from tests.support.commands import run
 from tests.support.servers import PostgreSQL, RabbitMQ, free_port
 from tests.support.system import PROJECT, System, job, until
 from worker.cli.app import cli
+from worker.doctor import broker as doctor_of_broker
 from worker.doctor import finding
+from worker.doctor.finding import Level
 from worker.messaging import broker, topology
+from worker.messaging.inspection import QueueDepth
 from worker.messaging.publisher import Message, Publisher
 from worker.sandbox.server import Sandbox
 from worker.settings import NAMES
@@ -310,6 +313,24 @@ def with_password(postgresql: PostgreSQL) -> Iterator[str]:
         connection.execute("DROP ROLE careful")
 
 
+def test_the_host_and_port_of_the_database_are_those_that_were_reached(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, lost = urlsplit(settings["DATABASE_URL"]), free_port()
+    name = url.path[1:]
+    by_list = f"postgresql://postgres@127.0.0.1:{lost},127.0.0.1:{url.port}/{name}"
+    by_option = f"postgresql://postgres@/{name}?host=127.0.0.1&port={url.port}"
+    for given in by_list, by_option:
+        found = examine(settings, DATABASE_URL=given).of("database").message
+        assert found.endswith(f" at 127.0.0.1:{url.port}, database {name}"), given
+
+    away = examine(settings, DATABASE_URL=f"postgresql://127.0.0.1:{lost},localhost:{lost}/{name}")
+    assert f"127.0.0.1:{lost}, localhost:{lost}, database {name}: can't be reached" in away.bad()["database"]
+    monkeypatch.setenv("PGPORT", str(lost))
+    away = examine(settings, DATABASE_URL=f"postgresql://127.0.0.1/{name}")
+    assert f"127.0.0.1:{lost}, database {name}: can't be reached" in away.bad()["database"]
+
+
 @pytest.mark.parametrize(
     ("login", "message"),
     [
@@ -561,6 +582,37 @@ def test_an_unusable_broker_is_reported(change: Any, message: str, remedy: str, 
     assert message in report.bad()["broker"]
     assert remedy in report.bad()["broker"]
     assert "MARK" not in report.text
+
+
+def test_each_broker_of_several_is_reported(settings: dict[str, str]) -> None:
+    url, lost = settings["BROKER_URL"], free_port()
+    address = urlsplit(url)
+
+    report = examine_with_broker(settings, f"amqp://guest:MARK@127.0.0.1:{lost}{address.path};{url}")
+    none_left = examine_with_broker(settings, f"amqp://127.0.0.1:{lost}//;amqp://127.0.0.1:{free_port()}//")
+
+    hosts = [(entry.level, entry.message) for entry in report.findings if entry.check == "broker"]
+    vhost = address.path[1:]
+    assert hosts == [
+        (Level.WARNING, f"127.0.0.1:{lost}, virtual host {vhost}: can't be reached (ConnectionRefusedError)"),
+        (Level.OK, f"RabbitMQ {version_of(report)} at 127.0.0.1:{address.port}, virtual host {vhost}"),
+    ]
+    assert report.is_well
+    assert "MARK" not in report.text
+    assert [entry.level for entry in none_left.findings if entry.check == "broker"] == [Level.ERROR] * 2
+
+
+def version_of(report: Report) -> str:
+    return next(entry.message.split()[1] for entry in report.findings if entry.message.startswith("RabbitMQ "))
+
+
+def test_consumers_are_at_most_those_that_are_counted_while_a_broker_is_lost() -> None:
+    depths = {topology.JOBS: QueueDepth(7, 3), topology.RESUME: QueueDepth(0, 3)}
+
+    (all_up,), (one_lost,) = (list(doctor_of_broker._depths(depths, all_up)) for all_up in (True, False))
+
+    assert all_up.message == "3 workers take them, 7 wait"
+    assert one_lost.message == "at most 3 workers take them, with those that a lost node still counts, 7 wait"
 
 
 @pytest.mark.slow

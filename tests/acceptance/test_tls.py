@@ -11,7 +11,7 @@ from tests.support.certificates import Authority
 from tests.support.commands import run
 from tests.support.servers import PostgreSQL, RabbitMQ, over_tls
 from tests.support.system import System, job, until
-from worker.messaging import topology
+from worker.messaging import broker, topology
 from worker.messaging.publisher import Message, Publisher
 
 pytestmark = pytest.mark.slow
@@ -47,6 +47,20 @@ def test_commands_use_a_broker_over_tls(broker_url: str, rabbitmq: RabbitMQ, aut
     assert run("broker", "declare", BROKER_URL=url).returncode == 0
     assert run("enqueue", "-", stdin='{"bad": 1}', BROKER_URL=url).returncode == 1
     assert run("dead-letters", "list", BROKER_URL=url).stdout == "no dead letters\n"
+
+
+def test_the_certificate_of_each_of_several_brokers_is_checked_for_its_own_name(
+    broker_url: str, rabbitmq: RabbitMQ, authority: Authority
+) -> None:
+    """It holds for 127.0.0.1 only. Whichever host is tried first, the other one does not get its name."""
+    right, wrong = (over_tls(rabbitmq, broker_url, host, authority) for host in ("127.0.0.1", "localhost"))
+
+    for url in f"{right};{wrong}", f"{wrong};{right}":
+        with broker.connect(url) as connection:
+            connection.connect()
+            assert connection.host_url.startswith("amqps://guest:guest@127.0.0.1")
+    with broker.connect(f"{wrong};{wrong}") as connection, pytest.raises(OSError, match="Hostname mismatch"):
+        connection.connect()
 
 
 @pytest.mark.parametrize(

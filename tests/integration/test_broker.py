@@ -1,12 +1,16 @@
 """Topology and publishing against a real RabbitMQ."""
 
+import itertools
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kombu import Connection, Queue
@@ -200,17 +204,56 @@ def test_each_part_finds_the_host_that_answers(broker_url: str, before: int, aft
         assert inspection.product == "RabbitMQ"
 
 
-def test_the_host_that_answered_last_is_tried_first(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = ";".join([*dead(broker_url, 3), broker_url])
+def test_the_host_that_answered_last_is_tried_first_until_its_connection_is_lost(broker_url: str) -> None:
+    other = broker_url.replace("127.0.0.1", "localhost")
+    url = f"{broker_url};{other}"
     with broker.connect(url) as connection:
         connection.connect()
-    tried: list[str] = []
-    monkeypatch.setattr(broker.AnyHost, "switch", lambda _self, host: tried.append(host))
+        used = connection.host_url
+        assert [broker.connect(url).host_url for _ in range(9)] == [used] * 9
 
-    with broker.connect(url) as connection:
-        connection.connect()
+        connection.try_last()
 
-    assert tried == []
+        assert {broker.connect(url).host_url, used} == {broker_url, other}
+
+
+def test_each_process_begins_with_a_host_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all workers sit on the first broker, and all move together when it dies."""
+    hosts = [f"amqp://host-{number}//" for number in range(3)]
+    orders = set()
+    for _ in range(200):
+        monkeypatch.setattr(broker, "_order", {})  # as in another process
+        orders.add(tuple(broker._hosts_in_order(";".join(hosts))))
+
+    assert orders == set(itertools.permutations(hosts))
+
+
+def test_a_host_has_no_port_or_virtual_host_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "amqp://a:1111/one;amqp://b"
+    monkeypatch.setattr(broker, "_order", {url: url.split(";")})
+    connection = broker.connect(url)
+
+    connection.maybe_switch_next()
+
+    assert connection.as_uri() == "amqp://guest:**@b:5672//"
+
+
+def test_a_peer_is_silent_when_nothing_comes_and_hanging_up_wakes_who_waits_for_it() -> None:
+    ours, theirs = socket.socketpair()
+    peer = broker.Peer(SimpleNamespace(connection=SimpleNamespace(sock=ours, bytes_recv=7)))  # type: ignore[arg-type]
+    until(lambda: peer.seconds_silent() > 0.2)
+    theirs.send(b"not read yet, as the loop is busy")
+    assert peer.seconds_silent() < 0.2
+    ours.recv(100)
+    until(lambda: peer.seconds_silent() > 0.2)
+
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(ours.recv, 100)
+        peer.hang_up()
+        assert waits.result(10) == b""
+    ours.close()
+    peer.hang_up()  # nothing is left to do
+    theirs.close()
 
 
 def test_none_of_several_hosts_is_told_as_away(broker_url: str) -> None:

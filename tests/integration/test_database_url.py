@@ -70,6 +70,15 @@ def test_libpqs_environment_holds(postgresql_url: str, monkeypatch: pytest.Monke
     assert values == {"search_path": "elsewhere", "application_name": "by-environment", "timezone": "UTC"}
 
 
+def test_libpqs_form_for_several_hosts_holds(postgresql: PostgreSQL) -> None:
+    host = f"127.0.0.1:{postgresql.port}"
+    for hosts in f"127.0.0.1:{free_port()},{host}", f"{host},127.0.0.1", f"127.0.0.2,[::1]:{free_port()},{host}":
+        given = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&application_name=several"
+        url = read(DatabaseSettings, DATABASE_URL=given).url
+
+        assert shown(url, "port", "application_name") == {"port": str(postgresql.port), "application_name": "several"}
+
+
 @pytest.mark.parametrize("place", ["url", "environment"])
 def test_a_service_holds_whole(
     place: str, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from tests.support.stored import insert_confirmation
 from worker.errors import BadCredentials
 from worker.messaging import broker, topology
 from worker.runtime import Runtime
-from worker.services.outbox_relay import BATCH, OutboxRelay
+from worker.services.outbox_relay import BATCH, OutboxRelay, refused_backoff
 from worker.services.scheduler import Scheduler
 from worker.storage.database import now_plus, seconds_since
 
@@ -115,10 +115,7 @@ def test_a_stopping_worker_publishes_for_a_limited_time(runtime: Runtime, connec
 
 
 def test_a_refused_event_does_not_block_others(runtime: Runtime, connection: Connection) -> None:
-    channel = connection.channel()
-    limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
-    channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
-    channel.queue_bind("full", "booking-events", "booking.pending")
+    full_queue(connection, "booking-events", "booking.pending")
     blocked, free = confirmation(runtime), confirmation(runtime)
     write(runtime, blocked, 1, "booking.pending")
     write(runtime, blocked, 2)
@@ -150,23 +147,75 @@ def test_an_event_that_closes_the_channel_does_not_block_the_others(
     assert [event["of"] for event in received(connection)] == [str(ids[17])]
 
 
-@pytest.mark.parametrize(("age", "wait"), [(0, 30), (45, 30), (70, 60), (130, 120), (1000, 960), (10**6, 960)])
-def test_what_is_refused_waits_the_longer_the_older_it_is(
-    runtime: Runtime, connection: Connection, age: float, wait: float
-) -> None:
+def full_queue(connection: Connection, exchange: str, routing_key: str) -> None:
+    """A queue that refuses each message, as one without a leader does."""
     channel = connection.channel()
     limits = {"x-max-length": 0, "x-overflow": "reject-publish"}
     channel.queue_declare("full", durable=True, auto_delete=False, arguments=limits)
-    channel.queue_bind("full", "booking-events", "booking.pending")
+    channel.queue_bind("full", exchange, routing_key)
+
+
+@pytest.mark.parametrize(
+    ("number", "age", "wait"), [(1, 0, 1), (1, 86400, 1), (2, 60, 2), (6, 86400, 32), (9, 100, 100), (99, 86400, 960)]
+)
+def test_what_is_refused_again_and_again_waits_longer_but_not_longer_than_its_age(
+    number: int, age: float, wait: float
+) -> None:
+    assert refused_backoff(number, age) == wait
+
+
+def test_what_is_refused_is_soon_tried_on_another_channel_and_told_once(
+    runtime: Runtime, connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A channel that met a queue without a leader may be refused for ever, and an election takes half a second."""
+    full_queue(connection, "booking-events", "booking.pending")
     write(runtime, confirmation(runtime), 1, "booking.pending")
+    relay, waits, channels = OutboxRelay(runtime), [], []
+    open_channel = relay._publisher._open
+    relay._publisher._open = lambda: channels.append(open_channel()) or channels[-1]  # type: ignore[method-assign]
+    for _ in range(4):
+        with runtime.engine.begin() as database:
+            database.execute(update(OutboxEvent).values(created_at=now_plus(-86400), claimed_until=None))
+        assert relay.run_once() is False, "then the next batch can wait"
+        with runtime.engine.connect() as database:
+            waits.append(-database.execute(select(seconds_since(OutboxEvent.claimed_until))).scalar_one())
+    refusals = capsys.readouterr()
+    assert (refusals.out + refusals.err).count("events_refused") == 1
+    assert waits == [pytest.approx(wait, abs=0.9) for wait in (1, 2, 4, 8)]
+    assert len({id(channel) for channel in channels}) == 4, "kept alive by the list: each id is another channel"
+
+    connection.channel().queue_delete("full")
     with runtime.engine.begin() as database:
-        database.execute(update(OutboxEvent).values(created_at=now_plus(-age)))
+        database.execute(update(OutboxEvent).values(claimed_until=None))
+    assert relay.run_once() is True
+    assert published(runtime) == 1
+    relay.close()
 
-    OutboxRelay(runtime).flush()
 
+def test_a_scheduler_whose_messages_are_refused_pauses_and_is_not_well(
+    runtime: Runtime, connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channel = connection.channel()
+    channel.queue_unbind(topology.RESUME, topology.confirm_offer.name, topology.RESUME)
+    full_queue(connection, topology.confirm_offer.name, topology.RESUME)
+    due = confirmation(runtime, state=State.RETRYING, due_at=now_plus(-1.0))
+    scheduler = Scheduler(runtime)
+
+    pauses = [scheduler._run_guarded() for _ in range(3)]
+
+    assert pauses == [1.0, 2.0, 4.0]
+    assert scheduler.waits_for == "broker"
+    assert scheduler.succeeded_at == 0.0
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("refused by a queue, which is full or has no leader") == 1
     with runtime.engine.connect() as database:
-        waits = -database.execute(select(seconds_since(OutboxEvent.claimed_until))).scalar_one()
-    assert waits == pytest.approx(wait, abs=10)
+        assert database.execute(select(Confirmation.dispatched_until)).scalar_one() is None, "it stays due"
+
+    channel.queue_unbind("full", topology.confirm_offer.name, topology.RESUME)
+    channel.queue_bind(topology.RESUME, topology.confirm_offer.name, topology.RESUME)
+    assert scheduler._run_guarded() == scheduler.interval
+    assert channel.basic_get(topology.RESUME, no_ack=True).body in (str(due), str(due).encode())
+    scheduler.close()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Kombu gives up after 4 s

@@ -190,6 +190,8 @@ def test_a_mistake_in_the_env_file_is_named_without_its_value(tmp_path: Path) ->
         (DatabaseSettings, "DATABASE_URL", "postgresql://host/db", "postgresql://host/db"),
         (BrokerSettings, "BROKER_URL", "amqps://host/vhost", "amqps://host/vhost"),
         (BrokerSettings, "BROKER_URL", "memory://", "memory://"),
+        (BrokerSettings, "BROKER_URL", "amqp://a:1/v;amqp://b:2/v", "amqp://a:1/v;amqp://b:2/v"),
+        (BrokerSettings, "BROKER_URL", "amqps://a/v;amqps://b/v", "amqps://a/v;amqps://b/v"),
     ],
 )
 def test_values_are_read(
@@ -239,8 +241,11 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         "BROKER_URL",
         [f"amqp://u:{MARK}@h:port//", f"amqp://u:{MARK}@h:65536", f"amqp://a;amqp://[{MARK}"],
     ),
-    (BrokerSettings, "BROKER_URL", [f"amqps://a:{MARK}@a//;amqps://b//", f"amqp://a//;amqps://a:{MARK}@b//"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://a:{MARK}@a//;amqp://b//", f"amqp://a//;amqps://a:{MARK}@b//"]),
+    (BrokerSettings, "BROKER_URL", [f"amqp://a//;redis://{MARK}@b", f"amqp://{MARK};", f"amqp://a;{MARK}:5672"]),
+    (BrokerSettings, "BROKER_URL", [f"amqp://u:{MARK}@h?heartbeat=60", f"amqp://a//;amqp://u:{MARK}@b?heartbeat=0"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://h/?ssl_ca_certs=/no/{MARK}", f"amqps://h/?ssl_ca_certs={__file__}"]),
+    (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h;amqps://h/?ssl_ca_certs=/etc/hosts"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://u:{MARK}@h/?ssl_cert_reqs=none", f"amqp://h/?ssl_ca_certs={MARK}"]),
     (
         DatabaseSettings,
@@ -248,6 +253,12 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         ["", MARK, f"mysql://u:{MARK}@host/db", f"postgresql://host:{MARK}/db", f"http://{MARK}"],
     ),
     (DatabaseSettings, "DATABASE_URL", [f"postgresql+asyncpg://{MARK}/db", f"sqlite+aiosqlite:///{MARK}.db"]),
+    (DatabaseSettings, "DATABASE_URL", [f"postgresql://h1:1,h2:{MARK}/db", f"postgresql://u:{MARK}@[::1,h2/db"]),
+    (
+        DatabaseSettings,
+        "DATABASE_URL",
+        [f"postgresql:///{MARK}?host=a,b&port=1", f"postgresql:///{MARK}?host=a:x&host=b"],
+    ),
     (DatabaseSettings, "DATABASE_URL", ["sqlite://", "sqlite:///", "sqlite:///:memory:"]),
     (EncryptionSettings, "DATA_KEYS", ["", MARK, f"{KEY},{MARK}", f"{KEY},", "é" + MARK, f"{KEY};{OTHER_KEY}"]),
     (XoneSettings, "XONE_BASE_URL", ["", MARK, f"ftp://{MARK}", f"https://host/?{MARK}", f"https://host/#{MARK}"]),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
 from worker.doctor.finding import Finding, Level, safe_part
@@ -27,22 +28,41 @@ def check(settings: BrokerSettings) -> Iterator[Finding]:
     if settings.url.startswith("memory"):
         yield Finding.warning(CHECK, "in-memory: jobs reach this process only", "set BROKER_URL to that of a RabbitMQ")
         return
+    urls = settings.url.split(";")
+    with ThreadPoolExecutor(len(urls)) as pool:
+        hosts = dict(zip(urls, pool.map(_host, urls), strict=True))
+    reached = [url for url, (is_reached, _) in hosts.items() if is_reached]
+    for is_reached, finding in hosts.values():
+        yield finding if is_reached or not reached else finding._replace(level=Level.WARNING)
+    if reached:
+        yield from _examine(reached[0], all_up=len(reached) == len(urls))
+
+
+def _host(url: str) -> tuple[bool, Finding]:
+    """Whether a host is reached, and what it is, or why not."""
     try:
-        with Inspection(settings.url) as inspection:
-            yield _server(inspection, settings.url)
+        with Inspection(url) as inspection:
+            return True, _server(inspection, url)
+    except Exception as error:
+        return False, _connection_error(error, url)
+
+
+def _examine(url: str, all_up: bool) -> Iterator[Finding]:
+    try:
+        with Inspection(url) as inspection:
             comparisons = list(inspection.compare_declarations())
             yield from _declarations(comparisons)
             for exchange, outcome in inspection.try_publishing():
                 yield from _publishing(exchange, outcome)
                 if exchange == topology.confirm_offer.name and outcome is Publishing.ACCEPTED:
                     yield _message_size(inspection)
-            yield from _depths({each.name: each.depth for each in comparisons if each.depth is not None})
+            yield from _depths({each.name: each.depth for each in comparisons if each.depth is not None}, all_up)
     except Exception as error:
-        yield _connection_error(error, settings.url)
+        yield _connection_error(error, url)
 
 
 def _place(url: str) -> str:
-    address = urlsplit(url.split(";")[0])
+    address = urlsplit(url)
     port = address.port or (5671 if address.scheme == "amqps" else 5672)
     return f"{safe_part(address.hostname or 'localhost')}:{port}, virtual host {safe_part(_virtual_host(address.path))}"
 
@@ -134,8 +154,11 @@ def _message_size(inspection: Inspection) -> Finding:
     return Finding.ok("message size", f"messages of more than {limit} are refused")
 
 
-def _depths(depths: dict[str, QueueDepth]) -> Iterator[Finding]:
-    """Queues without a consumer, and messages that a person has to deal with."""
+def _depths(depths: dict[str, QueueDepth], all_up: bool) -> Iterator[Finding]:
+    """Queues without a consumer, and messages that a person has to deal with. all_up: whether all hosts were reached.
+
+    A quorum queue counts the consumers of a node that has died until that comes back.
+    """
     work = [depth for name, depth in depths.items() if name in (topology.JOBS, topology.RESUME)]
     waiting = sum(depth.messages for depth in work)
     if any(not depth.consumers for depth in work):
@@ -148,7 +171,8 @@ def _depths(depths: dict[str, QueueDepth]) -> Iterator[Finding]:
     elif topology.JOBS in depths:
         workers = depths[topology.JOBS].consumers
         take = pluralize(workers, "worker takes", "workers take")
-        yield Finding.ok("jobs", f"{take} them, {waiting:,} wait")
+        counted = f"{take} them" if all_up else f"at most {take} them, with those that a lost node still counts"
+        yield Finding.ok("jobs", f"{counted}, {waiting:,} wait")
     if topology.DEAD_LETTERS in depths and (letters := depths[topology.DEAD_LETTERS].messages):
         message = f"{pluralize(letters, 'job')} could not be accepted"
         yield Finding.warning("dead letters", message, "confirm-offer dead-letters list")

@@ -71,8 +71,15 @@ def _file_problem(name: str | None) -> Finding | None:
 def _place(address: URL) -> str:
     if address.get_backend_name() == "sqlite":
         return f"SQLite, {address.database}"
-    host = address.host or str(address.query.get("host", "local socket"))
-    return f"{safe_part(host)}:{address.port or 5432}, database {safe_part(address.database)}"
+    from psycopg.pq import Conninfo
+
+    # Of the URL, else of libpq's environment.
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in Conninfo.get_defaults()}
+    given = {**defaults, **address.get_dialect()().create_connect_args(address)[1]}
+    hosts, ports = str(given["host"]).split(","), str(given["port"]).split(",")
+    pairs = zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False)
+    places = ", ".join(f"{safe_part(host or 'local socket')}:{port or 5432}" for host, port in pairs)
+    return f"{places}, database {safe_part(address.database)}"
 
 
 def _reached(connection: Connection, address: URL) -> Finding:
@@ -83,7 +90,9 @@ def _reached(connection: Connection, address: URL) -> Finding:
     if encoding not in ("UTF8", "SQL_ASCII"):
         return Finding.error(CHECK, f"its encoding is {encoding}, which can't hold all texts", "create it with UTF8")
     version = ".".join(str(number) for number in connection.dialect.server_version_info or ())
-    return Finding.ok(CHECK, f"PostgreSQL {version} at {_place(address)}")
+    reached = connection.connection.driver_connection.info  # type: ignore[union-attr]
+    place = f"{safe_part(reached.host or 'local socket')}:{reached.port}"
+    return Finding.ok(CHECK, f"PostgreSQL {version} at {place}, database {safe_part(reached.dbname)}")
 
 
 def _tables_problem(connection: Connection) -> Finding | None:

@@ -1,5 +1,10 @@
 """Connections to the broker, and what their errors mean."""
 
+import random
+import select
+import socket
+import time
+from contextlib import suppress
 from ssl import CERT_REQUIRED, SSLCertVerificationError
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -17,22 +22,33 @@ from worker import gevent_support
 _SOCKET_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 60, "write_timeout": 60}
 
 
+HEARTBEAT = 8  # seconds; agreed with RabbitMQ for the connection that consumes: both send something as often
+MAX_SILENCE = 2 * HEARTBEAT - 1.0  # seconds; RabbitMQ closes a connection after two to three heartbeats of silence
+
+
 class AnyHost(Connection):
     """A connection to any of the hosts of a URL: it tries each once, beginning with the one that answered last.
 
-    kombu's own tries two, always from the first, which with three hosts reaches the third one never.
+    kombu's own tries two, always from the first, which with three hosts reaches the third one never. Each process has
+    its own order, so that workers spread over the hosts, also those that a host which died has left.
     """
 
-    def __init__(self, url: str, **kwargs: Any) -> None:
-        hosts = url.split(";")
-        first = _answered.get(url, 0)
-        self._url, self._hosts = url, hosts
-        self._tried = hosts[first]
-        super().__init__(";".join(hosts[first:] + hosts[:first]), **kwargs)  # type: ignore[no-untyped-call]
+    def __init__(self, url: str, *args: Any, **kwargs: Any) -> None:
+        self._url = url
+        self._hosts = _hosts_in_order(url)
+        super().__init__(";".join(self._hosts), *args, **kwargs)  # type: ignore[no-untyped-call]
+        self._try(self._hosts[0])
 
     def switch(self, conn_str: str) -> None:
-        self._tried = conn_str
+        del self.port, self.virtual_host  # else kombu keeps those of the last host where this one names none
         super().switch(conn_str)  # type: ignore[no-untyped-call]
+        self._try(conn_str)
+
+    def _try(self, host: str) -> None:
+        self._tried = host
+        if isinstance(self.ssl, dict):
+            # Unless told the name, neither kombu nor py-amqp checks that the certificate is for that host.
+            self.ssl = {**self.ssl, "server_hostname": urlsplit(host).hostname or "localhost"}
 
     def _ensure_connection(self, errback: Any = None, max_retries: Any = None, *args: Any, **kwargs: Any) -> Any:
         if len(self._hosts) > 1 and max_retries == 1:  # of connect() and of operations that need a connection
@@ -41,12 +57,58 @@ class AnyHost(Connection):
 
     def _connection_factory(self) -> Any:
         connection = super()._connection_factory()  # type: ignore[no-untyped-call]
-        if len(self._hosts) > 1:
-            _answered[self._url] = self._hosts.index(self._tried)
+        _order[self._url] = [self._tried, *self._others()]
         return connection
 
+    def try_last(self) -> None:
+        """This connection was lost: the next ones of this process try the other hosts first."""
+        _order[self._url] = [*self._others(), self._tried]
 
-_answered: dict[str, int] = {}  # by URL: which of its hosts this process has connected to last
+    def _others(self) -> list[str]:
+        return [host for host in _hosts_in_order(self._url) if host != self._tried]
+
+    @property
+    def host_url(self) -> str:
+        """The URL of the host that was tried last: where it is connected, of that one."""
+        return self._tried
+
+
+_order: dict[str, list[str]] = {}  # by URL: its hosts, in the order in which this process tries them
+
+
+def _hosts_in_order(url: str) -> list[str]:
+    if url not in _order:
+        hosts = url.split(";")
+        random.shuffle(hosts)
+        _order[url] = hosts
+    return _order[url]
+
+
+class Peer:
+    """The broker at the other end of an open connection with heartbeats. Watched by another thread than its own."""
+
+    def __init__(self, connection: AnyHost) -> None:
+        self._amqp = connection.connection
+        self._socket = self._amqp.sock  # py-amqp connects anew if it is asked for it after a connection was lost
+        self._received, self._heard_at = -1, 0.0
+
+    def seconds_silent(self) -> float:
+        """Seconds for which nothing has come, as of the last calls. What came and was not read yet counts, too."""
+        if self._amqp.bytes_recv != self._received or self._has_unread():
+            self._received, self._heard_at = self._amqp.bytes_recv, time.monotonic()
+        return time.monotonic() - self._heard_at
+
+    def _has_unread(self) -> bool:
+        with suppress(OSError, ValueError):  # it has just been closed
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0))
+        return False
+
+    def hang_up(self) -> None:
+        """Ends the connection for the thread that uses it, also in the middle of reading or writing."""
+        with suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of SSLSocket is for its own thread only
 
 
 def connect(url: str) -> Connection:
@@ -62,24 +124,23 @@ def connect(url: str) -> Connection:
 def with_tls(url: str) -> tuple[str, dict[str, Any] | bool]:
     """Splits a URL into one without the option ``ssl_ca_certs`` and kombu's argument ``ssl`` (False without TLS).
 
-    Unless told the host name, neither kombu nor py-amqp checks that the certificate is for that host. py-amqp does not
-    know the options that kombu reads from a URL.
+    url: of one host, or of several, separated by semicolons, with the same option. py-amqp does not know the options
+    that kombu reads from a URL.
     """
     if not url.startswith("amqps:"):
         return url, False
-    plain_url, _, options = url.partition("?")
-    return plain_url, {
-        "cert_reqs": CERT_REQUIRED,
-        "ca_certs": dict(parse_qsl(options)).get("ssl_ca_certs"),  # None: the authorities that the system trusts
-        "server_hostname": urlsplit(plain_url).hostname or "localhost",
-    }
+    hosts = [host.partition("?") for host in url.split(";")]
+    options = dict(parse_qsl(hosts[0][2]))
+    plain_url = ";".join(plain for plain, _, _ in hosts)
+    # None: the authorities that the system trusts
+    return plain_url, {"cert_reqs": CERT_REQUIRED, "ca_certs": options.get("ssl_ca_certs")}
 
 
 def apply_socket_limits(connection: Connection) -> None:
     """Sets the read timeout on an open connection under gevent, whose sockets ignore py-amqp's timeouts."""
     if gevent_support.is_active() and connection.transport.driver_type == "amqp":
-        socket: Any = connection.connection.transport.sock
-        socket.settimeout((connection.transport_options or {})["read_timeout"])
+        sock: Any = connection.connection.transport.sock
+        sock.settimeout((connection.transport_options or {})["read_timeout"])
 
 
 def _decode_properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:

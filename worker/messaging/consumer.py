@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import WorkerShutdown
 from celery.utils.imports import symbol_by_name
 from celery.worker.consumer import Consumer
@@ -41,6 +42,7 @@ class ConnectAndDeclare(Connection):  # type: ignore[misc]
         super().start(c)
         try:
             broker.apply_socket_limits(c.connection)
+            c.watch_broker()
             topology.declare(c.connection)
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))
@@ -92,6 +94,11 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
     def _health(self) -> Any:
         return self.controller.background_services.health
 
+    def watch_broker(self) -> None:
+        """Has a new connection watched, from before the first wait for an answer."""
+        has_heartbeats = self.connection.transport.driver_type == "amqp"
+        self._health.broker_watch.watch(broker.Peer(self.connection) if has_heartbeats else None)
+
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
         # Besides noting health, this wakes an idle loop, which would sleep through SIGTERM.
@@ -101,6 +108,12 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         """Notes health under gevent, which has no event loop: Celery calls this in each round."""
         super().perform_pending_operations()
         self._health.consumer_succeeded()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """As Celery's. The next connection tries another host first."""
+        self._health.broker_watch.watch_no_more()
+        self.connection.try_last()
+        super().on_connection_error_after_connected(exc)
 
     def ensure_connected(self, conn: Any) -> Any:
         """As Celery's. Notes each try to connect, so that a consumer that waits is not taken for one that hangs."""
@@ -116,6 +129,23 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         conn.ensure_connection = ensure_and_note
         return super().ensure_connected(conn)
 
+    def drain(self) -> None:
+        """Lets the tasks of a pool of threads end. Celery's loop goes on meanwhile: it acknowledges, and sends
+        heartbeats. Celery itself waits with its loop stopped, and RabbitMQ would cut the worker off during long calls.
+        """
+        if self.hub is None or not isinstance(self.pool, ThreadPool):
+            return
+        executor = self.pool.executor
+        executor.shutdown(wait=False, cancel_futures=True)
+        while any(thread.is_alive() for thread in tuple(executor._threads)):
+            try:
+                self.hub.run_once()
+            except self.connection_errors as error:  # RabbitMQ gives the messages to others
+                log.warning("connection_lost_while_stopping", error=type(error).__name__)
+                self.hub.reset()
+                if self.connection:
+                    self.connection.collect()
+
     def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], None]:
         """Returns the handler of messages: it makes a request of the queue's task and hands it to the pool."""
         tasks: dict[str, Any] = {queue: self.app.tasks[name] for queue, name in TASK_OF_QUEUE.items()}
@@ -128,9 +158,7 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
 
         def on_message(message: Any) -> None:
             if getattr(message, "is_dropped", False):  # the in-memory broker has messages of its own
-                large_bodies.wait(
-                    partial(self.call_soon_ack, message.reject_log_error, log, self.connection_errors, True)
-                )
+                large_bodies.wait(partial(self.call_soon_ack, _reject, message, log, self.connection_errors, True))
                 return
             queue, body = self._queue_of(message), _bytes(message.body)
             number = self._health.progress.message_came()
@@ -139,8 +167,8 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
             end = partial(self._end, number, is_large(len(body)))
             request = requests[queue](
                 message,
-                on_ack=promise(end, (message.ack_log_error,)),
-                on_reject=promise(end, (message.reject_log_error,)),
+                on_ack=promise(end, (partial(_acknowledge, message),)),
+                on_reject=promise(end, (partial(_reject, message),)),
                 app=self.app,
                 hostname=self.hostname,
                 task=tasks[queue],
@@ -170,6 +198,27 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
             if tag == queue_tag:
                 return queue
         return topology.RESUME if message.delivery_info.get("routing_key") == topology.RESUME else topology.JOBS
+
+
+def _acknowledge(message: Any, _logger: Any, errors: tuple[type[Exception], ...]) -> None:
+    """As kombu's ack_log_error, which calls a lost connection critical and leaves its line unfilled."""
+    try:
+        message.ack()
+    except errors as error:
+        _log_not_settled(error)
+
+
+def _reject(message: Any, _logger: Any, errors: tuple[type[Exception], ...], requeue: bool = False) -> None:
+    """As kombu's reject_log_error, with the same reservations."""
+    try:
+        message.reject(requeue=requeue)
+    except errors as error:
+        _log_not_settled(error)
+
+
+def _log_not_settled(error: Exception) -> None:
+    """RabbitMQ delivers the message again, and finds its outcome stored."""
+    log.info("message_comes_again", error=type(error).__name__)
 
 
 def celery_headers(task: str, message: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from amqp.exceptions import AMQPError, FrameSyntaxError, NotFound
 from kombu import Connection
 
 from worker.errors import BrokerError
-from worker.messaging.broker import CONNECTION_ERRORS, apply_socket_limits, connect, refusal_of_message
+from worker.messaging.broker import CONNECTION_ERRORS, AnyHost, apply_socket_limits, connect, refusal_of_message
 from worker.messaging.topology import QUEUES, booking_events, declare
 from worker.observability import tracing
 
@@ -22,7 +22,7 @@ UNROUTABLE = "no queue is bound for it"
 
 
 class NotTaken(OSError):
-    """The broker refused a message, or no queue is bound for it. A later try may succeed."""
+    """The broker refused a message, or no queue is bound for it. The text says why. A later try may succeed."""
 
 
 class _Unsendable(Exception):
@@ -133,6 +133,9 @@ class Publisher:
                 for message in messages:
                     self._send(channel, traced(message))
                 self._wait(deadline)
+        except OSError:
+            self._leave()
+            raise
         except BaseException:
             self.close()
             raise
@@ -153,7 +156,7 @@ class Publisher:
     def publish_one(self, message: Message) -> None:
         """As publish(). Raises NotTaken where the broker does not take the message."""
         if not self.publish([message]):
-            raise NotTaken
+            raise NotTaken(self.refused[message.key])
 
     def ensure_connection(self) -> None:
         """Connects if there is no connection or it is lost. Raises the connection's error."""
@@ -164,7 +167,7 @@ class Publisher:
                 with suppress(TimeoutError):
                     self._connection.drain_events(timeout=0.001)
         except CONNECTION_ERRORS:
-            self.close()
+            self._leave()
             self._open()
 
     def _open(self) -> Any:
@@ -229,6 +232,12 @@ class Publisher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _leave(self) -> None:
+        """Closes a connection that was lost. The next publish tries another host first."""
+        if isinstance(self._connection, AnyHost):
+            self._connection.try_last()
         self.close()
 
     def close(self) -> None:

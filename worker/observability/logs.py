@@ -123,8 +123,13 @@ def _is_no_reject(record: logging.LogRecord) -> bool:
 
 
 def _log_warning(_message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """Logs class and place of a Python warning. Its text may hold a value."""
-    log.warning("python_warning", kind=category.__name__, where=[f"{'/'.join(filename.split('/')[-2:])}:{lineno}"])
+    """Logs class and place of a Python warning. Its text may hold a value.
+
+    Those of what may be deprecated some day are for developers; Celery raises one at each reconnect.
+    """
+    if not issubclass(category, PendingDeprecationWarning):
+        place = f"{'/'.join(filename.split('/')[-2:])}:{lineno}"
+        log.warning("python_warning", kind=category.__name__, where=[place])
 
 
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

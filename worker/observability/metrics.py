@@ -61,6 +61,9 @@ class Instruments:
         self.slowdowns = counter("slowdowns", "Answers of XONE that throttled the calls for a while (429)")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
         self.events_refused = counter("events_refused", "Events that the broker refused, counted at each try")
+        self.resumes_refused = counter(
+            "resumes_refused", "Resume messages that the broker refused, counted at each try"
+        )
         self.messages_put_back = counter(
             "messages_put_back", "Messages that went back to their queue because they could not be handled", "reason"
         )
@@ -252,6 +255,12 @@ def events_refused(count: int) -> None:
     """The broker refused events; they are published again later."""
     if _instruments is not None:
         _instruments.events_refused.inc(count)
+
+
+def resumes_refused(count: int) -> None:
+    """The broker refused resume messages; their confirmations stay due."""
+    if _instruments is not None:
+        _instruments.resumes_refused.inc(count)
 
 
 def message_put_back(reason: str) -> None:

@@ -106,14 +106,18 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             service.start()
 
     def stop(self, parent: Any) -> None:
-        """A warm shutdown begins: no new work is dispatched. The Relay runs on until the last task has ended."""
+        """A warm shutdown: no new work is dispatched. The Relay runs on until the last task has ended."""
+        self._start_no_work()
+        parent.consumer.drain()
+
+    def terminate(self, parent: Any) -> None:
+        self._start_no_work()
+
+    def _start_no_work(self) -> None:
         self.health.is_stopping = True
         for service in self._services:
             if service.starts_work:
                 service.stop()
-
-    def terminate(self, parent: Any) -> None:
-        self.stop(parent)
 
     def end(self) -> None:
         """The last task has ended. The Relay publishes its event before it stops."""

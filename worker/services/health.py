@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import select
 
+from worker.messaging import broker
 from worker.outages import most_awaited
 from worker.runtime import Runtime
 from worker.services.health_file import HealthFile, PartHealth
@@ -19,6 +20,7 @@ from worker.services.service import Service
 log = structlog.get_logger(__name__)
 
 CONSUMER, TASKS = "consumer", "tasks"
+HEARD_WITHIN = 1.5 * broker.HEARTBEAT  # seconds in which a broker that is well sends something
 
 
 class DatabaseProbe(Service):
@@ -37,6 +39,40 @@ class DatabaseProbe(Service):
         return False
 
 
+class BrokerWatch(Service):
+    """Hangs up on a broker that is silent. A thread of its own, because the consumer's may be blocked by it."""
+
+    name = "broker-watch"
+    interval = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._peer: broker.Peer | None = None
+        self.seconds_silent = 0.0
+
+    def watch(self, peer: broker.Peer | None) -> None:
+        """Called by the consumer when it has connected. peer: None for a broker without heartbeats."""
+        self._peer, self.seconds_silent = peer, 0.0
+
+    def watch_no_more(self) -> None:
+        """Called by the consumer when it has lost its connection."""
+        self._peer = None
+
+    def run_once(self) -> bool:
+        peer = self._peer
+        if peer is None:
+            return False
+        silent = peer.seconds_silent()
+        if self._peer is not peer:
+            return False  # it has connected anew meanwhile
+        self.seconds_silent = silent
+        if silent > broker.MAX_SILENCE:
+            log.warning("broker_silent", silent_s=round(silent, 1))
+            self._peer = None
+            peer.hang_up()
+        return False
+
+
 class Health(Service):
     """Writes the health of this worker to its file until the process ends."""
 
@@ -48,6 +84,7 @@ class Health(Service):
         super().__init__()
         self._probe = DatabaseProbe(runtime)
         self._services = [*services, self._probe]
+        self.broker_watch = BrokerWatch()
         self._consumer = PartHealth(ran_at=time.time())
         self._consumes = consumes
         xone = runtime.xone_settings
@@ -57,16 +94,18 @@ class Health(Service):
 
     def start(self) -> None:
         self._probe.start()
+        self.broker_watch.start()
         super().start()
 
     def consumer_succeeded(self) -> None:
-        """Called by the consumer as often as its loop runs with a connection."""
-        now = time.time()
-        self._consumer = PartHealth(now, now)
+        """Called by the consumer as often as its loop runs with a connection: that it is open does not say much."""
+        now, silent = time.time(), self.broker_watch.seconds_silent
+        waits_for = "broker" if silent > HEARD_WITHIN else None
+        self._consumer = PartHealth(now - silent, now, waits_for, HEARD_WITHIN)
 
     def consumer_waiting(self) -> None:
         """Called by the consumer as often as it tries to connect."""
-        self._consumer = PartHealth(self._consumer.succeeded_at, time.time(), "broker")
+        self._consumer = PartHealth(self._consumer.succeeded_at, time.time(), "broker", HEARD_WITHIN)
 
     def parts(self) -> dict[str, PartHealth]:
         """The health of each part by name."""
@@ -87,6 +126,7 @@ class Health(Service):
         return False
 
     def close(self) -> None:
+        self.broker_watch.stop()
         self._probe.stop()
         self._file.close()
 

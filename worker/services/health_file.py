@@ -29,6 +29,7 @@ class PartHealth(NamedTuple):
     succeeded_at: float = 0.0
     ran_at: float = 0.0  # with an error or not; before the first run, the start
     waits_for: str | None = None  # an unavailable dependency
+    well_for: float | None = None  # seconds after the last success; None: UNWELL_AFTER
 
 
 class WorkerHealth(NamedTuple):
@@ -43,7 +44,7 @@ class WorkerHealth(NamedTuple):
     def unwell(self) -> list[str]:
         """The parts that have not succeeded lately."""
         now = time.time()
-        return [name for name, part in self.parts.items() if now - part.succeeded_at > UNWELL_AFTER]
+        return [name for name, part in self.parts.items() if now - part.succeeded_at > (part.well_for or UNWELL_AFTER)]
 
     @property
     def is_well(self) -> bool:

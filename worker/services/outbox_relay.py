@@ -5,7 +5,6 @@ confirmation are published in the order of their sequence: an event is taken onl
 """
 
 import logging
-import math
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -31,8 +30,12 @@ log = structlog.get_logger(__name__)
 BATCH = 200  # events
 LEASE = CONFIRM_TIMEOUT + 10.0  # seconds; longer than the confirms of a batch can take
 FLUSH_TIMEOUT = 10.0  # seconds at the end of a worker: other workers may write events without end
-REFUSED_BACKOFF = 30.0  # seconds until an event that the broker refused is published again; doubled with each try
+# Seconds until an event that the broker refused is published again; doubled with each refusal. An election of a queue's
+# leader takes half a second.
+REFUSED_BACKOFF = 1.0
 MAX_REFUSED_BACKOFF = 960.0
+MAX_REMEMBERED = 10_000  # events whose refusals are counted
+TOLD_AGAIN_AFTER = 60.0  # seconds; refusals for the same reason until then are only counted
 SLACK = 1.0  # seconds by which two readings of one clock may differ
 
 
@@ -48,10 +51,16 @@ class OutboxRelay(Service):
         self._runtime = runtime
         self._publisher = Publisher(runtime.broker_settings.url, declares=True)
         self._mark = LowWaterMark(_OLDEST)
+        self._refusals: dict[UUID, int] = {}  # of events, the oldest first
+        self._told: dict[str, float] = {}  # by reason: when its refusals were logged, as of time.monotonic()
         self.wake = runtime.events_waiting
 
     def run_once(self) -> bool:
-        """Publishes one batch. Returns whether there was one. Takes none while the broker can't be reached."""
+        """Publishes one batch. Returns whether the broker took any of it: where it took none, the next one can wait."""
+        return self._publish_batch() and bool(self._publisher.confirmed)
+
+    def _publish_batch(self) -> bool:
+        """Returns whether there was one. Takes none while the broker can't be reached."""
         self._publisher.ensure_connection()
         events = self._take()
         if not events:
@@ -64,21 +73,36 @@ class OutboxRelay(Service):
             self._set_aside([event for event in events if event.id in self._publisher.refused])
             done = self._publisher.confirmed | self._publisher.refused.keys()
             self._release([event.id for event in events if event.id not in done], 0.0)
+            for published in self._publisher.confirmed & self._refusals.keys():
+                del self._refusals[published]
         return True
 
     def _set_aside(self, events: list[Row[Any]]) -> None:
-        """Lets events that the broker refused wait, the longer the older they are, so that others do not wait.
+        """Lets events that the broker refused wait, the longer the more often it did, so that others do not wait.
 
         A queue that is full makes all other queues get the event again with each try.
         """
-        by_wait: dict[tuple[float, str], list[UUID]] = {}
+        by_wait: dict[float, list[UUID]] = {}
+        by_reason: dict[str, list[UUID]] = {}
         for event in events:
-            key = refused_backoff(event.age), self._publisher.refused[event.id]
-            by_wait.setdefault(key, []).append(event.id)
-        for (wait, reason), ids in by_wait.items():
-            metrics.events_refused(len(ids))
-            log.warning("events_refused", count=len(ids), tried_again_in_s=wait, reason=reason, event_id=str(ids[0]))
+            number = self._refusals[event.id] = self._refusals.pop(event.id, 0) + 1
+            by_wait.setdefault(refused_backoff(number, event.age), []).append(event.id)
+            by_reason.setdefault(self._publisher.refused[event.id], []).append(event.id)
+        while len(self._refusals) > MAX_REMEMBERED:
+            del self._refusals[next(iter(self._refusals))]
+        for wait, ids in by_wait.items():
             self._release(ids, wait)
+        for reason, ids in by_reason.items():
+            metrics.events_refused(len(ids))
+            self._tell(reason, ids, min(by_wait))
+
+    def _tell(self, reason: str, ids: list[UUID], wait: float) -> None:
+        """Logs a refusal. Others for the same reason follow within seconds, and are not logged for a while."""
+        at = time.monotonic()
+        self._told = {told: when for told, when in self._told.items() if at - when < TOLD_AGAIN_AFTER}
+        if reason not in self._told:
+            self._told[reason] = at
+            log.warning("events_refused", count=len(ids), tried_again_in_s=wait, reason=reason, event_id=str(ids[0]))
 
     def stop(self, timeout: float = 30.0) -> None:
         """Ends the thread, then publishes what is left, as flush() does."""
@@ -89,7 +113,7 @@ class OutboxRelay(Service):
         """Publishes what is left. Events that can't be published in time stay for another relay."""
         ends_at = time.monotonic() + seconds
         try:
-            while self.run_once() and time.monotonic() < ends_at:
+            while self._publish_batch() and time.monotonic() < ends_at:
                 pass
         except Exception as error:
             log.warning("events_left", error=type(error).__name__)
@@ -119,12 +143,12 @@ class OutboxRelay(Service):
             connection.execute(_RELEASE, {"ids": events, "seconds": seconds})
 
 
-def refused_backoff(age: float) -> float:
-    """Seconds until an event that the broker refused is published again. age: of the event, in seconds.
+def refused_backoff(number: int, age: float) -> float:
+    """Seconds until an event that the broker refused is published again: 1, 2, 4, 8, …, 960, 960, …
 
-    As it doubles with the age, each wait is about twice the one before: 30, 30, 60, 120, 240, 480, 960, 960, …
+    number: of refusals that this relay has seen. age: of the event, in seconds; it never waits longer than that.
     """
-    return exponential(REFUSED_BACKOFF, int(math.log2(max(age / REFUSED_BACKOFF, 1.0))), MAX_REFUSED_BACKOFF)
+    return min(exponential(REFUSED_BACKOFF, number - 1, MAX_REFUSED_BACKOFF), max(age, REFUSED_BACKOFF))
 
 
 def _log_published(events: Sequence[Row[Any]], published: Collection[UUID]) -> None:

@@ -30,9 +30,9 @@ from models.types import Time
 from tasks.due_times import DISPATCH_LEASE, MAX_CLAMPED, clamp_times, is_dispatched
 from tasks.operations import batches
 from worker.backoff import exponential
-from worker.messaging.publisher import Message, Publisher
+from worker.messaging.publisher import Message, NotTaken, Publisher
 from worker.messaging.topology import RESUME, confirm_offer
-from worker.observability import tracing
+from worker.observability import metrics, tracing
 from worker.observability.sentry import CheckIns, report
 from worker.outages import may_blame_item
 from worker.runtime import Runtime
@@ -170,7 +170,10 @@ class Scheduler(Service):
         return int(self._allowed_batch_items)
 
     def _send(self, dispatched: list[UUID]) -> set[UUID]:
-        """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due."""
+        """Publishes resume messages. Returns those that the broker has; the others lose their mark and stay due.
+
+        Raises NotTaken where the broker refuses some, so that the Scheduler pauses and its part is not well.
+        """
         sent: set[UUID] = set()
         try:
             headers = self._trace_headers(dispatched) if tracing.is_on() else {}
@@ -185,6 +188,9 @@ class Scheduler(Service):
                     connection.execute(
                         update(Confirmation).where(Confirmation.id.in_(unsent)).values(dispatched_until=None)
                     )
+        if unsent:
+            metrics.resumes_refused(len(unsent))
+            raise NotTaken(self._publisher.refused[unsent[0]])
         return sent
 
     def _trace_headers(self, dispatched: list[UUID]) -> dict[UUID, dict[str, Any]]:
