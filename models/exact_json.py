@@ -18,6 +18,11 @@ def read_exact(text: str | bytes) -> Any:
     return json.loads(text, parse_float=_decimal, parse_int=_integer, parse_constant=str)
 
 
+def read_exact_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at ``start``, as ``read_exact`` reads it, and where it ends. Raises ValueError."""
+    return _DECODER.raw_decode(text, start)
+
+
 def _integer(text: str) -> int | str:
     return int(text) if len(text) <= MAX_DIGITS else text
 
@@ -28,6 +33,9 @@ def _decimal(text: str) -> Decimal | str:
     except InvalidOperation:
         return text
     return number if abs(number.adjusted()) < MAX_EXPONENT else text
+
+
+_DECODER = json.JSONDecoder(parse_float=_decimal, parse_int=_integer, parse_constant=str)
 
 
 def write_exact(content: Any) -> str:

@@ -242,6 +242,16 @@ class RateLimit(Base):
     next_at: Mapped[datetime]
 
 
+class Server(Base):
+    """A server that events were written on, and where their sequences go on: see worker/storage/sequence_floor.py."""
+
+    __tablename__ = "servers"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True, doc="its cluster and timeline; empty on SQLite")
+    sequence_floor: Mapped[int]
+    seen_at: Mapped[datetime]
+
+
 class Attempt(Base):
     """One try to confirm an offer, stored before the call. Without an outcome, its worker did not come back."""
 

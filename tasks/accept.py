@@ -134,6 +134,45 @@ def accept(
     return lease_from_row(row, new.body, 0.0, leased_at)
 
 
+def restore(connection: Connection, encryption: Encryption, lease: Lease, lease_seconds: float) -> None:
+    """Stores a confirmation again that the database has lost, such as by a failover to a replica that lagged.
+
+    It is as when it was leased: with the same id, request, idempotency key and fencing token. Does nothing if its offer
+    has a confirmation.
+    """
+    history, emails = lease.history, email_index.of_request(encryption, lease.body)
+    values = {
+        "id": lease.id,
+        "partner_id": lease.partner_id,
+        "offer_id": lease.offer_id,
+        "offer_uuid": as_uuid(lease.offer_id),
+        "order_reference": lease.order_reference,
+        "echo": lease.echo,
+        "correlation_id": lease.correlation_id,
+        "traceparent": lease.traceparent,
+        "idempotency_key": lease.idempotency_key,
+        "sealed_body": encryption.encrypt(lease.id, "body", lease.body),
+        "quote_ids": json.dumps(sorted(lease.quote_ids)),
+        "email_hash": emails[0],
+        "state": State.CONFIRMING,
+        "lease_token": lease.token,
+        "wait": lease_seconds,
+        "attempts": lease.number,
+        "attempts_used": history.attempts_used,
+        "read_backs": history.read_backs,
+        "crashes": lease.crashes,
+        "answer_unknown": history.answer_unknown,
+        "error_code": history.code,
+        "error_http_status": history.http_status,
+        "error_detail": history.detail,
+    }
+    connection.execute(_INSERT[connection.dialect.name], values)
+    if open_attempts(connection, [lease.id], lease.token):
+        batch = StatementBatch(connection)
+        email_index.add(batch, lease.id, emails[1:])
+        batch.flush()
+
+
 def newest_id(connection: Connection) -> UUID | None:
     """The greatest id of a confirmation; None if there is none. Ids are UUIDs of version 7: they grow with time."""
     newest: UUID | None = connection.execute(select(_columns.id).order_by(_columns.id.desc()).limit(1)).scalar()

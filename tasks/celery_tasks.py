@@ -19,7 +19,7 @@ from models.job import JobRejected
 from tasks import confirm
 from tasks.accept import Delivery
 from tasks.dead_letter import NotPutBack, dead_letter
-from tasks.lease import ConfirmationGone, Lease
+from tasks.lease import Lease
 from worker.errors import ShuttingDown
 from worker.messaging import topology
 from worker.messaging.properties import ids_of_message, valid_text, valid_traceparent
@@ -33,7 +33,6 @@ log = structlog.get_logger(__name__)
 MAX_QUEUE_TIME = timedelta(days=30)  # of a job: an older timestamp was not meant in seconds since 1970
 MAX_DELIVERIES = 50  # of one message: more than restarts in an outage can cause
 NOT_PUT_BACK_DELAY = 5.0  # seconds
-GONE_DELAY = 1.0  # seconds until a job comes again whose confirmation the database has lost
 
 OPTIONS: dict[str, Any] = {
     "acks_late": True,
@@ -96,9 +95,8 @@ def confirm_offer(self: Task, body: bytes) -> None:
     else:
         try:
             _attempt(lease, runtime)
-        except ConfirmationGone:  # its message is the last trace of it
-            runtime.shutting_down.wait(GONE_DELAY)
-            raise Reject("the confirmation is not stored any more", requeue=True) from None
+        except ShuttingDown:  # whether its row still stands is not known
+            raise Reject("the worker stops", requeue=True) from None
 
 
 @shared_task(name="resume", bind=True, **OPTIONS)
@@ -122,14 +120,14 @@ def resume(_self: Task, body: bytes) -> None:
                 report(error)
             confirm.put_off(confirmation_id, runtime)
     else:
-        with suppress(ConfirmationGone):
+        with suppress(ShuttingDown):
             _attempt(lease, runtime)
 
 
 def _attempt(lease: Lease | None, runtime: Runtime) -> None:
     """Makes an attempt. If it fails here, it is tried again when the lease has expired: its row is stored.
 
-    Raises ConfirmationGone if it is not.
+    Raises ShuttingDown if the process stops before that can be seen.
     """
     if lease is None:
         log.info("nothing_to_do")
@@ -139,10 +137,10 @@ def _attempt(lease: Lease | None, runtime: Runtime) -> None:
         confirm.attempt(lease, runtime)
     except ShuttingDown:
         log.warning("attempt_abandoned")
-    except ConfirmationGone:
         raise
     except Exception as error:
         report(error)
+        confirm.ensure_stored(lease, runtime)
 
 
 def _dead_letter(request: Any, body: bytes, delivery: Delivery, rejection: JobRejected, runtime: Runtime) -> None:

@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid4
 from models.job import read_job
 from models.states import State
 from models.tables import Confirmation
-from tasks.accept import Delivery, NewJob, accept, accept_new_batch, newest_id, try_sample
+from tasks.accept import Delivery, NewJob, accept, accept_new_batch, newest_id, restore, try_sample
 from tasks.booking_owner import may_be_anothers, without_anothers_booking
 from tasks.call_guard import before_call, continue_or_suspend, keep_lease, seconds_until_calls
 from tasks.decide import (
@@ -34,7 +34,7 @@ from tasks.decide import (
     uses_attempt,
 )
 from tasks.due_times import MAX_DEFECT_DELAY
-from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, exists, postpone, release
+from tasks.lease import Lease, LeaseLost, acquire, exists, postpone, release
 from tasks.record import Gone, OwnerUnknown, Recorded, RecordedAttempt, keep_answer, record
 from worker.errors import NotSent, Oversized, Poison, Refused, ShuttingDown, XoneError
 from worker.observability import log_context, metrics, tracing
@@ -173,17 +173,27 @@ def lease_due_batch(runtime: Runtime, confirmation_ids: Sequence[UUID]) -> list[
 
 
 def attempt(lease: Lease, runtime: Runtime) -> None:
-    """Makes one attempt for a leased confirmation: asks XONE with no transaction open, and records the outcome.
-
-    Raises ConfirmationGone if the confirmation is not stored any more.
-    """
+    """Makes one attempt for a leased confirmation: asks XONE with no transaction open, and records the outcome."""
     try:
         _attempt(lease, runtime)
     except LeaseLost:
-        if not runtime.commit(lambda connection: exists(connection, lease)):
-            log.warning("confirmation_gone")
-            raise ConfirmationGone from None
-        log.warning("lease_lost")
+        if ensure_stored(lease, runtime):
+            log.warning("lease_lost")
+
+
+def ensure_stored(lease: Lease, runtime: Runtime) -> bool:
+    """Whether the confirmation is stored still. Otherwise stores it again: its message may be the last trace of it."""
+
+    def ensure(connection: Connection) -> bool:
+        if exists(connection, lease):
+            return True
+        restore(connection, runtime.encryption, lease, runtime.xone_settings.lease_seconds)
+        return False
+
+    was_stored = runtime.in_transaction("restore confirmation", ensure)
+    if not was_stored:
+        log.warning("confirmation_restored")
+    return was_stored
 
 
 def _attempt(lease: Lease, runtime: Runtime) -> None:
@@ -197,7 +207,10 @@ def _attempt(lease: Lease, runtime: Runtime) -> None:
     with tracing.transaction("record attempt", runtime.engine):
         state = record_answer(RecordedAttempt(lease, decision, duration), runtime)
     if isinstance(state, Gone):
-        raise ConfirmationGone
+        ensure_stored(lease, runtime)
+        state = record_answer(RecordedAttempt(lease, decision, duration), runtime)
+    if isinstance(state, Gone):  # its offer has another confirmation now, which finds the booking
+        return
     runtime.events_waiting.set()
     metrics.attempt_ended(decision.outcome, decision.error.code if decision.error else None, state)
     _log_outcome(decision, state, duration)

@@ -27,12 +27,6 @@ class LeaseLost(Exception):
     """The lease has expired and another worker holds one, or the confirmation has ended."""
 
 
-class ConfirmationGone(Exception):
-    """The confirmation's row does not exist any more: the database lost its last commits, such as by a failover to a
-    replica that lagged.
-    """
-
-
 @dataclass(frozen=True)
 class History:
     """What earlier attempts have shown."""

@@ -27,6 +27,7 @@ from tasks.lease import Lease, close_abandoned_attempts
 from worker.errors import Oversized
 from worker.storage.database import StatementBatch, locked, now, now_plus
 from worker.storage.encryption import Encryption
+from worker.storage.sequence_floor import note_server, sequence_floor
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +77,7 @@ def record(
     """
     booking_ids = [attempt.decision.booking.id for attempt in attempts if attempt.decision.booking]
     locked_ids = {"ids": [attempt.lease.id for attempt in attempts], "booking_ids": booking_ids}
-    rows = {row.id: row for row in connection.execute(_LOCK_FOR_DECISION, locked_ids)}
+    rows = {row.id: row for row in lock_rows(connection, _LOCK_FOR_DECISION, locked_ids)}
     if not owners_are_known and any(row.stored_before for row in rows.values()):
         raise OwnerUnknown
     batch = StatementBatch(connection)
@@ -87,7 +88,7 @@ def record(
         if row is None:  # another attempt of this confirmation was recorded just before
             batch.flush()
             alone = {"ids": [confirmation_id], "booking_ids": []}
-            row = connection.execute(_LOCK_FOR_DECISION, alone).one_or_none()
+            row = next(iter(lock_rows(connection, _LOCK_FOR_DECISION, alone)), None)
         if row is None:
             _log_gone(attempt)
             states.append(Gone.GONE)
@@ -150,15 +151,32 @@ def lock_for_decision() -> Select[Any]:
         "state", "lease_token", "attempts", "batch_id", "sequence", "purged_at",
     )  # fmt: skip
     columns = (Confirmation.__table__.c[name] for name in names)
-    return locked(select(*columns, now().label("now")), of=Confirmation.__table__)
+    floor = sequence_floor().label("sequence_floor")
+    return locked(select(*columns, now().label("now"), floor), of=Confirmation.__table__)
+
+
+def lock_rows(
+    connection: Connection, query: Select[Any], parameters: dict[str, Any] | None = None
+) -> Sequence[Row[Any]]:
+    """The rows of a query made by ``lock_for_decision``. Each knows from where its events go on."""
+    rows = connection.execute(query, parameters).all()
+    if any(row.sequence_floor is None for row in rows):
+        note_server(connection)
+        rows = connection.execute(query, parameters).all()
+    return rows
+
+
+def next_sequence(row: Row[Any]) -> int:
+    """The sequence of the next event. row: of ``lock_rows``."""
+    return int(max(row.sequence, row.sequence_floor)) + 1
 
 
 def apply_decision(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
     """Moves a confirmation to the state of a decision. If it has ended, ends its batch item too and writes its event.
 
-    row: of ``lock_for_decision``; attempts: their number, for the event of a failure.
+    row: of ``lock_rows``; attempts: their number, for the event of a failure.
     """
-    _move(batch, row.id, decision)
+    _move(batch, row, decision)
     if decision.state in EVENT_OF:
         if row.batch_id is not None:
             end_item(batch, row.batch_id, row.id, decision.state)
@@ -221,14 +239,15 @@ def _answer_of(decision: Decision, keeps_booking: bool) -> bytes | None:
     return error.answer if isinstance(error, Oversized) else error.answer[:MAX_STORED_ANSWER]
 
 
-def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> None:
+def _move(batch: StatementBatch, row: Row[Any], decision: Decision) -> None:
     """Moves a confirmation to its new state. This ends its lease, also one that another worker holds."""
-    error = decision.error
+    error, has_ended = decision.error, decision.state in EVENT_OF
     batch.add(
-        _END if decision.state in EVENT_OF else _RETRY,
+        _END if has_ended else _RETRY,
         {
-            "row_id": confirmation_id,
+            "row_id": row.id,
             "state": decision.state,
+            **({"at": next_sequence(row)} if has_ended else {}),
             **({"delay": decision.delay} if decision.delay is not None else {}),
             "used": int(decision.uses_attempt),
             "not_listed": int(decision.not_listed),
@@ -242,7 +261,7 @@ def _move(batch: StatementBatch, confirmation_id: UUID, decision: Decision) -> N
 
 def _write_event(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
     event_id, event_type = uuid7(), EVENT_OF[decision.state]
-    sequence = row.sequence + 1
+    sequence = next_sequence(row)
     error = decision.error
     if decision.booking is not None:
         content = booking_data(decision.booking, with_links)
@@ -276,7 +295,7 @@ def _write_event(batch: StatementBatch, row: Row[Any], decision: Decision, attem
 def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], booking: xone.Booking) -> None:
     """Stores a booking with its policies and policyholder. Encrypts personal data and secrets.
 
-    row: the confirmation, of ``lock_for_decision``.
+    row: the confirmation, of ``lock_rows``.
     """
     confirmation_id: UUID = row.id
 
@@ -378,7 +397,7 @@ _MOVE = (
     )
 )
 _RETRY = _MOVE.values(due_at=now_plus(bindparam("delay")))
-_END = _MOVE.values(due_at=None, batch_id=None, sequence=_confirmations.sequence + 1)
+_END = _MOVE.values(due_at=None, batch_id=None, sequence=bindparam("at"))
 _INSERT_BOOKING = insert(Booking.__table__).values(recorded_at=now())
 _INSERT_POLICYHOLDER = insert(Policyholder.__table__)
 _INSERT_POLICY = insert(Policy.__table__)

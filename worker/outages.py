@@ -107,7 +107,13 @@ def unavailable_dependency(error: Exception) -> str | None:
 
     Whatever the database says counts: it may be full, broken, or changed, and what it refuses now, it may take later.
     """
-    return unreachable_dependency(error) or ("database" if database.is_error(error) else None)
+    if (dependency := unreachable_dependency(error)) is not None:
+        return dependency
+    if database.refused_a_write(error):
+        return "a database that takes writes"
+    if isinstance(error, database.CommitsWait):
+        return "commits of the database, as for a synchronous standby that is away"
+    return "database" if database.is_error(error) else None
 
 
 def unreachable_dependency(error: Exception) -> str | None:

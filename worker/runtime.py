@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from worker.xone.client import Xone
 
 
-# Seconds. One transaction stores for many threads: a row that somebody has locked must not stop them.
-LOCK_TIMEOUT = 3.0
+# One transaction stores for many threads: a row that somebody has locked must not stop them.
+LIMITS = database.Limits(lock=3.0, statement=30.0, idle_transaction=30.0, silence=12.0)
 HANGING_DATABASE = 10.0  # seconds after the last call for which a process that stops waits for an answer
 HANG_UP_INTERVAL = 5.0
 MAX_REPORTED = 10_000  # confirmations that a process remembers to have reported
@@ -90,7 +90,7 @@ class Runtime:
 
     @cached_property
     def engine(self) -> Engine:
-        return database.connect(read(DatabaseSettings).url, lock_timeout=LOCK_TIMEOUT)
+        return database.connect(read(DatabaseSettings).url, limits=LIMITS)
 
     @cached_property
     def encryption(self) -> Encryption:

@@ -174,8 +174,8 @@ class XoneSettings(StatusSettings):
     """Seconds until a connection stands: look-up of the name, all its addresses, and TLS. It never takes more than half
     of `XONE_TIMEOUT`, so that time is left for the answer."""
     XONE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
-    """Seconds for a whole call, from the look-up of the name to the last byte of the answer. A lease is half as long
-    again, and at least 5 s longer."""
+    """Seconds for a whole call, from the look-up of the name to the last byte of the answer. A list of bookings, which
+    may be long, has three times as many for all its pages. A lease is half as long again, and at least 5 s longer."""
     XONE_IDLE_TIMEOUT: Annotated[PositiveFloat, Field(le=600)] = 30
     """Seconds. A connection that was not used for so long is not used again. Keep it below the time after which load
     balancers, proxies and firewalls on the way to XONE forget an idle connection: often 60 s."""

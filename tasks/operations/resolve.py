@@ -20,7 +20,7 @@ from tasks.booking_owner import owner
 from tasks.decide import Decision, booked
 from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
-from tasks.record import EVENT_OF, apply_decision, lock_for_decision, store_booking
+from tasks.record import EVENT_OF, apply_decision, lock_for_decision, lock_rows, next_sequence, store_booking
 from worker.errors import ResolveError, XoneError
 from worker.storage.database import StatementBatch
 from worker.storage.encryption import Encryption
@@ -120,7 +120,7 @@ def _lock_for_review(connection: Connection, partner_id: str, offer_id: str) -> 
     if confirmation_id is None:
         raise ResolveError(f"no confirmation of offer {offer_id} and partner {partner_id}")
     skip_everywhere(connection, confirmation_id)
-    row = connection.execute(lock_for_decision().where(Confirmation.id == confirmation_id)).one()
+    (row,) = lock_rows(connection, lock_for_decision().where(Confirmation.id == confirmation_id))
     if row.state != State.NEEDS_REVIEW:
         raise ResolveError(f"offer {offer_id} is {row.state}, not needs_review: there is nothing to resolve")
     return row
@@ -143,4 +143,4 @@ def _conclude(
         raise ResolveError("this booking was stored for another offer just now") from None
     facts = {"partner": row.partner_id, "offer": row.offer_id, "state": decision.state, **details}
     audit(connection, "resolve", by, reason, 1, **facts)
-    return Resolved(decision.state, EVENT_OF[decision.state], row.sequence + 1)
+    return Resolved(decision.state, EVENT_OF[decision.state], next_sequence(row))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
 from tests.support.commands import run
 from tests.support.scraping import port_of, scrape
@@ -345,6 +346,11 @@ def test_tasks_that_never_end_are_not_well(
     assert "stuck: tasks" in fast_probe("--live").stdout
 
 
+REFUSE = (
+    "create function refuse() returns trigger language plpgsql as $$ begin raise 'full' using errcode = '53100'; end $$"
+)
+
+
 @pytest.mark.slow
 def test_a_database_that_refuses_each_write_is_told_by_the_tasks(
     system: System, probe: Probe, fast_probe: Callable[..., Result]
@@ -352,14 +358,28 @@ def test_a_database_that_refuses_each_write_is_told_by_the_tasks(
     """A restart would not help, so that the worker is alive."""
     system.start_worker(["-c", STALLS, "work"], WORKER_CONCURRENCY="2", WORKER_PARTS="tasks", **SHORT_CALLS)
     wait_for_unwell(probe)
-    system.set_read_only("on")
+    with system.engine.begin() as connection:
+        connection.execute(text(REFUSE))
+        connection.execute(text("create trigger t before insert on confirmations execute function refuse()"))
     system.publish([job("offer")])
 
     until(lambda: "tasks: waits for database" in fast_probe().stdout, 60)
     assert fast_probe("--live").exit_code == 0
-    system.set_read_only("off")
+    with system.engine.begin() as connection:
+        connection.execute(text("drop function refuse cascade"))
     until(lambda: fast_probe().exit_code == 0)
     assert system.states() == {"confirmed": 1}
+
+
+@pytest.mark.slow
+def test_a_read_only_database_is_not_well(system: System, probe: Probe) -> None:
+    system.start_worker()
+    until(lambda: probe().exit_code == 0)
+    system.set_read_only("on")
+
+    until(lambda: "database: waits for a database that takes writes" in probe().stdout, 60)
+    system.set_read_only("off")
+    until(lambda: probe().exit_code == 0, 60)
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ def test_a_confirmation_that_kills_its_workers_needs_review(system: System) -> N
     assert (event["type"], event["data"]["error"]["code"]) == ("confirmation.needs_review", "poison")
 
 
-def test_a_job_whose_confirmation_the_database_has_lost_comes_again(system: System) -> None:
+def test_a_confirmation_that_the_database_loses_during_the_call_is_stored_again(system: System) -> None:
     system.sandbox.latency = 1.0
     worker = system.start_worker()
     system.publish([job("offer-1")])
@@ -274,5 +274,7 @@ def test_a_job_whose_confirmation_the_database_has_lost_comes_again(system: Syst
         "booking.confirmed",
         system.sandbox.bookings["P-100", "offer-1"]["id"],
     )
-    assert any(line["event"] == "confirmation_gone" for line in worker.logged())
+    told = [line["event"] for line in worker.logged() if line["event"].startswith("confirmation_")]
+    assert told == ["confirmation_gone", "confirmation_restored"]
+    assert len(system.sandbox.calls) == 1
     assert not any(line["level"] in ("error", "critical") for line in worker.logged())

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from celery.exceptions import Reject
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.event import listen, remove
 
@@ -20,10 +21,10 @@ from models import booking as xone_booking
 from models.job import JobRejected, read_job
 from models.states import Outcome, State
 from models.tables import Attempt, Booking, Confirmation, FurtherEmail, OutboxEvent, Pause, Policy, Policyholder
-from tasks import call_guard, confirm
+from tasks import call_guard, celery_tasks, confirm
 from tasks.accept import Delivery, NewJob, accept_new_batch
 from tasks.decide import RetryPolicy, decide
-from tasks.lease import ConfirmationGone, Lease, LeaseLost, acquire, renew
+from tasks.lease import Lease, LeaseLost, acquire, renew
 from tasks.operations import pauses
 from tasks.privacy.purge import blank
 from tasks.privacy.rekey import rekey
@@ -31,7 +32,7 @@ from tasks.record import EVENT_OF, Gone, RecordedAttempt, record
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
 from tests.support.system import job, until
-from worker.errors import BadCredentials, Busy, NotSent, Unknown, XoneError
+from worker.errors import BadCredentials, Busy, NotSent, ShuttingDown, Unknown, XoneError
 from worker.runtime import Runtime
 from worker.sandbox.bookings import new_booking
 from worker.sandbox.server import Sandbox
@@ -376,23 +377,103 @@ def lose(runtime: Runtime) -> None:
         connection.execute(delete(Confirmation))
 
 
-@pytest.mark.parametrize("moment", ["before the call", "with the answer", "with calls suspended"])
-def test_a_confirmation_that_the_database_has_lost_is_told(runtime: Runtime, sandbox: Sandbox, moment: str) -> None:
-    lease, other = accepted(runtime), accepted(runtime, "offer-2")
-    if moment == "with the answer":
-        decision = decide(Unknown("timeout", "late"), lease.history, RetryPolicy(), 0.5)
-        lose(runtime)
-        of_group = confirm.record_batch(runtime, [RecordedAttempt(each, decision, 0.1) for each in (lease, other)])
-        assert of_group == [Gone.GONE, Gone.GONE]
-        return
+@pytest.mark.parametrize("moment", ["before the call", "with calls suspended"])
+def test_a_confirmation_that_the_database_has_lost_is_stored_again(
+    runtime: Runtime, sandbox: Sandbox, moment: str
+) -> None:
+    lease = accepted(runtime)
+    before = only(runtime, Confirmation)
     lose(runtime)
     if moment == "before the call":
         lease.leased_at -= runtime.xone_settings.lease_seconds
     else:
         runtime.shutting_down.set()
-    with pytest.raises(ConfirmationGone):
-        confirm.attempt(lease, runtime)
+
+    confirm.attempt(lease, runtime)
+
     assert not sandbox.calls
+    after = only(runtime, Confirmation)
+    kept = "id", "idempotency_key", "state", "lease_token", "attempts", "echo", "quote_ids", "email_hash", "offer_uuid"
+    assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
+    runtime.shutting_down.clear()
+    make_due(runtime)
+    again = confirm.lease_due(lease.id, runtime)
+    assert again is not None
+    assert (again.body, again.history.answer_unknown) == (lease.body, True)
+    confirm.attempt(again, runtime)
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+
+
+def test_the_booking_of_a_confirmation_that_was_lost_during_the_call_is_stored(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, decided = accepted(runtime), confirm.decide
+
+    def lose_and_decide(*given: Any) -> Any:
+        lose(runtime)
+        return decided(*given)
+
+    monkeypatch.setattr(confirm, "decide", lose_and_decide)
+    confirm.attempt(lease, runtime)
+
+    assert only(runtime, Confirmation).state == State.CONFIRMED
+    assert only(runtime, Booking).id == sandbox.bookings["P-100", "offer-1"]["id"]
+    assert only(runtime, Attempt).outcome == Outcome.BOOKED
+    assert len(rows(runtime, OutboxEvent)) == 1
+
+
+def test_one_that_came_again_meanwhile_is_left(
+    runtime: Runtime, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, decided = accepted(runtime), confirm.decide
+
+    def lose_and_decide(*given: Any) -> Any:
+        lose(runtime)
+        accepted(runtime)
+        monkeypatch.setattr(confirm, "decide", decided)
+        return decided(*given)
+
+    monkeypatch.setattr(confirm, "decide", lose_and_decide)
+    confirm.attempt(lease, runtime)
+
+    again = only(runtime, Confirmation)
+    assert (again.id != lease.id, again.state) == (True, State.CONFIRMING)
+
+
+def test_a_defect_after_the_database_lost_the_confirmation_stores_it_again(
+    runtime: Runtime, sentry: Capturing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime._current", runtime)
+    lease = accepted(runtime)
+
+    def lose_and_fail(*_: Any) -> None:
+        lose(runtime)
+        raise TypeError
+
+    monkeypatch.setattr(confirm, "decide", lose_and_fail)
+    celery_tasks._attempt(lease, runtime)
+
+    assert only(runtime, Confirmation).id == lease.id
+
+
+def test_a_job_goes_back_when_the_process_stops_while_the_database_is_away(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has stored may be lost by the time it is there again."""
+    monkeypatch.setattr("worker.runtime._current", runtime)
+
+    def stop(*_: Any) -> None:
+        raise ShuttingDown
+
+    monkeypatch.setattr(confirm, "attempt", stop)
+    request = {"deliveries": 0, "correlation_id": None, "traceparent": None, "properties": {}}
+    celery_tasks.confirm_offer.push_request(**request)
+    try:
+        with pytest.raises(Reject) as rejected:
+            celery_tasks.confirm_offer.run(body_of("offer-1"))
+    finally:
+        celery_tasks.confirm_offer.pop_request()
+    assert rejected.value.requeue
 
 
 def test_others_of_a_group_are_recorded_though_one_is_gone(runtime: Runtime) -> None:
@@ -717,8 +798,8 @@ def test_a_list_that_fails_is_not_asked_by_each_confirmation(runtime: Runtime, s
     sandbox.bookings_mode = "failing"
     make_due(runtime)
     asked = []
-    find_booking = runtime.xone._bookings
-    runtime.xone._bookings = lambda *args: (asked.append(args[0]), find_booking(*args))[1]  # type: ignore[method-assign]
+    read_pages = runtime.xone._pages
+    runtime.xone._pages = lambda *args: (asked.append(args[0]), read_pages(*args))[1]  # type: ignore[method-assign]
     for offer_id in offers:
         resume_one(runtime, offer_id)
 

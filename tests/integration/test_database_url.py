@@ -1,13 +1,8 @@
 """What DATABASE_URL and libpq's environment give holds; a pooler before the database; what can't work is refused."""
 
-import os
-import pwd
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -17,11 +12,13 @@ from sqlalchemy import make_url, text
 from models.states import State
 from models.tables import Confirmation
 from tests.support.confirming import rows, run
-from tests.support.servers import PostgreSQL, free_port
-from tests.support.system import WorkerProcess, until
+from tests.support.servers import PgBouncer, PostgreSQL, free_port, require
+from tests.support.system import System, WorkerProcess, job
 from worker.doctor import database as doctor
 from worker.errors import SettingsError
-from worker.runtime import Runtime
+from worker.messaging import topology
+from worker.runtime import LIMITS, Runtime
+from worker.sandbox.server import Sandbox
 from worker.settings import DatabaseSettings, read
 from worker.storage import database, migrator
 
@@ -114,67 +111,75 @@ def test_sqlite_knows_one_option(tmp_path: Path) -> None:
         read(DatabaseSettings, DATABASE_URL=f"sqlite:///{tmp_path}/file.db?isolation_level=none")
 
 
-class PgBouncer:
-    """Before one PostgreSQL, with a pool of two sessions for each database."""
-
-    def __init__(self, folder: Path, server: PostgreSQL, mode: str) -> None:
-        self.port = free_port()
-        users = {user.pw_name for user in pwd.getpwall()}
-        user = next(name for name in ("postgres", "nobody") if name in users)
-        (folder / "users.txt").write_text('"postgres" ""\n')
-        file = folder / "pgbouncer.ini"
-        file.write_text(
-            f"[databases]\n* = host=127.0.0.1 port={server.port} user=postgres\n[pgbouncer]\n"
-            f"listen_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\npool_mode={mode}\nauth_type=trust\n"
-            f"auth_file={folder}/users.txt\ndefault_pool_size=2\nmax_client_conn=200\n"
-            + (f"user={user}\n" if os.geteuid() == 0 else "")
-        )
-        for path in (folder, *folder.parents):
-            with suppress(PermissionError):
-                path.chmod(path.stat().st_mode | 0o055) if path.is_relative_to("/tmp/") else None
-        self.process = subprocess.Popen(
-            [shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", str(file)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        until(self._answers)
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None
-        with suppress(psycopg.OperationalError):
-            psycopg.connect(f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres").close()
-            return True
-        return False
-
-    def url(self, name: str) -> str:
-        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
-
-
-def pooler(mode: str, folder: Path, server: PostgreSQL) -> Iterator[PgBouncer]:
-    if not (shutil.which("pgbouncer") or Path("/usr/sbin/pgbouncer").exists()):
-        pytest.skip("PgBouncer is not installed")
-    running = PgBouncer(folder, server, mode)
-    yield running
-    running.process.terminate()
-    running.process.wait(10)
-
-
 @pytest.fixture
-def by_transaction(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[PgBouncer]:
-    yield from pooler("transaction", tmp_path, postgresql)
+def pooler(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[Callable[..., PgBouncer]]:
+    require(PgBouncer)
+    started: list[PgBouncer] = []
+
+    def start(pool_mode: str, **given: int) -> PgBouncer:
+        started.append(PgBouncer(tmp_path / "pgbouncer", postgresql, pool_mode, **given))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
 
 
-@pytest.fixture
-def by_statement(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[PgBouncer]:
-    yield from pooler("statement", tmp_path, postgresql)
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_workers_behind_a_pooler(
+    pool_mode: str,
+    pooler: Callable[..., PgBouncer],
+    broker_url: str,
+    postgresql: PostgreSQL,
+    sandbox: Sandbox,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """All through the pooler as Debian configures it: the migrations, two workers, what they are told of limits."""
+    name = f"behind_a_pooler_by_{pool_mode}"
+    postgresql.create_database(name)
+    url = pooler(pool_mode, **({"pool_size": 3} if pool_mode == "transaction" else {"pool_size": 40})).url(name)
+    engine = database.connect(url)
+    migrator.upgrade(engine)
+    engine.dispose()
+    with System(broker_url, url, sandbox, environment, tmp_path) as system:
+        workers = [system.start_worker() for _ in range(2)]
+        system.publish(job(f"offer-{number}") for number in range(200))
+        system.until_events(200)
+        said = "".join(worker.log.read_text() for worker in workers)
+
+        assert system.states() == {State.CONFIRMED: 200}
+        assert system.queue_length(topology.DEAD_LETTERS) == 0
+        assert [word for word in ("waiting", "duty_waits", "defect") if f'"{word}"' in said] == []
+        assert {worker.stop() for worker in workers} == {0}
+    postgresql.drop_database(name)
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_limits_hold_behind_a_pooler_and_are_not_left_there(
+    pool_mode: str, pooler: Callable[..., PgBouncer], postgresql_url: str
+) -> None:
+    url = pooler(pool_mode, pool_size=1).url(str(make_url(postgresql_url).database))
+    limited = database.connect(url, connections=1, limits=LIMITS)
+    with limited.connect() as connection:
+        for _ in range(2):  # transactions
+            assert connection.execute(text("show lock_timeout")).scalar() == "3s"
+            assert connection.execute(text("show statement_timeout")).scalar() == "30s"
+            connection.commit()
+    if pool_mode == "session":  # another client gets the session when this one is gone, cleaned by the pooler
+        limited.dispose()
+    with psycopg.connect(url.replace("+psycopg", "")) as other:
+        assert other.execute("show statement_timeout").fetchone() == ("0",)
+    limited.dispose()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_pooler_by_transaction(
-    by_transaction: PgBouncer, runtime: Runtime, database_url: str, monkeypatch: pytest.MonkeyPatch
+    pooler: Callable[..., PgBouncer], runtime: Runtime, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each transaction is in another session: nothing is prepared, and values are read as they were written."""
-    name = str(make_url(database_url).database)
+    by_transaction, name = pooler("transaction", pool_size=2), str(make_url(database_url).database)
     with runtime.engine.begin() as connection:
         connection.execute(text(f"alter database \"{name}\" set datestyle = 'German, DMY'"))
     monkeypatch.setenv("DATABASE_URL", by_transaction.url(name))
@@ -200,8 +205,8 @@ def test_a_pooler_by_transaction(
 @pytest.mark.parametrize(
     ("mode", "options", "reason"),
     [
-        ("by_transaction", "?options=-csearch_path%3Dapp", "refuses the parameter 'options'"),
-        ("by_statement", "", "gives no transactions"),
+        ("transaction", "?options=-csearch_path%3Dapp", "refuses the parameter 'options'"),
+        ("statement", "", "gives no transactions"),
     ],
 )
 def test_what_a_pooler_can_not_do_is_refused_at_start_and_by_doctor(
@@ -209,12 +214,12 @@ def test_what_a_pooler_can_not_do_is_refused_at_start_and_by_doctor(
     options: str,
     reason: str,
     command: str,
-    request: pytest.FixtureRequest,
+    pooler: Callable[..., PgBouncer],
     postgresql_url: str,
     environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    url = request.getfixturevalue(mode).url(make_url(postgresql_url).database) + options
+    url = pooler(mode).url(str(make_url(postgresql_url).database)) + options
     settings = {**environment, "DATABASE_URL": url, "BROKER_URL": f"amqp://127.0.0.1:{free_port()}//"}
 
     findings = list(doctor.check(DatabaseSettings(DATABASE_URL=url), None))

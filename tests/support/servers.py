@@ -1,4 +1,4 @@
-"""Private, throw-away RabbitMQ, PostgreSQL and Prometheus servers for tests.
+"""Private, throw-away RabbitMQ, PostgreSQL, PgBouncer and Prometheus servers for tests.
 
 Both keep their data between `start()`s, listen on 127.0.0.1 only, on free ports, and share nothing with a
 server that may already run on the machine: no port, no cookie, no epmd, no configuration file. They end with
@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypedDict
 from urllib.parse import urlencode, urlsplit
@@ -69,7 +69,7 @@ def folder_in_memory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def require(server: "type[RabbitMQ] | type[PostgreSQL] | type[Prometheus]") -> None:
+def require(server: "type[RabbitMQ] | type[PostgreSQL] | type[PgBouncer] | type[Prometheus]") -> None:
     """Skip the test if the server is not installed; fail it in CI."""
     if reason := server.missing():
         lacking(reason)
@@ -388,7 +388,8 @@ class PostgreSQL(_Server):
     def resume(self) -> None:
         """Undo `pause()`."""
         for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # a session that has ended with its connection
+                os.kill(pid, signal.SIGCONT)
 
     def _pids(self) -> list[int]:
         """Of the server, which starts no other while it is stopped, and of its sessions."""
@@ -455,6 +456,45 @@ class PostgreSQL(_Server):
     def _kill_and_remove(self) -> None:
         self.kill()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+class PgBouncer(_Server):
+    """A pooler before a PostgreSQL, as Debian installs it but for what is given here."""
+
+    end_at_once = signal.SIGKILL
+
+    def __init__(self, folder: Path, upstream: PostgreSQL, pool_mode: str, pool_size: int = 20) -> None:
+        """pool_mode: session, transaction or statement. pool_size: sessions for each database."""
+        super().__init__(folder)
+        self._configuration = folder / "pgbouncer.ini"
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": pool_mode,
+            "default_pool_size": pool_size,
+            "max_client_conn": 200,
+        }
+        if os.geteuid() == 0:  # it reads its configuration first
+            settings["user"] = _unprivileged().pw_name
+        lines = ["[databases]", f"* = host=127.0.0.1 port={upstream.port} user=postgres", "[pgbouncer]"]
+        self._configuration.write_text("\n".join([*lines, *(f"{name} = {value}" for name, value in settings.items())]))
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why this machine can't run the server, or None."""
+        return None if _pgbouncer() else "PgBouncer is not installed: there is no pgbouncer."
+
+    def start(self) -> None:
+        """Return when clients can connect."""
+        self._launch([_pgbouncer() or "pgbouncer", self._configuration], os.environ, {})
+        conninfo = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+        self._wait_for_start(lambda: psycopg.connect(conninfo).close(), (psycopg.OperationalError,))
+
+    def url(self, database: str) -> str:
+        """The URL of a database, for SQLAlchemy with psycopg."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
 
 
 class Prometheus(_Server):
@@ -532,6 +572,10 @@ def postgresql_program(name: str) -> str:
     # Debian keeps the programs of each version off the PATH.
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
     return shutil.which(name) or (str(debian[-1]) if debian else name)
+
+
+def _pgbouncer() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
 
 
 def _unprivileged() -> pwd.struct_passwd:

@@ -1,14 +1,16 @@
 """The client of XONE: each answer, and each missing answer, becomes a booking or the right error."""
 
 import json
+import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,6 +28,7 @@ from worker.settings import XoneSettings
 from worker.xone import answers
 from worker.xone import client as xone_client
 from worker.xone.answers import retry_after
+from worker.xone.booking_list import MAX_LISTED
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.client import Xone
@@ -770,7 +773,7 @@ def test_a_booking_is_matched_by_offer_or_else_by_quote(listed: Any, found: str 
 @pytest.mark.parametrize(
     ("status", "content", "kind", "code"),
     [
-        (200, [], Unknown, "bad-answer"),
+        (200, 7, Unknown, "bad-answer"),
         (200, {"data": {}}, Unknown, "bad-answer"),
         (200, {"bookings": []}, Unknown, "bad-answer"),
         (200, {"data": [{"offer_id": "o-1"}]}, Unknown, "bad-answer"),
@@ -811,6 +814,125 @@ def test_the_next_page_may_be_an_absolute_or_relative_url(following: str) -> Non
         assert find(client_of(script.url)) == "INS-1"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"results": [], "next": "?page=2"}, {"results": [LISTED], "next": None}),
+        ({"links": {"next": "?page=2"}, "data": []}, [LISTED]),
+        ({"next": "?page=2", "data": []}, {"meta": {"total": 1}, "data": [LISTED], "links": {}}),
+    ],
+)
+def test_a_list_has_one_of_three_forms(first: Any, second: Any) -> None:
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json(first))]}) as script:
+        script.replies[BOOKINGS_PATH + "?page=2"] = [Reply(200, as_json(second))]
+
+        assert find(client_of(script.url)) == "INS-1"
+
+
+def test_a_list_is_read_no_further_than_to_what_was_looked_for() -> None:
+    pages = {BOOKINGS_PATH: [Reply(200, as_json({"data": [LISTED, {"id": "INS-2"}], "links": {"next": "?page=2"}}))]}
+    with scripted(pages) as script:
+        assert find(client_of(script.url)) == "INS-1"
+        assert script.paths() == ["/api/oauth/token", BOOKINGS_PATH]
+
+
+def test_a_booking_that_no_stream_may_hold_is_an_error_and_what_comes_before_is_found() -> None:
+    huge = {"id": "INS-2", "offer_id": "o-2", "note": "x" * (MAX_LISTED + 100_000)}
+    with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [LISTED, huge]}))]}) as script:
+        client = client_of(script.url)
+        assert find(client) == "INS-1"
+        error = failure(lambda: find(client, "o-2"))
+
+    assert (type(error), error.code) == (Unknown, "too-large")
+
+
+def test_a_list_may_take_longer_than_a_call_and_keeps_its_reader_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, and the whole within LIST_TIMEOUTS."""
+    monkeypatch.setattr(xone_client, "WAIT", 0.2)
+    beats: list[float] = []
+    with dripping(b'{"data": [' + b'{"id": "INS-2"}, ' * 14 + as_json(LISTED) + b"]}", pieces=16, pause=0.1) as url:
+        client = client_of(url, XONE_TIMEOUT=1)
+        booking = client.find_booking("P-1", "o-1", QUOTES, while_waiting=lambda: beats.append(time.monotonic()))
+
+    assert booking is not None
+    assert len(beats) >= 2
+
+
+def test_a_list_that_falls_silent_or_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = failure(lambda: read_dripping(pieces=2, pause=5, timeout=0.3))
+    monkeypatch.setattr(xone_client, "LIST_TIMEOUTS", 1.5)
+    slow = failure(lambda: read_dripping(pieces=100, pause=0.05, timeout=0.4))
+
+    assert [(type(error), error.code) for error in (silent, slow)] == [(Unknown, "timeout")] * 2
+
+
+def read_dripping(pieces: int, pause: float, timeout: float) -> None:
+    with dripping(b'{"data": [' + b'{"id": "INS-2"}, ' * 100 + b"{}]}", pieces, pause) as url:
+        find(client_of(url, XONE_TIMEOUT=timeout))
+
+
+def test_a_list_of_100_000_bookings_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one page, of 270 MB. The last booking of it is looked for."""
+    monkeypatch.setattr(xone_client, "WAIT", 0.02)
+    seen: list[float] = []
+    other = as_json({**LISTED, "offer_id": "o" * 36, "policies": [{"id": "p", "text": "x" * 1200}] * 2}) + b","
+    with dripping(b"[" + other, 1, 0, then=[other * 100] * 1000 + [as_json(LISTED) + b"]"]) as url:
+        client = client_of(url, XONE_TIMEOUT=60)
+        client.tokens.get()
+        before = memory()
+        booking = client.find_booking("P-1", "o-1", QUOTES, while_waiting=lambda: seen.append(memory()))
+
+    assert booking is not None
+    assert len(seen) > 5
+    assert max(seen) - before < 20
+
+
+def memory() -> float:
+    """MiB of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024**2
+
+
+@contextmanager
+def dripping(body: bytes, pieces: int, pause: float, then: Sequence[bytes] = ()) -> Iterator[str]:
+    """Answers a token, and any GET with the body in pieces."""
+    stopped = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(TOKEN.body, 1)
+
+        def do_GET(self) -> None:
+            self.answer(body, pieces)
+
+        def answer(self, content: bytes, pieces: int) -> None:
+            self.send_response(200)
+            more = then if content is body else ()
+            self.send_header("Content-Length", str(len(content) + sum(map(len, more))))
+            self.end_headers()
+            size = -(-len(content) // pieces)
+            with suppress(ConnectionError):
+                for at in range(0, len(content), size):
+                    if at and stopped.wait(pause):
+                        return
+                    self.wfile.write(content[at : at + size])
+                for piece in more:
+                    self.wfile.write(piece)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        stopped.set()
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_page_on_another_host_is_not_requested() -> None:
     with scripted({BOOKINGS_PATH: [Reply(200, as_json({"data": [LISTED]}))]}) as elsewhere:
         first = Reply(200, as_json({"data": [], "links": {"next": elsewhere.url + BOOKINGS_PATH}}))
@@ -822,7 +944,8 @@ def test_a_page_on_another_host_is_not_requested() -> None:
     assert elsewhere.requests == []
 
 
-def test_an_endless_list_is_an_error() -> None:
+def test_an_endless_list_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xone_client, "MAX_PAGES", 20)
     endless = Reply(200, as_json({"data": [], "links": {"next": "?"}}))
     with scripted({BOOKINGS_PATH: [endless], BOOKINGS_PATH + "?": [endless]}) as script:
         error = failure(lambda: find(client_of(script.url)))

@@ -10,13 +10,16 @@ from sqlalchemy.engine import URL
 from models.tables import Base
 from worker.doctor import work
 from worker.doctor.finding import Finding, Level, safe_part
+from worker.formatting import duration
 from worker.settings import DatabaseSettings, EncryptionSettings
 from worker.storage import database, migrator
 
-CHECK, TABLES, RIGHTS = "database", "tables", "rights"
+CHECK, TABLES, RIGHTS, WRITES = "database", "tables", "rights", "writes"
 UPGRADE = "confirm-offer db upgrade"
 GRANT_REMEDY = "docs/database-roles.md has the GRANT for the workers' role"
 STATEMENT_TIMEOUT = 8_000  # ms
+LONG_COMMIT = 5.0  # seconds
+STANDBY_REMEDY = "see pg_stat_replication, synchronous_standby_names and the disk: docs/reliability.md"
 NEEDED_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -38,6 +41,7 @@ def check(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> 
             yield _reached(connection, address)
             if not is_sqlite:
                 connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
+            yield from _write_problems(connection)
             problem = _tables_problem(connection) or _rights_problem(connection)
             yield problem or Finding.ok(TABLES, f"revision {migrator.revision(connection)}, and the role may use them")
             if problem is None or problem.level is not Level.ERROR:
@@ -93,6 +97,21 @@ def _reached(connection: Connection, address: URL) -> Finding:
     reached = connection.connection.driver_connection.info  # type: ignore[union-attr]
     place = f"{safe_part(reached.host or 'local socket')}:{reached.port}"
     return Finding.ok(CHECK, f"PostgreSQL {version} at {place}, database {safe_part(reached.dbname)}")
+
+
+def _write_problems(connection: Connection) -> Iterator[Finding]:
+    """Why workers can read there and store nothing."""
+    if (reason := database.refuses_writes(connection)) is not None:
+        yield Finding.error(
+            WRITES,
+            f"it takes none: {reason}",
+            "let DATABASE_URL lead to the primary; with several hosts: ?target_session_attrs=read-write",
+        )
+    waiting = database.waiting_commit(connection)
+    if waiting is not None and waiting > LONG_COMMIT:
+        yield Finding.error(WRITES, f"a commit has been waiting for {duration(waiting)}", STANDBY_REMEDY)
+    elif database.lacks_synchronous_standby(connection):
+        yield Finding.error(WRITES, "each commit waits for a standby, and none is connected", STANDBY_REMEDY)
 
 
 def _tables_problem(connection: Connection) -> Finding | None:

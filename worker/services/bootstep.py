@@ -12,7 +12,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from worker import gevent_support
 from worker.errors import SettingsError
 from worker.observability import logs, metrics, tracing
-from worker.runtime import current
+from worker.runtime import LIMITS, current
 from worker.services import health_file
 from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
 from worker.services.health import Health
@@ -49,7 +49,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _check_database(self) -> None:
         """Ends the program with one line if the database can't do what is needed. One that is away is waited for."""
-        engine = database.connect(read(DatabaseSettings).url, connections=1)
+        engine = database.connect(read(DatabaseSettings).url, connections=1, limits=LIMITS)
         try:
             if (reason := database.unusable(engine)) is not None:
                 sys.stderr.write(f"confirm-offer: DATABASE_URL: {reason}\n")  # Celery would add a traceback to an error
@@ -86,7 +86,7 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             place = folder or health_file.directory()
             reason = error.strerror or error
             raise SettingsError(f"PROMETHEUS_MULTIPROC_DIR: {place} can't be written to ({reason})") from None
-        engine = database.connect(read(DatabaseSettings).url, connections=1)
+        engine = database.connect(read(DatabaseSettings).url, connections=1, limits=LIMITS)
         return [MetricsServer(port, WorkerMetrics(instruments, engine, self.health.last_successes))]
 
     def start(self, parent: Any) -> None:

@@ -1,33 +1,40 @@
 """Health: a worker records when each of its parts last succeeded; ``confirm-offer health`` reads it (health_file).
 
 The consumer succeeds when its loop runs with a connection to RabbitMQ, Scheduler and Relay with a run without an error,
-the database with an answer, the tasks by ending the messages that they have (progress).
+the database by taking work, the tasks by ending the messages that they have (progress).
 """
 
 import time
 from collections.abc import Iterable
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import false, select
 
 from worker.messaging import broker
+from models.tables import Confirmation
 from worker.outages import most_awaited
 from worker.runtime import Runtime
 from worker.services.health_file import HealthFile, PartHealth
 from worker.services.progress import Progress
 from worker.services.service import Service
+from worker.storage.database import CommitsWait, locked, waiting_commit
 
 log = structlog.get_logger(__name__)
 
 CONSUMER, TASKS = "consumer", "tasks"
 HEARD_WITHIN = 1.5 * broker.HEARTBEAT  # seconds in which a broker that is well sends something
+_MAY_WRITE = locked(select(Confirmation.id).where(false()))  # locks nothing, but not in a read-only transaction
 
 
 class DatabaseProbe(Service):
-    """Asks the database for an answer. A thread of its own, because a database that hangs blocks it."""
+    """Asks the database whether it takes work. A thread of its own, because a database that hangs blocks it.
+
+    One that is read-only answers with an error, after which no connection to it is kept.
+    """
 
     name = "database"
     interval = 5.0
+    max_commit_time = 10.0  # seconds
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
@@ -35,7 +42,10 @@ class DatabaseProbe(Service):
 
     def run_once(self) -> bool:
         with self._runtime.engine.connect() as connection:
-            connection.execute(select(1))
+            connection.execute(_MAY_WRITE)
+            waiting = waiting_commit(connection)
+        if waiting is not None and waiting > self.max_commit_time:
+            raise CommitsWait
         return False
 
 

@@ -177,15 +177,10 @@ def message_of(event: Row[Any]) -> Message:
 
 # Built once: building a statement costs more than executing it.
 _earlier = aliased(OutboxEvent)
-_waits_for_earlier = (
-    select(_earlier.id)
-    .where(
-        _earlier.confirmation_id == OutboxEvent.confirmation_id,
-        _earlier.sequence < OutboxEvent.sequence,
-        _earlier.published_at.is_(None),
-    )
-    .exists()
+_of_earlier = select(_earlier.id).where(
+    _earlier.confirmation_id == OutboxEvent.confirmation_id, _earlier.sequence < OutboxEvent.sequence
 )
+_waits_for_earlier = _of_earlier.where(_earlier.published_at.is_(None)).exists()
 # Then the clock was set back. The wait of an event that was refused is never longer than its age: see refused_backoff.
 _claimed_for, _age = -seconds_since(OutboxEvent.claimed_until), seconds_since(OutboxEvent.created_at)
 _is_claimed_too_far_ahead = and_(
@@ -235,6 +230,6 @@ _TAKE = (
 _job_published_at = select(Confirmation.job_published_at).where(Confirmation.id == OutboxEvent.confirmation_id)
 _MARK_PUBLISHED = _events.values(published_at=now(), claimed_until=None).returning(
     OutboxEvent.type,
-    case((OutboxEvent.sequence == 1, seconds_since(_job_published_at.scalar_subquery()))).label("seconds"),
+    case((~_of_earlier.exists(), seconds_since(_job_published_at.scalar_subquery()))).label("seconds"),
 )
 _RELEASE = _events.values(claimed_until=now_plus(bindparam("seconds")))

@@ -204,6 +204,50 @@ _OLDEST_TRANSACTION = """
 """
 
 
+def refuses_writes(connection: Connection) -> str | None:
+    """Why the server takes no writes: it is a standby, or its transactions are read-only. None if it takes them."""
+    if connection.dialect.name == "sqlite":
+        return None
+    is_standby, default = connection.exec_driver_sql(
+        "select pg_is_in_recovery(), current_setting('default_transaction_read_only')"
+    ).one()
+    return "it is a standby" if is_standby else "its transactions are read-only" if default == "on" else None
+
+
+class CommitsWait(Exception):
+    """Commits have been waiting for long, though the database answers."""
+
+
+def waiting_commit(connection: Connection) -> float | None:
+    """For how many seconds the oldest commit of this role has been waiting, such as for a synchronous standby."""
+    if connection.dialect.name == "sqlite":
+        return None
+    seconds = connection.exec_driver_sql(_WAITING_COMMIT).scalar()
+    return None if seconds is None else float(seconds)
+
+
+_WAITING_COMMIT = """
+    select extract(epoch from max(clock_timestamp() - query_start))
+    from pg_stat_activity
+    where datname = current_database() and usename = current_user and state = 'active'
+      and lower(left(query, 6)) = 'commit'
+"""
+
+
+def lacks_synchronous_standby(connection: Connection) -> bool:
+    """Whether no standby is connected, though each commit has to wait for one."""
+    if connection.dialect.name == "sqlite":
+        return False
+    return bool(connection.exec_driver_sql(_LACKS_SYNCHRONOUS_STANDBY).scalar())
+
+
+_LACKS_SYNCHRONOUS_STANDBY = """
+    select current_setting('synchronous_standby_names') <> ''
+       and current_setting('synchronous_commit') not in ('off', 'local')
+       and not exists (select from pg_stat_replication)
+"""
+
+
 def advisory_lock(connection: Connection, lock: int) -> None:
     """Waits for a lock and holds it until the transaction ends. SQLite has only one writer anyway."""
     if connection.dialect.name == "postgresql":
@@ -216,11 +260,25 @@ def limit_statement_time(connection: Connection, seconds: float) -> None:
         connection.execute(select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))
 
 
-def connect(url: str, connections: int = 16, lock_timeout: float | None = None) -> Engine:
+class Limits(NamedTuple):
+    """Seconds after which a wait for PostgreSQL ends. What the URL, the role or the database sets holds in their place.
+
+    lock: for a row or table that another session has locked. statement: for its end. idle_transaction: until the server
+    ends a session that holds a transaction open and says nothing, as of a frozen process. silence: until a server that
+    answers nobody is left; see BoundedConnection.
+    """
+
+    lock: float
+    statement: float
+    idle_transaction: float
+    silence: float
+
+
+def connect(url: str, connections: int = 16, limits: Limits | None = None) -> Engine:
     """An engine. After a fork, only the process that made it may use it.
 
-    connections: how many at most. Further threads wait until one is free. lock_timeout: seconds for which a statement
-    waits for a row or table that another session has locked; None for as long as the server lets it.
+    connections: how many at most. Further threads wait until one is free. limits: None for commands and migrations,
+    whose statements may be long, and whose person sees them.
     """
     address = make_url(url)
     if address.get_backend_name() == "sqlite":
@@ -236,7 +294,11 @@ def connect(url: str, connections: int = 16, lock_timeout: float | None = None) 
         hide_parameters=True,
         connect_args={name: value for name, value in DEFAULTS.items() if name not in _given(address)},
     )
-    event.listen(engine, "connect", partial(_set_what_is_relied_on, lock_timeout=lock_timeout))
+    if limits is not None:
+        event.listen(engine, "do_connect", partial(_open_bounded, limits.silence))
+    settings = _session_settings(limits)
+    event.listen(engine, "connect", partial(_set_what_is_relied_on, settings))
+    event.listen(engine, "begin", partial(_set_for_transaction, settings))
     opened = _opened(engine)  # no reference to the engine, which would keep it for ever
     event.listen(engine, "connect", lambda connection, _: opened.add(connection))
     event.listen(engine, "handle_error", _leave_unusable_connections)
@@ -256,10 +318,28 @@ DEFAULTS: dict[str, Any] = {
 # Of the session, and not by the parameter ``options``, which poolers refuse. PgBouncer keeps these for each client.
 _RELIED_ON = (
     "SELECT pg_backend_pid(), set_config('timezone', 'UTC', false), set_config('datestyle', 'ISO, YMD', false),"
-    " set_config('standard_conforming_strings', 'on', false), set_config('extra_float_digits', '1', false),"
-    " set_config('client_encoding', 'UTF8', false),"
-    " set_config('jit', 'off', false)"  # compiling the Scheduler's statements took 20 ms, executing them 0.1
+    " set_config('standard_conforming_strings', 'on', false), set_config('client_encoding', 'UTF8', false)"
 )
+
+
+def _session_settings(limits: Limits | None) -> str:
+    """A statement that sets what a pooler does not keep for a client, with ``{is_local}`` for true or false."""
+    settings = [
+        "set_config('extra_float_digits', '1', {is_local})",
+        "set_config('jit', 'off', {is_local})",  # compiling the Scheduler's statements took 20 ms, executing them 0.1
+    ]
+    if limits is not None:
+        seconds = {
+            "lock_timeout": limits.lock,
+            "statement_timeout": limits.statement,
+            "idle_in_transaction_session_timeout": limits.idle_transaction,
+        }
+        settings += [
+            f"set_config('{name}', coalesce(nullif(current_setting('{name}'), '0'), '{limit * 1000:.0f}'),"
+            " {is_local})"
+            for name, limit in seconds.items()
+        ]
+    return f"SELECT {', '.join(settings)}"
 
 
 def _given(address: URL) -> set[str]:
@@ -271,27 +351,38 @@ def _given(address: URL) -> set[str]:
     return set(DEFAULTS) if "service" in address.query else given
 
 
-# Unless the URL, the database or the role gives one. Not through a pooler, where others use the session too.
-_LIMIT_LOCKS = "SELECT set_config('lock_timeout', %s, false) WHERE current_setting('lock_timeout') = '0'"
+def _open_bounded(silence: float, _dialect: Any, _record: Any, args: Any, parameters: Any) -> Any:
+    from worker.storage.bounded_connection import BoundedConnection  # with psycopg, which SQLite does not need
+
+    return BoundedConnection.open(silence, *args, **parameters)
 
 
-def _set_what_is_relied_on(connection: Any, _: Any, lock_timeout: float | None) -> None:
-    """Sets how values are written and read, whatever defaults the database or the role has.
+def _set_what_is_relied_on(settings: str, connection: Any, record: Any) -> None:
+    """Sets how values are written and read, and for how long to wait, whatever defaults the database or the role has.
 
     A pooler in transaction mode hands out another session for each transaction, where a prepared statement is missing,
     or is another's. libpq was then told a process id that is not that of the session: nothing is prepared.
     """
     try:
         backend_pid = connection.execute(_RELIED_ON).fetchone()[0]
-        is_pooled = backend_pid != connection.info.backend_pid
-        if lock_timeout is not None and not is_pooled:
-            connection.execute(_LIMIT_LOCKS, [f"{lock_timeout * 1000:.0f}"])
+        record.info[IS_POOLED] = is_pooled = backend_pid != connection.info.backend_pid
+        if not is_pooled:
+            connection.execute(settings.format(is_local="false"))
         connection.commit()
     except BaseException:
         connection.close()
         raise
     if is_pooled:
         connection.prepare_threshold = None
+
+
+def _set_for_transaction(settings: str, connection: Connection) -> None:
+    """Behind a pooler the session may be another one in each transaction, and afterwards others use it."""
+    if connection.info[IS_POOLED]:
+        connection.exec_driver_sql(settings.format(is_local="true"))
+
+
+IS_POOLED = "is_pooled"
 
 
 def hang_up(engine: Engine) -> None:
@@ -315,9 +406,10 @@ def _opened(engine: Engine) -> "WeakSet[Any]":
 _connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
 
 
-# A server that accepts no writes: it was the primary until now, or is not yet. A prepared statement whose result has
-# changed with its table ("cached plan must not change result type"), or that a pooler has lost or put elsewhere.
-_UNUSABLE = frozenset({"25006", "0A000", "26000", "42P05"})
+READ_ONLY = "25006"  # a server that accepts no writes: it was the primary until now, or is not yet
+# Also a prepared statement whose result has changed with its table ("cached plan must not change result type"), or that
+# a pooler has lost or put elsewhere.
+_UNUSABLE = frozenset({READ_ONLY, "0A000", "26000", "42P05"})
 
 
 def _leave_unusable_connections(context: ExceptionContext) -> None:
@@ -418,6 +510,11 @@ def lacks_tables(error: BaseException) -> bool:
         return False
     missing = _sqlstate(error) in ("42P01", "42703")  # undefined table, undefined column
     return missing or str(error.orig).startswith(("no such table", "no such column"))
+
+
+def refused_a_write(error: BaseException) -> bool:
+    """Whether the server takes no writes, such as a standby."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) == READ_ONLY
 
 
 def lacks_rights(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 from uuid import UUID
@@ -32,14 +33,15 @@ from worker.xone.answers import (
     retry_after,
     transport_failure,
 )
+from worker.xone.booking_list import Listed, read_page
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
-from worker.xone.read_back import ReadBack
-from worker.xone.transport import AnswerTooLarge, TooLate, Transport
+from worker.xone.read_back import WAIT, ReadBack
+from worker.xone.transport import AnswerTooLarge, OpenAnswer, TooLate, Transport
 
-MAX_PAGES = 50  # of the list of bookings
-MAX_LISTED_VALUES = 500_000  # in one page, which has at most 5 MiB
+MAX_PAGES = 2000  # of the list of bookings
+LIST_TIMEOUTS = 3  # XONE_TIMEOUTs that a reading of a whole list may take, however many pages it has
 TOO_LATE_DELAY = 1.0  # seconds until a call is tried again for which too little time was left
 
 
@@ -85,10 +87,10 @@ class Xone:
         path = template.format(partner_id=quote(partner_id, safe=""), offer_id=quote(offer_id, safe=""))
         headers = {"Content-Type": "application/json", "x-idempotency-key": str(idempotency_key)}
         with self.calls.guard():
-            answer = self._authorized(
-                "confirm", "POST", template, self._url(path), headers, body, before_call, before_send
-            )
-            return read_confirm_answer(answer, offer_id, body)
+            url = self._url(path)
+            with self._authorized("confirm", "POST", template, url, headers, body, before_call, before_send) as answer:
+                whole = HttpAnswer(answer.status, answer.headers, answer.read())
+            return read_confirm_answer(whole, offer_id, body)
 
     def find_booking(
         self,
@@ -103,13 +105,12 @@ class Xone:
         """The booking of an offer in the partner's list of bookings, or None. Raises XoneError and CallsSuspended.
 
         quote_ids: of the offer, for a list that does not name offers. before_call, before_send: as in confirm, for each
-        page. while_waiting: called every second while another thread reads the list. may_be_anothers: tells by its id
-        whether a booking that names no offer may belong to another offer.
+        page. while_waiting: called every second while the list is read, by this thread or another. may_be_anothers:
+        tells by its id whether a booking that names no offer may belong to another offer.
         """
 
-        def reading() -> Generator[dict[str, Any], None, None]:
-            with self.calls.guard_lookup(partner_id):
-                yield from self._bookings(partner_id, before_call, before_send)
+        def reading() -> Generator[Listed, None, None]:
+            return self.list_bookings(partner_id, before_call, before_send, while_waiting)
 
         if (wait := self.calls.wait_for_lookup(partner_id)) > 0:  # instead of waiting for another thread's reading
             raise CallsSuspended(wait)
@@ -125,20 +126,37 @@ class Xone:
         except ValidationError:
             raise Unknown("bad-answer", "the list of bookings holds this offer without a booking id") from None
 
-    def _bookings(
-        self, partner_id: str, before_call: Callable[[], None], before_send: Callable[[], None]
-    ) -> Iterator[dict[str, Any]]:
+    def list_bookings(
+        self,
+        partner_id: str,
+        before_call: Callable[[], None] = lambda: None,
+        before_send: Callable[[], None] = lambda: None,
+        while_reading: Callable[[], None] = lambda: None,
+    ) -> Generator[Listed, None, None]:
+        """Yields the bookings of a partner as they are listed: a stream, of which one booking is in memory at a time.
+
+        Whoever has seen enough closes the generator. before_call, before_send: as in confirm, for each page.
+        while_reading: called every second. Raises XoneError and CallsSuspended, also after bookings were yielded: a
+        list that was not read to its end does not show that a booking is missing.
+        """
+        with self.calls.guard_lookup(partner_id):
+            yield from self._pages(partner_id, before_call, before_send, while_reading)
+
+    def _pages(
+        self,
+        partner_id: str,
+        before_call: Callable[[], None],
+        before_send: Callable[[], None],
+        while_reading: Callable[[], None],
+    ) -> Generator[Listed, None, None]:
         template = self._settings.XONE_BOOKINGS_PATH
         url = self._url(template.format(partner_id=quote(partner_id, safe="")))
+        until = time.monotonic() + LIST_TIMEOUTS * self._settings.XONE_TIMEOUT
         for _ in range(MAX_PAGES):
-            answer = self._authorized("bookings", "GET", template, url, {}, None, before_call, before_send)
-            if answer.status != 200:
-                raise failure_of(answer)
-            content = answer.json(MAX_LISTED_VALUES)
-            if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-                raise Unknown("bad-answer", "the list of bookings is not as expected", answer.status)
-            yield from (listed for listed in content["data"] if isinstance(listed, dict))
-            following = content["links"].get("next") if isinstance(content.get("links"), dict) else None
+            with self._authorized("bookings", "GET", template, url, {}, None, before_call, before_send, until) as page:
+                if page.status != 200:
+                    raise failure_of(HttpAnswer(page.status, page.headers, page.read()))
+                following = yield from read_page(_each_second(page.stream(), while_reading))
             if not following:
                 return
             try:
@@ -148,9 +166,12 @@ class Xone:
                 raise Unknown("bad-answer", "the list of bookings has a next page that is no URL") from None
             if not is_same_host:
                 raise Unknown("bad-answer", "the list of bookings goes on at another host, which gets no token of ours")
+            if time.monotonic() > until:
+                raise Unknown("timeout", f"the list of bookings takes longer than {LIST_TIMEOUTS} times XONE_TIMEOUT")
             url = next_url
         raise Refused("too-large", f"the list of bookings has more than {MAX_PAGES} pages")
 
+    @contextmanager
     def _authorized(
         self,
         call: str,
@@ -161,7 +182,8 @@ class Xone:
         body: bytes | None,
         before_call: Callable[[], None],
         before_send: Callable[[], None],
-    ) -> HttpAnswer:
+        stream_until: float | None = None,
+    ) -> Iterator[OpenAnswer]:
         """The answer to a call with the bearer token. After a 401, calls once more with a new token.
 
         Only a confirm call shows whether the credentials are accepted. The list of bookings needs a scope of its own,
@@ -172,11 +194,13 @@ class Xone:
             token = self.tokens.get()
             before_call()
             authorized = {**headers, "Authorization": f"Bearer {token}"}
-            answer = self._send(call, method, template, url, authorized, body, before_send)
-            if answer.status != 401:
-                if confirms and (answer.status < 300 or answer.status in REFUSALS):
-                    self._credentials_confirm = True
-                return answer
+            with self._open(call, method, template, url, authorized, body, before_send, stream_until) as answer:
+                if answer.status != 401:
+                    if confirms and (answer.status < 300 or answer.status in REFUSALS):
+                        self._credentials_confirm = True
+                    yield answer
+                    return
+                answer.read()  # the connection serves again
             if not confirms and (is_last or token == self._token_without_list):
                 self._token_without_list = token  # is good for confirm calls all the same
                 break
@@ -196,14 +220,10 @@ class Xone:
         }
         asked_at = time.monotonic()
         try:
-            answer = self._send(
-                "token",
-                "POST",
-                self._settings.XONE_TOKEN_PATH,
-                self._url(self._settings.XONE_TOKEN_PATH),
-                {"Content-Type": "application/json"},
-                json.dumps(credentials).encode(),
-            )
+            path = self._settings.XONE_TOKEN_PATH
+            body, headers = json.dumps(credentials).encode(), {"Content-Type": "application/json"}
+            with self._open("token", "POST", path, self._url(path), headers, body) as opened:
+                answer = HttpAnswer(opened.status, opened.headers, opened.read())
         except Unknown as error:  # no offer was sent yet
             raise NotSent(error.code, f"token: {error.detail}") from None
         if answer.status in LATER:
@@ -223,7 +243,8 @@ class Xone:
             raise NotSent("bad-answer", "token: the answer holds no access_token", answer.status)
         return issued(token, _lifetime(content.get("expires_in")), asked_at)
 
-    def _send(
+    @contextmanager
+    def _open(
         self,
         call: str,
         method: str,
@@ -232,11 +253,15 @@ class Xone:
         headers: dict[str, str],
         body: bytes | None,
         before_send: Callable[[], None] = lambda: None,
-    ) -> HttpAnswer:
+        stream_until: float | None = None,
+    ) -> Iterator[OpenAnswer]:
+        """The answer to a call, whose body is still to be read. Failures while it is read become XoneError as well."""
         headers = {"Accept": "application/json", "User-Agent": "confirm-offer", **headers}
         with metrics.calling(call), tracing.call(method, template, self._server):
             try:
-                answer = HttpAnswer(*self._http.send(method, url, headers, body, before_send))
+                with self._http.open(method, url, headers, body, before_send, stream_until) as answer:
+                    tracing.answered(answer.status)
+                    yield answer
             except AnswerTooLarge:
                 raise Unknown(
                     "too-large", "the answer is larger than 5 MiB, or than other large answers leave room for"
@@ -245,11 +270,19 @@ class Xone:
                 raise CallsSuspended(TOO_LATE_DELAY) from None
             except requests.RequestException as error:
                 raise transport_failure(error) from None
-            tracing.answered(answer.status)
-            return answer
 
     def _url(self, path: str) -> str:
         return self._settings.XONE_BASE_URL.rstrip("/") + path
+
+
+def _each_second(chunks: Iterator[bytes], do: Callable[[], None]) -> Iterator[bytes]:
+    """The chunks; calls ``do`` between two of them when a second has passed."""
+    done_at = time.monotonic()
+    for chunk in chunks:
+        if time.monotonic() - done_at >= WAIT:
+            do()
+            done_at = time.monotonic()
+        yield chunk
 
 
 def _lifetime(expires_in: Any) -> float:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
 
 from models.booking import is_id
 from models.same import canonical_id, differs_in_case_only
 from worker.errors import XoneError
+from worker.xone.booking_list import Listed
 from worker.xone.circuit_breaker import CallsSuspended
 
-Listed = dict[str, Any]
 Reading = Callable[[], Generator[Listed, None, None]]
 
 WAIT = 1.0  # seconds between two calls of while_waiting
@@ -42,14 +41,15 @@ class _Round:
             for quote_id in {canonical_id(quote_id) for quote_id in quote_ids}:
                 by_quote[quote_id].append(offer_id)
         nameless: dict[str, Listed] = {}  # by booking id: pages may overlap
-        named = set[str]()  # ids of bookings that name an offer
+        named = set[str]()  # ids of bookings that name an offer, and have a quote of ours
         for listed in listing:
             offer, quote_id = offer_named_by(listed), canonical_id(_quote_of(listed))
             if offer is None:
                 if quote_id in by_quote:
                     nameless.setdefault(_id_of(listed), listed)
                 continue
-            named.add(_id_of(listed))
+            if quote_id in by_quote:
+                named.add(_id_of(listed))
             with_quote = [offer_id for offer_id in by_quote.get(quote_id, ()) if differs_in_case_only(offer_id, offer)]
             for offer_id in by_offer.get(canonical_id(offer), with_quote):
                 self.bookings.setdefault(offer_id, listed)

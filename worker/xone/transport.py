@@ -8,11 +8,13 @@ A request that is cut off is given up for good: its connection is reset, so that
 
 import http.client
 import io
+import math
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import RLock
@@ -72,14 +74,21 @@ class _Call:
 
     connect_until: float
     begin_until: float
-    deadline: float
+    deadline: float  # of the head; also of the body, unless it is a stream
     before_send: Callable[[], None]
+    timeout: float  # seconds of the whole call; in a stream, without a byte
+    stream_until: float | None  # if the body is a stream
 
     @classmethod
-    def starting_now(cls, connect_timeout: float, timeout: float, before_send: Callable[[], None]) -> "_Call":
+    def starting_now(
+        cls, connect_timeout: float, timeout: float, before_send: Callable[[], None], stream_until: float | None
+    ) -> "_Call":
         now = time.monotonic()
+        if stream_until is not None:
+            timeout = max(min(timeout, stream_until - now), 0.001)
         begin_until = now + timeout * TIME_TO_BEGIN
-        return cls(min(now + connect_timeout, begin_until), begin_until, now + timeout, before_send)
+        connect_until = min(now + connect_timeout, begin_until)
+        return cls(connect_until, begin_until, now + timeout, before_send, timeout, stream_until)
 
 
 class _CallTimeout(Timeout):
@@ -106,13 +115,14 @@ class _UntilDeadline(io.RawIOBase):
     def __init__(self, source: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
         self._source = source
         self._sock = sock
-        self._deadline = deadline
+        self.deadline = deadline
+        self.max_silence = math.inf  # seconds
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(min(_left(self.deadline), self.max_silence))
         return self._source.readinto(buffer)
 
     def close(self) -> None:
@@ -227,8 +237,8 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, connection: _Connection, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._connection: _Connection | None = connection
-        raw = self.fp.detach()
-        self.fp = io.BufferedReader(_UntilDeadline(raw, sock, connection.call.deadline), READ_AHEAD)
+        self._source = _UntilDeadline(self.fp.detach(), sock, connection.call.deadline)
+        self.fp = io.BufferedReader(self._source, READ_AHEAD)
 
     def begin(self) -> None:
         connection = self._connection
@@ -242,6 +252,8 @@ class _Response(http.client.HTTPResponse):
             raise
         connection.is_answer_due = False
         self._connection = None
+        if connection.call.stream_until is not None:
+            self._source.deadline, self._source.max_silence = connection.call.stream_until, connection.call.timeout
 
     def _read_status(self) -> tuple[str, int, str]:
         """The status line of the final answer. Skips informational ones (1xx, RFC 9110, section 15.2)."""
@@ -368,7 +380,25 @@ class Transport:
         call. Raises requests.RequestException, also if the body breaks off or outlasts the deadline, AnswerTooLarge,
         and TooLate.
         """
-        call = _Call.starting_now(self._connect_timeout, self._timeout, before_send)
+        with self.open(method, url, headers, body, before_send) as answer:
+            return answer.status, answer.headers, answer.read()
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        before_send: Callable[[], None] = lambda: None,
+        stream_until: float | None = None,
+    ) -> Iterator["OpenAnswer"]:
+        """As ``send``, but the body is still to be read.
+
+        stream_until: monotonic seconds until which a body may take that is read as a stream. Its head, and each silence
+        in it, then has the timeout of a call.
+        """
+        call = _Call.starting_now(self._connect_timeout, self._timeout, before_send, stream_until)
         request = requests.PreparedRequest()
         request.method, request.body = method, body
         request.prepare_url(url, None)
@@ -377,7 +407,27 @@ class Transport:
         timeout = _CallTimeout.of(call)
         response = self._adapter.send(request, stream=True, timeout=timeout, verify=True)  # type: ignore[arg-type]
         with response:
-            return response.status_code, response.headers, _read(response)
+            yield OpenAnswer(response)
+
+
+class OpenAnswer:
+    """An answer whose body is still to be read, once: whole, or as a stream."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self.status, self.headers = response.status_code, response.headers
+        self._response = response
+
+    def read(self) -> bytes:
+        """The whole body. Raises AnswerTooLarge, and requests.RequestException if it breaks off."""
+        return _read(self._response)
+
+    def stream(self) -> Iterator[bytes]:
+        """The body in pieces of up to CHUNK bytes, as they come. Raises requests.RequestException if it breaks off."""
+        try:
+            while chunk := self._response.raw.read1(CHUNK, decode_content=True):
+                yield chunk
+        except _BROKEN_OFF as error:
+            raise _broken_off(error) from error
 
 
 def _socket_options(timeout: float) -> list[SocketOption]:
@@ -406,9 +456,16 @@ def _read(response: requests.Response) -> bytes:
                 response.raw.close()
                 del body, share  # the error keeps what is local
                 raise AnswerTooLarge
-    except (HTTPError, OSError, http.client.HTTPException) as error:
-        raise requests.ConnectionError(f"the answer broke off: {type(error).__name__}") from error
+    except _BROKEN_OFF as error:
+        raise _broken_off(error) from error
     return _LargeBody(body, share) if share.size else bytes(body)
+
+
+_BROKEN_OFF = (HTTPError, OSError, http.client.HTTPException)
+
+
+def _broken_off(error: Exception) -> requests.ConnectionError:
+    return requests.ConnectionError(f"the answer broke off: {type(error).__name__}")
 
 
 class _Share:
