@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from tests.cluster.bench import Bench
-from tests.cluster.servers import DATABASE, Node, PgBouncer
+from tests.cluster.servers import DATABASE, Node
+from tests.support.servers import PgBouncer
 from tests.support.system import until
 
 AFTERWARDS = 60.0  # seconds after a fault within which all must flow again, unless it has a bound of its own
@@ -257,11 +258,11 @@ def pgbouncer_killed(pool_mode: str) -> Callable[[Bench], AbstractContextManager
 
     @contextmanager
     def strike(bench: Bench) -> Iterator[None]:
-        proxy = bench.databases.proxy_of(bench.databases.primary)
-        pooler = PgBouncer(bench.folder / f"pgbouncer-{pool_mode}", pool_mode, proxy.port)
+        folder = bench.folder / f"pgbouncer-{pool_mode}"
+        pooler = PgBouncer(folder, bench.databases.primary, pool_mode, pool_size=40)
         pooler.start()
         try:
-            _replace_workers(bench, DATABASE_URL=pooler.url)
+            _replace_workers(bench, DATABASE_URL=pooler.url(DATABASE))
             time.sleep(8)
             pooler.kill()
             time.sleep(3)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import false, select
 
-from worker.messaging import broker
 from models.tables import Confirmation
+from worker.messaging import broker
 from worker.outages import most_awaited
 from worker.runtime import Runtime
 from worker.services.health_file import HealthFile, PartHealth
