@@ -74,9 +74,27 @@ def _killed(bench: Bench, *nodes: Node) -> Iterator[None]:
 
 @contextmanager
 def leader_frozen(bench: Bench) -> Iterator[None]:
-    """The node that leads all queues, and that the workers are connected to, stops with all connections open."""
+    """The node that leads all queues, and that the workers are connected to, stops with all connections open.
+
+    RabbitMQ itself then serves nobody, on whatever node, until net_ticktime (60 s) is over.
+    """
     node = bench.cluster.of_workers()
     bench.cluster.make_leader(node)
+    with _frozen(bench, node):
+        yield
+
+
+@contextmanager
+def own_node_frozen(bench: Bench) -> Iterator[None]:
+    """The node that most workers are connected to, while another one leads."""
+    node = bench.cluster.of_workers()
+    bench.cluster.make_leader(next(other for other in bench.cluster.nodes if other is not node))
+    with _frozen(bench, node):
+        yield
+
+
+@contextmanager
+def _frozen(bench: Bench, node: Node) -> Iterator[None]:
     node.pause()
     try:
         yield
@@ -360,7 +378,8 @@ FAULTS: dict[str, Fault] = {
     "leader killed, which workers use": Fault(leader_killed, 30, within=28),
     "follower killed": Fault(follower_killed, 10),
     "workers' own node killed": Fault(own_node_killed, 30, within=28),
-    "leader frozen, which workers use": Fault(leader_frozen, 60, within=50),
+    "leader frozen, which workers use": Fault(leader_frozen, 60),
+    "workers' own node frozen": Fault(own_node_frozen, 60, within=50),
     "two of three nodes killed": Fault(two_nodes_killed, 15),
     "rolling restart of the nodes": Fault(rolling_restart, 0),
     "partition, workers' node alone": Fault(partition, 20),
