@@ -1,6 +1,9 @@
 """The cluster with load on it: what runs, what fails, and what was seen meanwhile."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -116,6 +119,13 @@ class Bench:
         if self.workers[place].processes and (code := self.workers[place].stop()) != 0:
             self._incidents.append(f"{self.workers[place].folder.name} ended with exit code {code} after SIGTERM")
         self.workers[place] = self.start_worker(clock, **settings)
+
+    def reconcile(self) -> None:
+        """Takes in the bookings of the last hour that XONE has and the database lost."""
+        command = [sys.executable, "-m", "worker", "reconcile", "--since", "1h", "--yes", "--json"]
+        done = subprocess.run(command, env={**os.environ, **self.environment}, cwd="/", capture_output=True, text=True)
+        if done.returncode != 0:
+            self._incidents.append(f"reconcile ended with exit code {done.returncode}: {done.stdout}{done.stderr}")
 
     # --- What is seen ---
 

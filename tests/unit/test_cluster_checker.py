@@ -104,6 +104,7 @@ WRONG: dict[str, list[tuple[Histories, dict[str, Any]]]] = {
         (RIGHT, {"bookings": ()}),
         (FAILED, {"bookings": (("a", "b-1"),)}),
         (ROW_LOST, {"bookings": (), "is_lossy": True}),
+        (ROW_LOST, {"is_lossy": True, "is_reconciled": True}),
     ],
     "events are in order": [
         (TWO_EVENTS, {"events": (replace(ANNOUNCED, sequence=2), replace(ANNOUNCED, id="e-0", sequence=1, at=3.0))}),
