@@ -21,7 +21,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.mark.parametrize("name", ["failover, synchronous", "follower killed", "worker killed"])
 def test_a_fault_in_a_cluster_loses_and_doubles_nothing(bench: Bench, name: str) -> None:
-    verdict = try_fault(bench, name, rate=10.0, seconds=5.0)
+    (verdict,) = try_fault(bench, name, rate=10.0, seconds=5.0).values()
 
     assert told(verdict) == []
     assert verdict.jobs > 50

@@ -61,7 +61,8 @@ def main(
     with Bench(folder, workers) as bench:
         click.echo(COLUMNS)
         for name in singles:
-            tell(name, try_fault(bench, name, rate))
+            for title, verdict in try_fault(bench, name, rate).items():
+                tell(title, verdict)
         if minutes:
             tell(f"soak of {minutes:g} min", soak(bench, minutes, seed, rate, click.echo))
     broken = Counter(rule for verdict in verdicts for rule in verdict.violations)

@@ -1,12 +1,16 @@
 """The cluster with load on it: what runs, what fails, and what was seen meanwhile."""
 
 import json
+import os
+import subprocess
+import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
+from uuid import UUID
 
 from cryptography.fernet import Fernet
 from kombu import Queue
@@ -116,6 +120,13 @@ class Bench:
             self._incidents.append(f"{self.workers[place].folder.name} ended with exit code {code} after SIGTERM")
         self.workers[place] = self.start_worker(clock, **settings)
 
+    def reconcile(self) -> None:
+        """Takes in the bookings of the last hour that XONE has and the database lost."""
+        command = [sys.executable, "-m", "worker", "reconcile", "--since", "1h", "--yes", "--json"]
+        done = subprocess.run(command, env={**os.environ, **self.environment}, cwd="/", capture_output=True, text=True)
+        if done.returncode != 0:
+            self._incidents.append(f"reconcile ended with exit code {done.returncode}: {done.stdout}{done.stderr}")
+
     # --- What is seen ---
 
     @contextmanager
@@ -183,19 +194,18 @@ class Bench:
         ).of(prefix)
 
     def _rows(self, prefix: str) -> tuple[Row, ...]:
-        events = (
-            select(func.count())
-            .where(OutboxEvent.aggregateid == Confirmation.partner_id + "/" + Confirmation.offer_id)
-            .scalar_subquery()
-        )
-        query = (
-            select(Confirmation.offer_id, Confirmation.state, Booking.id, events)
-            .outerjoin(Booking, Booking.confirmation_id == Confirmation.id)
-            .where(Confirmation.offer_id.startswith(prefix, autoescape=True))
-        )
+        of_load = Confirmation.offer_id.startswith(prefix, autoescape=True)
+        query = select(Confirmation.id, Confirmation.offer_id, Confirmation.state, Booking.id.label("booking"))
+        query = query.outerjoin(Booking, Booking.confirmation_id == Confirmation.id).where(of_load)
+        outbox = select(OutboxEvent.confirmation_id, OutboxEvent.sequence).order_by(OutboxEvent.sequence)
+        outbox = outbox.join(Confirmation, Confirmation.id == OutboxEvent.confirmation_id).where(of_load)
+        sequences: dict[UUID, list[int]] = defaultdict(list)
         with self._engine() as engine, engine.connect() as connection:
+            for event in connection.execute(outbox):
+                sequences[event.confirmation_id].append(event.sequence)
             return tuple(
-                Row(offer, str(state), booking, count) for offer, state, booking, count in connection.execute(query)
+                Row(each.offer_id, str(each.state), each.booking, tuple(sequences[each.id]))
+                for each in connection.execute(query)
             )
 
     def dead_letters(self) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from tests.cluster.bench import Bench
-from tests.cluster.servers import DATABASE, Node, PgBouncer
+from tests.cluster.servers import DATABASE, Node
+from tests.support.servers import PgBouncer
 from tests.support.system import until
 
 AFTERWARDS = 60.0  # seconds after a fault within which all must flow again, unless it has a bound of its own
@@ -73,9 +74,27 @@ def _killed(bench: Bench, *nodes: Node) -> Iterator[None]:
 
 @contextmanager
 def leader_frozen(bench: Bench) -> Iterator[None]:
-    """The node that leads all queues, and that the workers are connected to, stops with all connections open."""
+    """The node that leads all queues, and that the workers are connected to, stops with all connections open.
+
+    RabbitMQ itself then serves nobody, on whatever node, until net_ticktime (60 s) is over.
+    """
     node = bench.cluster.of_workers()
     bench.cluster.make_leader(node)
+    with _frozen(bench, node):
+        yield
+
+
+@contextmanager
+def own_node_frozen(bench: Bench) -> Iterator[None]:
+    """The node that most workers are connected to, while another one leads."""
+    node = bench.cluster.of_workers()
+    bench.cluster.make_leader(next(other for other in bench.cluster.nodes if other is not node))
+    with _frozen(bench, node):
+        yield
+
+
+@contextmanager
+def _frozen(bench: Bench, node: Node) -> Iterator[None]:
     node.pause()
     try:
         yield
@@ -257,11 +276,11 @@ def pgbouncer_killed(pool_mode: str) -> Callable[[Bench], AbstractContextManager
 
     @contextmanager
     def strike(bench: Bench) -> Iterator[None]:
-        proxy = bench.databases.proxy_of(bench.databases.primary)
-        pooler = PgBouncer(bench.folder / f"pgbouncer-{pool_mode}", pool_mode, proxy.port)
+        folder = bench.folder / f"pgbouncer-{pool_mode}"
+        pooler = PgBouncer(folder, bench.databases.primary, pool_mode, pool_size=40)
         pooler.start()
         try:
-            _replace_workers(bench, DATABASE_URL=pooler.url)
+            _replace_workers(bench, DATABASE_URL=pooler.url(DATABASE))
             time.sleep(8)
             pooler.kill()
             time.sleep(3)
@@ -359,7 +378,8 @@ FAULTS: dict[str, Fault] = {
     "leader killed, which workers use": Fault(leader_killed, 30, within=28),
     "follower killed": Fault(follower_killed, 10),
     "workers' own node killed": Fault(own_node_killed, 30, within=28),
-    "leader frozen, which workers use": Fault(leader_frozen, 60, within=50),
+    "leader frozen, which workers use": Fault(leader_frozen, 60),
+    "workers' own node frozen": Fault(own_node_frozen, 60, within=50),
     "two of three nodes killed": Fault(two_nodes_killed, 15),
     "rolling restart of the nodes": Fault(rolling_restart, 0),
     "partition, workers' node alone": Fault(partition, 20),

@@ -1,28 +1,24 @@
-"""The servers of a cluster: three nodes of RabbitMQ, PostgreSQL as primary and standby, PgBouncer, workers.
+"""The servers of a cluster: three nodes of RabbitMQ, PostgreSQL as primary and standby, workers.
 
 All end with this process, however it ends (see tests/support/servers.py), and listen on free ports of 127.0.0.1.
 """
 
-import atexit
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
 import amqp
-import psycopg
 
 from tests.cluster.proxy import FaultProxy
-from tests.support.servers import Identity, PostgreSQL, RabbitMQ, _Server, postgresql_program
+from tests.support.servers import PostgreSQL, RabbitMQ, _Server, postgresql_program
 from tests.support.servers import _rabbitmq_program as rabbitmq_program
-from tests.support.servers import _unprivileged as unprivileged
 from tests.support.system import until
 from worker.messaging import topology
 
@@ -266,44 +262,6 @@ class DatabasePair:
             return connection.execute(query, parameters).fetchall()
 
 
-class PgBouncer(_Server):
-    """Debian's PgBouncer with its defaults, but for ``pool_mode``, in front of a port of PostgreSQL."""
-
-    end_at_once = signal.SIGKILL
-
-    def __init__(self, folder: Path, pool_mode: str, target: int) -> None:
-        super().__init__(folder)
-        self.url = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{DATABASE}"
-        self.home = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
-        self._identity: Identity = {}
-        self._configuration = self.home / "pgbouncer.ini"
-        self._configuration.write_text(
-            f"[databases]\n{DATABASE} = host=127.0.0.1 port={target} user=postgres\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = {pool_mode}\ndefault_pool_size = 40\n"
-        )
-        if os.geteuid() == 0:  # it refuses to run as root
-            owner = unprivileged()
-            self._identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": ()}
-            os.chown(self.home, owner.pw_uid, owner.pw_gid)
-        atexit.register(shutil.rmtree, self.home, ignore_errors=True)
-
-    @staticmethod
-    def missing() -> str | None:
-        """Why this machine can't run it, or None."""
-        return None if shutil.which("pgbouncer", path=_SBIN) else "PgBouncer is not installed: there is no pgbouncer."
-
-    def start(self) -> None:
-        """Return when clients can connect."""
-        program = shutil.which("pgbouncer", path=_SBIN) or "pgbouncer"
-        self._launch([program, str(self._configuration)], os.environ, self._identity)
-        self._wait_for_start(self._connect, (psycopg.OperationalError,))
-
-    def _connect(self) -> None:
-        psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
-
-
-_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin"
 _WITH_ANOTHER_CLOCK = (
     "import runpy, sys, time; real = time.time; time.time = lambda: real() + {seconds};"
     " sys.argv[:] = ['confirm-offer', 'worker']; runpy.run_module('worker', run_name='__main__')"

@@ -20,14 +20,21 @@ COLUMNS = (
 )
 
 
-def try_fault(bench: Bench, name: str, rate: float, seconds: float | None = None) -> Verdict:
-    """Lets a fault happen under load, and decides. seconds: how long it lasts, if not as usual."""
+def try_fault(bench: Bench, name: str, rate: float, seconds: float | None = None) -> dict[str, Verdict]:
+    """Lets a fault happen under load, and decides. Where rows may be lost, once more after `reconcile`.
+
+    seconds: how long it lasts, if not as usual.
+    """
     fault = FAULTS[name]
     with bench.load(rate) as checkout:
         span = strike(bench, fault, fault.seconds if seconds is None else seconds)
         time.sleep(AFTER_FAULT)
     within = fault.within or span[1] - span[0] + AFTERWARDS
-    return judge(bench, checkout, fault=span, is_lossy=fault.is_lossy, within=within)
+    verdicts = {name: judge(bench, checkout, fault=span, is_lossy=fault.is_lossy, within=within)}
+    if fault.is_lossy:
+        bench.reconcile()
+        verdicts["… and reconciled"] = judge(bench, checkout, fault=span, is_lossy=True, is_reconciled=True)
+    return verdicts
 
 
 def soak(bench: Bench, minutes: float, seed: int, rate: float, say: Callable[[str], None]) -> Verdict:

@@ -24,9 +24,10 @@ FAILED = Histories(
 )
 TWO_EVENTS = replace(
     RIGHT,
-    rows=(Row("a", "confirmed", "b-1", events=2),),
+    rows=(Row("a", "confirmed", "b-1", (1, 2)),),
     events=(replace(ANNOUNCED, id="e-0", type="booking.pending"), replace(ANNOUNCED, sequence=2, at=3.0)),
 )
+LATER = replace(ANNOUNCED, sequence=2**31, at=3.0)
 ROW_LOST = replace(RIGHT, rows=())
 
 
@@ -40,6 +41,7 @@ ROW_LOST = replace(RIGHT, rows=())
         replace(RIGHT, jobs=(Job("a", 0.0, 0.1, tries=3),)),
         replace(RIGHT, calls=(replace(UNANSWERED), Call("a", "k", 1.5, 2.0, 422))),
         replace(RIGHT, calls=(UNANSWERED, Call("a", "k", 1.4, 1.9, 422))),
+        replace(TWO_EVENTS, rows=(Row("a", "confirmed", "b-1", (1, 2**31)),), events=(TWO_EVENTS.events[0], LATER)),
         replace(ROW_LOST, is_lossy=True),
         replace(ROW_LOST, events=(), is_lossy=True),
         replace(RIGHT, events=(ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=7, at=9.0)), is_lossy=True),
@@ -54,6 +56,7 @@ ROW_LOST = replace(RIGHT, rows=())
         "a job was published three times",
         "a second call after one without an answer",
         "a hang-up that was noticed late",
+        "numbers leap after a failover",
         "lossy: the row is gone",
         "lossy: row and event are gone",
         "lossy: announced again, as newer",
@@ -75,7 +78,7 @@ WRONG: dict[str, list[tuple[Histories, dict[str, Any]]]] = {
         (RIGHT, {"rows": (Row("a", "retrying", "b-1"),), "is_lossy": True}),
     ],
     "every row is of one job": [
-        (RIGHT, {"rows": (*RIGHT.rows, Row("x", "confirmed", None, events=0))}),
+        (RIGHT, {"rows": (*RIGHT.rows, Row("x", "confirmed", None, ()))}),
         (RIGHT, {"rows": RIGHT.rows * 2}),
     ],
     "no offer was booked twice": [
@@ -101,15 +104,17 @@ WRONG: dict[str, list[tuple[Histories, dict[str, Any]]]] = {
         (RIGHT, {"bookings": ()}),
         (FAILED, {"bookings": (("a", "b-1"),)}),
         (ROW_LOST, {"bookings": (), "is_lossy": True}),
+        (ROW_LOST, {"is_lossy": True, "is_reconciled": True}),
     ],
     "events are in order": [
         (TWO_EVENTS, {"events": (replace(ANNOUNCED, sequence=2), replace(ANNOUNCED, id="e-0", sequence=1, at=3.0))}),
-        (RIGHT, {"events": (replace(ANNOUNCED, sequence=2),)}),
+        (TWO_EVENTS, {"events": (TWO_EVENTS.events[0], replace(TWO_EVENTS.events[1], sequence=1))}),
         (RIGHT, {"events": (ANNOUNCED, replace(ANNOUNCED, id="e-2", at=9.0)), "is_lossy": True}),
     ],
     "every event of the outbox was received": [
-        (RIGHT, {"rows": (Row("a", "confirmed", "b-1", events=2),)}),
-        (RIGHT, {"rows": (Row("a", "confirmed", "b-1", events=0),)}),
+        (RIGHT, {"rows": (Row("a", "confirmed", "b-1", (1, 2)),)}),
+        (RIGHT, {"rows": (Row("a", "confirmed", "b-1", ()),)}),
+        (RIGHT, {"rows": (Row("a", "confirmed", "b-1", (1, 2)),), "is_lossy": True}),
     ],
     "each end is announced under one id": [
         (TWO_EVENTS, {"events": (ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=2, at=3.0))}),
@@ -175,4 +180,4 @@ def test_only_the_offers_of_a_span_are_looked_at() -> None:
     seen = replace(RIGHT, events=(ANNOUNCED, other), dead_letters=("x-2",), in_flight_twice=frozenset({"x-3"}))
 
     assert check(seen.of("a")).violations == {}
-    assert check(seen).violations.keys() >= {"events are in order", "no good job is a dead letter"}
+    assert check(seen).violations.keys() >= {"no two calls of an offer at once", "no good job is a dead letter"}
