@@ -28,6 +28,8 @@ ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)  # no
 WAITING = (State.QUEUED, State.RETRYING)  # no worker has a lease
 PURGEABLE = (State.CONFIRMED, State.PENDING, State.FAILED)  # ended, and no person has to decide with personal data
 
+DELETABLE = ("confirmed", "cancelled", "failed")  # nothing more comes; not pending, which may still be confirmed
+
 
 class BatchState(StrEnum):
     """The state of a batch of reprocessing.
