@@ -25,7 +25,7 @@ from worker.storage.rate_limiter import reserve_slot
 
 log = structlog.get_logger(__name__)
 
-STEPS_PER_SECOND = 2.0  # over all workers; a step deletes up to 500 rows, and what hangs on them
+STEPS_PER_SECOND = 2.0  # of each kind, over all workers; a step deletes up to 500 rows, and what hangs on them
 MAX_FAILED = 1000  # confirmations
 
 Delete = Callable[[Connection, list[UUID], datetime], int]
@@ -68,11 +68,11 @@ class Deletion(Service):
             self._kinds.append(_Kind(EVENTS, events_days, Sweep(OutboxEvent.__table__), delete_events))
 
     def run_once(self) -> bool:
-        """Makes a step of each kind, each in a slot of the common rate. Returns whether a sweep goes on."""
+        """Makes a step of each kind, in a slot of its common rate. Returns whether a sweep goes on."""
         goes_on = False
         for kind in self._kinds:
             with self._runtime.engine.begin() as connection:
-                wait = reserve_slot(connection, STEPS_PER_SECOND, self.name)
+                wait = reserve_slot(connection, STEPS_PER_SECOND, kind.command)
             if wait is None or self._stopping.wait(wait):
                 return False
             known = set(self._failed)
