@@ -106,7 +106,11 @@ def deleting(url: str, keys: str, days: float) -> Iterator[None]:
     """A process that deletes what is older."""
     environment = {"DATABASE_URL": url, "DATA_KEYS": keys, "LOG_LEVEL": "WARNING", "PATH": ""}
     process = subprocess.Popen(
-        [sys.executable, "-c", DELETES, str(days)], cwd=PROJECT, env=environment, stdin=subprocess.PIPE
+        [sys.executable, "-c", DELETES, str(days)],
+        cwd=PROJECT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     )
     try:
         yield

@@ -1,5 +1,6 @@
 """Rows past their time are deleted, on both databases."""
 
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -7,6 +8,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import func, select, text, update
 
 from models.states import BatchState, State
@@ -20,6 +22,7 @@ from tasks.operations.failures import Selection
 from tasks.privacy import purge
 from tests.support.confirming import accepted, body_of, only, rows, run
 from tests.support.sentry import Capturing
+from worker.cli.app import cli
 from worker.runtime import Runtime
 from worker.sandbox.server import Sandbox
 from worker.services import deletion as service
@@ -151,6 +154,24 @@ def test_the_audit_says_where_the_memory_of_events_begins(runtime: Runtime) -> N
 
     assert begins is not None
     assert datetime.now(UTC) - begins == pytest.approx(timedelta(days=30), abs=timedelta(seconds=10))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_replay_says_where_the_memory_begins(runtime: Runtime) -> None:
+    with runtime.engine.begin() as connection:
+        DailyCount(EVENTS, 30.0).add(connection, 1)
+
+    early, late = (
+        CliRunner().invoke(cli, ["events", "replay", "--since", since, "--json"]) for since in ("40d", "20d")
+    )
+
+    assert (early.exit_code, late.exit_code) == (0, 0)
+    begins = json.loads(early.stdout)["memory_begins"]
+    assert datetime.now(UTC) - datetime.fromisoformat(begins) == pytest.approx(
+        timedelta(days=30), abs=timedelta(minutes=1)
+    )
+    assert "have been deleted" in early.stderr
+    assert late.stderr == ""
 
 
 def test_the_audit_has_one_row_a_day_and_counts_what_is_committed(runtime: Runtime) -> None:

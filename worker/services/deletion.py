@@ -37,9 +37,10 @@ class _Kind:
     def __init__(self, command: str, days: float, sweep: Sweep, delete: Delete) -> None:
         self.command, self.days, self._sweep, self._delete = command, days, sweep, delete
         self._count = DailyCount(command, days)
+        self.deleted = 0  # in this sweep
 
     def step(self, connection: Connection) -> tuple[int, bool]:
-        """Deletes from one window. Returns how many, and whether the sweep goes on."""
+        """Deletes from one window. Returns how many it deleted, and whether the sweep goes on."""
         before = connection.execute(select(now())).scalar_one() - timedelta(days=self.days)
         ids = self._sweep.window(connection, before)
         deleted = self._delete(connection, ids, before) if ids else 0
@@ -79,8 +80,10 @@ class Deletion(Service):
             with self._runtime.engine.begin() as connection:
                 deleted, more = kind.step(connection)
             goes_on = goes_on or more
-            if deleted:
-                log.info("deleted", what=kind.command.removeprefix("delete "), count=deleted, days=kind.days)
+            kind.deleted += deleted
+            if kind.deleted and not more:
+                log.info("deleted", what=kind.command.removeprefix("delete "), count=kind.deleted, days=kind.days)
+                kind.deleted = 0
             self._report(self._failed.keys() - known)
         return goes_on
 
