@@ -77,8 +77,8 @@ class Runtime:
         return read(EventSettings).EVENT_LINKS == "on"
 
     @cached_property
-    def retention_days(self) -> float | None:
-        return read(RetentionSettings).RETENTION_DAYS
+    def retention_settings(self) -> RetentionSettings:
+        return read(RetentionSettings)
 
     @cached_property
     def sentry_settings(self) -> SentrySettings:

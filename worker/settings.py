@@ -247,6 +247,12 @@ class RetentionSettings(Section):
 
     RETENTION_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(none_if_empty)] = None
     """Days after a confirmation has ended until workers erase its personal data. Empty: never."""
+    DELETE_AFTER_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(none_if_empty)] = None
+    """Days after a confirmation has ended until workers delete it, with its attempts, booking, policies and events. A
+    job that is published again later is called again. Empty: never."""
+    DELETE_EVENTS_AFTER_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(none_if_empty)] = None
+    """Days after an event was published until workers delete it: `events replay` finds no older one. Empty: never,
+    unless its confirmation is deleted."""
 
 
 class LogSettings(Section):

@@ -219,6 +219,8 @@ def test_a_misspelt_name_in_the_env_file_is_named(tmp_path: Path, small_settings
     [
         ({"XONE_TIMEOUT": "600"}, "time-outs", "may be held for longer than RabbitMQ allows (30 min)"),
         ({"XONE_CONNECT_TIMEOUT": "9"}, "time-outs", "XONE_CONNECT_TIMEOUT is 9 s, but XONE_TIMEOUT ends"),
+        ({"DELETE_AFTER_DAYS": "2"}, "deletion", "a job that is published again after that is called again"),
+        ({"DELETE_AFTER_DAYS": "90", "RETENTION_DAYS": "90"}, "deletion", "RETENTION_DAYS=90 has no effect"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(

@@ -256,6 +256,27 @@ def test_a_confirmation_needs_review(recipe: list[Block], operator: Operator, sy
     assert sorted(event["type"] for event in system.until_events(4))[:2] == ["booking.confirmed", "confirmation.failed"]
 
 
+def test_an_order_was_cancelled(recipe: list[Block], operator: Operator, system: System) -> None:
+    (withdraw, withdraw_many), (check,) = recipe
+    system.sandbox.status_for_all = 503
+    system.start_worker()
+    system.publish([job(f"offer-{number}") for number in range(1, 4)])
+    until_states(system, retrying=3)
+    (operator.folder / "cancelled.txt").write_text("P-100 offer-2\nP-100 offer-3\nP-100 offer-4\n")
+
+    assert "1 offer: withdrawn" in operator.run(withdraw)
+    assert "3 offers: withdrawn" in operator.run(withdraw_many)
+    calls = len(system.sandbox.calls)
+    system.sandbox.status_for_all = None
+    system.publish([job("offer-4"), job("offer-5")])
+
+    until_states(system, failed=4, confirmed=1)
+    assert operator.run(check).count("withdrawn") == 4
+    assert len(system.sandbox.calls) == calls + 1
+    codes = [event["data"]["error"]["code"] for event in system.until_events(5) if "error" in event["data"]]
+    assert codes == ["withdrawn"] * 4
+
+
 def test_xone_announces_maintenance(recipe: list[Block], operator: Operator, system: System) -> None:
     (pause,), (look,), (resume,), (check,) = recipe
     system.start_worker()

@@ -78,6 +78,8 @@ def plain(value: Any) -> Any:
         (WorkerSettings, "METRICS_PORT", None),
         (EventSettings, "EVENT_LINKS", "off"),
         (RetentionSettings, "RETENTION_DAYS", None),
+        (RetentionSettings, "DELETE_AFTER_DAYS", None),
+        (RetentionSettings, "DELETE_EVENTS_AFTER_DAYS", None),
         (SentrySettings, "SENTRY_DSN", None),
         (LogSettings, "LOG_LEVEL", "INFO"),
         (LogSettings, "LOG_FORMAT", "json"),

@@ -12,6 +12,7 @@ from sqlalchemy import Row
 from models.event import EventType
 from models.exact_json import moment
 from tasks.operations.audit import Tally
+from tasks.operations.deletion import memory_begins
 from tasks.operations.event_replay import EventSelection, clock, count, pages
 from worker.cli.ui.console import (
     Failed,
@@ -20,6 +21,7 @@ from worker.cli.ui.console import (
     handle_errors,
     json_option,
     print_error,
+    print_note,
     print_result,
     progress,
     reason_option,
@@ -69,7 +71,7 @@ def replay(
     """Publishes stored events again, with the ids and bytes they had, those of a confirmation in their order.
 
     They go to all consumers; a consumer that has an event already recognizes its id. Events that were never published
-    are left to the worker.
+    are left to the worker. If events were deleted, this says where the memory begins.
 
     Example: confirm-offer events replay --since 2h --type booking.confirmed --rate 100
     """
@@ -80,8 +82,12 @@ def replay(
         at = clock(connection)
         selection = EventSelection(since, min(until or at, at), EventType(event_type) if event_type else None, offer)
         total = count(connection, selection)
+        begins = memory_begins(connection)
+    if begins is not None and since < begins:
+        print_note(f"events from before {local_time(begins)} have been deleted: see DELETE_EVENTS_AFTER_DAYS")
+    memory = {"memory_begins": moment(begins)} if begins is not None else {}
     if not total:
-        return print_result(as_json, "no such events", replayed=0, left=0)
+        return print_result(as_json, "no such events", replayed=0, left=0, **memory)
     span = f"{local_time(selection.since)} to {local_time(selection.until)}"
     ask(f"{pluralize(total, 'event')}, {span}.\nPublish again, to all consumers?", yes)
     facts: dict[str, Any] = {
@@ -110,6 +116,7 @@ def replay(
         f"{pluralize(replayed, 'event')} replayed" + (f", {left:,} not" if left else ""),
         replayed=replayed,
         left=left,
+        **memory,
     )
     if left:
         print_error("the broker did not take all of them; replaying them again is harmless")

@@ -79,8 +79,9 @@ def withdraw(
     stays, and is named. A job that comes later for an offer withdrawn today is not called.
 
     \b
-    --offers FILE has an offer a line: PARTNER OFFER, or PARTNER,OFFER, or OFFER with --partner;
-    or CSV or JSON Lines with partner_id and offer_id, as "failed --list" prints.
+    --offers FILE has an offer a line: PARTNER OFFER, or PARTNER,OFFER, or OFFER
+    with --partner; or CSV or JSON Lines with partner_id and offer_id, as
+    "failed --list" prints.
 
     Exit code 1 if some are booked, or not settled yet.
 

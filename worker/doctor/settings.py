@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 from worker.doctor.finding import Finding
 from worker.errors import SettingsError
-from worker.settings import NAMES, SECTIONS, Section, XoneSettings, names_in_file, read
+from worker.settings import NAMES, SECTIONS, RetentionSettings, Section, XoneSettings, names_in_file, read
 
 CHECK = "settings"
 COMPOSE_SETTINGS = ("RABBITMQ_PASSWORD", "POSTGRES_PASSWORD")
 CONSUMER_TIMEOUT = 1800.0  # seconds; RabbitMQ's default limit on an unacknowledged delivery
+MIN_DELETE_AFTER_DAYS = 7.0  # below it, a repeat of a job is likely to come after the deletion
 CALLS_PER_DELIVERY = 4  # at most, of XONE_TIMEOUT each: token, confirm, and both again after a 401
 
 Valid = TypeVar("Valid", bound=Section)
@@ -35,6 +36,8 @@ def check() -> Iterator[Finding]:
         yield Finding.ok(CHECK, f"all {len(NAMES)} are valid; {len(given)} are set, the others at default")
     if (xone := valid(XoneSettings)) is not None:
         yield from _combinations(xone)
+    if (retention := valid(RetentionSettings)) is not None:
+        yield from _deletion(retention)
 
 
 def _problems() -> Iterator[Finding]:
@@ -81,4 +84,20 @@ def _combinations(xone: XoneSettings) -> Iterator[Finding]:
             "encryption",
             f"tokens and personal data go to {urlsplit(xone.XONE_BASE_URL).hostname} in clear",
             "set XONE_BASE_URL to one that begins with https:, and XONE_ALLOW_PLAIN_HTTP=off",
+        )
+
+
+def _deletion(retention: RetentionSettings) -> Iterator[Finding]:
+    rows, personal = retention.DELETE_AFTER_DAYS, retention.RETENTION_DAYS
+    if rows is not None and rows < MIN_DELETE_AFTER_DAYS:
+        yield Finding.warning(
+            "deletion",
+            f"with DELETE_AFTER_DAYS={rows:g} a job that is published again after that is called again",
+            "set it to longer than any checkout, person or backup may repeat a job",
+        )
+    elif rows is not None and personal is not None and personal >= rows:
+        yield Finding.warning(
+            "deletion",
+            f"RETENTION_DAYS={personal:g} has no effect, for rows are deleted after {rows:g} days",
+            "leave it out, or set it below DELETE_AFTER_DAYS",
         )

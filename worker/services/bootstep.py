@@ -15,6 +15,7 @@ from worker.observability import logs, metrics, tracing
 from worker.runtime import LIMITS, current
 from worker.services import health_file
 from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
+from worker.services.deletion import Deletion
 from worker.services.health import Health
 from worker.services.metrics_server import MetricsServer, WorkerMetrics
 from worker.services.outbox_relay import OutboxRelay
@@ -63,8 +64,12 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
         services: list[Service] = []
         if "scheduler" in parts:
             services.append(Scheduler(self._runtime))
-            if (days := self._runtime.retention_days) is not None:
+            retention = self._runtime.retention_settings
+            if (days := retention.RETENTION_DAYS) is not None:
                 services.append(Retention(self._runtime, days))
+            deletion_days = retention.DELETE_AFTER_DAYS, retention.DELETE_EVENTS_AFTER_DAYS
+            if deletion_days != (None, None):
+                services.append(Deletion(self._runtime, *deletion_days))
         if "relay" in parts:
             services.append(OutboxRelay(self._runtime))
         return services
