@@ -230,6 +230,16 @@ class RetrySettings(Section):
         return self
 
 
+class FollowUpSettings(Section):
+    """Following up"""
+
+    FOLLOW_UP_INTERVAL: Annotated[PositiveFloat | None, Field(le=86400), BeforeValidator(none_if_empty)] = 300
+    """Seconds between looks at a partner's list of bookings while some of its bookings are pending. They grow with the
+    time for which the youngest of these has been so, to a tenth of it, and at most to an hour. Empty: no looks."""
+    FOLLOW_UP_MAX_AGE: Annotated[PositiveFloat, Field(le=315360000)] = 2592000
+    """Seconds. A booking that is still pending then needs review, code `still-pending`."""
+
+
 class EventSettings(Section):
     """Events"""
 
@@ -350,6 +360,7 @@ SECTIONS: tuple[type[Section], ...] = (
     DatabaseSettings,
     XoneSettings,
     RetrySettings,
+    FollowUpSettings,
     WorkerSettings,
     EventSettings,
     EncryptionSettings,

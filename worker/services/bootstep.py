@@ -15,6 +15,7 @@ from worker.observability import logs, metrics, tracing
 from worker.runtime import current
 from worker.services import health_file
 from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
+from worker.services.follow_ups import FollowUps
 from worker.services.health import Health
 from worker.services.metrics_server import MetricsServer, WorkerMetrics
 from worker.services.outbox_relay import OutboxRelay
@@ -65,6 +66,9 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             services.append(Scheduler(self._runtime))
             if (days := self._runtime.retention_days) is not None:
                 services.append(Retention(self._runtime, days))
+            follow_up = self._runtime.follow_up_settings
+            if follow_up.FOLLOW_UP_INTERVAL is not None and self._runtime.xone_settings.XONE_BOOKINGS_PATH:
+                services.append(FollowUps(self._runtime, follow_up.FOLLOW_UP_INTERVAL, follow_up.FOLLOW_UP_MAX_AGE))
         if "relay" in parts:
             services.append(OutboxRelay(self._runtime))
         return services
