@@ -33,6 +33,7 @@ from uuid_utils.compat import uuid4
 
 from models import booking as xone
 from models.event import EventType, booking_data, error_data
+from models.exact_json import write_exact
 from models.same import canonical_id, differs_in_case_only, is_same_id, spellings
 from models.states import BookingStatuses, State
 from models.tables import Booking, Confirmation, FollowUp, Policy
@@ -56,7 +57,9 @@ GROWTH = 0.1  # the interval grows with the time for which the youngest booking 
 SPREAD = 0.2  # share of the interval that is left to chance, so that partners do not come all at once
 SLACK = 60.0  # seconds by which a time may be ahead of what it can be, until it is not believed
 MAX_WANTED = 100_000  # ids of pending bookings that a reading keeps; with more, each listed booking is compared
-CHUNK = 25  # listed bookings that are compared together
+CHUNK = 25  # listed bookings that are compared together, or recorded
+# What has changed is recorded when the list is closed, so that XONE does not wait for our database.
+MAX_CHANGED, MAX_CHANGED_BYTES = 500, 8 * 1024 * 1024
 MAX_REVIEWS = 100  # bookings that stay pending, in one transaction
 STILL_PENDING = "still-pending"
 
@@ -206,10 +209,14 @@ def _update_lease(connection: Connection, lease: ListLease, values: dict[str, An
 
 @dataclass
 class Look:
-    """What a reading showed. changed: what was recorded, by offer id; listed: ids of the wanted bookings it held."""
+    """What a reading showed. changed: what was recorded, by offer id; listed: ids of the wanted bookings it held.
+
+    is_cut: it ended early, for so much had changed.
+    """
 
     changed: list[tuple[str, Change]]
     listed: set[str]
+    is_cut: bool = False
 
 
 def pending_bookings(connection: Connection, partner_id: str) -> list[str] | None:
@@ -235,7 +242,8 @@ def read_list(
     """
     statuses = runtime.xone_settings.booking_statuses
     missing = {canonical_id(id_) for id_ in wanted} if wanted is not None else None
-    look, chunk = Look([], set()), list[Listed]()
+    look, chunk, changed = Look([], set()), list[Listed](), list[Listed]()
+    changed_bytes = 0
 
     def before_call() -> None:
         rate = runtime.xone_settings.XONE_RATE_LIMIT
@@ -253,7 +261,10 @@ def read_list(
         keep_list(lease, runtime)
 
     def compare() -> None:
-        look.changed += record_listed(runtime, lease, chunk, states)
+        nonlocal changed_bytes
+        differing = _differing(runtime, lease, chunk, states)
+        changed.extend(differing)
+        changed_bytes += sum(len(write_exact(listed)) for listed in differing)
         chunk.clear()
 
     with closing(runtime.xone.list_bookings(lease.partner_id, before_call, go_on, go_on)) as listing:
@@ -267,9 +278,13 @@ def read_list(
                 look.listed.add(id_)
             if len(chunk) >= CHUNK:
                 compare()
-            if missing is not None and not missing:
+            look.is_cut = len(changed) >= MAX_CHANGED or changed_bytes >= MAX_CHANGED_BYTES
+            if look.is_cut or (missing is not None and not missing):
                 break
     compare()
+    for start in range(0, len(changed), CHUNK):
+        go_on()
+        look.changed += _record_listed(runtime, lease, changed[start : start + CHUNK], states)
     return look
 
 
@@ -288,28 +303,36 @@ def _text(value: Any) -> str | None:
 # --- Recording ---
 
 
-def record_listed(
+def _differing(runtime: Runtime, lease: ListLease, listed: Iterable[Listed], states: Collection[State]) -> list[Listed]:
+    """The listed bookings that differ from what is stored. Looks without a lock: most do not."""
+    by_id = _by_id(listed)
+    if not by_id:
+        return []
+    with runtime.engine.connect() as connection:
+        rows: Sequence[Any] = connection.execute(_STORED.where(*_are_listed(lease, by_id, states))).all()
+        return [by_id[canonical_id(row.booking_id)] for row, _ in _changes(connection, runtime, rows, by_id)]
+
+
+def _by_id(listed: Iterable[Listed]) -> dict[str, Listed]:
+    ids = ((_id_of(booking), booking) for booking in listed)
+    return {canonical_id(id_): booking for id_, booking in ids if id_ is not None}
+
+
+def _are_listed(lease: ListLease, by_id: Collection[str], states: Collection[State]) -> tuple[ColumnElement[bool], ...]:
+    ids = sorted({form for id_ in by_id for form in spellings(id_)})
+    return Confirmation.partner_id == lease.partner_id, Confirmation.state.in_(states), Booking.id.in_(ids)
+
+
+def _record_listed(
     runtime: Runtime, lease: ListLease, listed: Iterable[Listed], states: Collection[State]
 ) -> list[tuple[str, Change]]:
-    """Records what has changed of listed bookings, in one transaction. Returns the offers and their changes.
-
-    Compares without a lock first: most have not changed.
-    """
-    by_id = {canonical_id(str(booking.get("id"))): booking for booking in listed}
-    ids = sorted({form for booking in by_id.values() if (id_ := _id_of(booking)) for form in spellings(id_)})
-    if not ids:
-        return []
-    is_theirs = Confirmation.partner_id == lease.partner_id, Confirmation.state.in_(states), Booking.id.in_(ids)
-    with runtime.engine.connect() as connection:
-        rows: Sequence[Any] = connection.execute(_STORED.where(*is_theirs)).all()
-        changed = [row.id for row, _ in _changes(connection, runtime, rows, by_id)]
-    if not changed:
-        return []
+    """Records what has changed of listed bookings, in one transaction. Returns the offers and their changes."""
+    by_id = _by_id(listed)
 
     def store(connection: Connection) -> list[tuple[str, Change]]:
         _update_lease(connection, lease, {"leased_until": FollowUp.leased_until})
-        ordered = _LOCKED.where(Confirmation.id.in_(changed), *is_theirs).order_by(Confirmation.id)
-        rows = connection.execute(ordered).all()
+        theirs = _LOCKED.where(*_are_listed(lease, by_id, states)).order_by(Confirmation.id)
+        rows = connection.execute(theirs).all()
         done = []
         for row, (booking, change) in _changes(connection, runtime, rows, by_id):
             try:
@@ -402,9 +425,10 @@ def review_still_pending(runtime: Runtime, lease: ListLease, max_age: float) -> 
         is_old = *_is_pending(lease.partner_id), Confirmation.updated_at <= now_plus(-max_age)
         rows = connection.execute(_LOCKED.where(*is_old).order_by(Confirmation.id).limit(MAX_REVIEWS)).all()
         batch = StatementBatch(connection)
+        age = f"{max_age / 86400:.0f} days" if max_age >= 2 * 86400 else duration(max_age)
         for row in rows:
             status = f"the status {row.booking_status}" if row.booking_status else "no status"
-            detail = f"booking {row.booking_id} has had {status} for more than {duration(max_age)}"
+            detail = f"booking {row.booking_id} has had {status} for more than {age}"
             batch.add(_REVIEW, {"row_id": row.id, "detail": detail})
             content = error_data(STILL_PENDING, None, detail, row.attempts)
             write_event(batch, row, EventType.CONFIRMATION_NEEDS_REVIEW, content)

@@ -96,6 +96,8 @@ class FollowUps(Service):
                 listed=len(look.listed),
                 changed=len(look.changed),
             )
+            if look.is_cut:
+                return 0.0
         review_still_pending(runtime, lease, self._max_age)
         return interval_of(youngest, self._look_interval, runtime.dice())
 
