@@ -23,7 +23,6 @@ from sqlalchemy import (
     Select,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
     update,
@@ -36,7 +35,7 @@ from models.event import EventType, booking_data, error_data
 from models.exact_json import write_exact
 from models.same import canonical_id, differs_in_case_only, is_same_id, spellings
 from models.states import BookingStatuses, State
-from models.tables import Booking, Confirmation, FollowUp, Policy
+from models.tables import Booking, Confirmation, FollowUp, Policy, is_pending
 from tasks.record import EVENT_OF, lock_for_decision, write_event
 from tasks.stored_booking import replace_booking
 from worker.errors import DecryptionError
@@ -451,12 +450,6 @@ def youngest_age(connection: Connection, partner_id: str) -> float:
 
 def _is_pending(partner_id: Any, row: Any = Confirmation) -> tuple[ColumnElement[bool], ...]:
     return is_pending(row), row.partner_id == partner_id
-
-
-def is_pending(row: Any = Confirmation) -> ColumnElement[bool]:
-    """With the state literally in it, so that the index of pending ones is used. row: or an alias of it."""
-    is_it: ColumnElement[bool] = row.state == literal_column(f"'{State.PENDING.value}'")
-    return is_it
 
 
 def _partners() -> Select[Any]:
