@@ -47,6 +47,7 @@ class BookingStatuses:
             return State.CONFIRMED
         return State.CANCELLED if status in self.cancelled else State.PENDING
 
+
 DELETABLE = ("confirmed", "cancelled", "failed")  # nothing more comes; not pending, which may still be confirmed
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    literal_column,
     or_,
     text,
 )
@@ -164,6 +165,15 @@ def is_offer(offer_id: str) -> ColumnElement[bool]:
     is_written = Confirmation.offer_id.in_(spellings(offer_id))
     uuid = as_uuid(offer_id)
     return is_written if uuid is None else or_(is_written, Confirmation.offer_uuid == uuid)
+
+
+def is_pending(row: Any = Confirmation) -> ColumnElement[bool]:
+    """A condition that a confirmation is pending, with the state literally in it: see ``ix_confirmations_pending``.
+
+    row: the confirmations, or an alias of them.
+    """
+    is_it: ColumnElement[bool] = row.state == literal_column(f"'{State.PENDING.value}'")
+    return is_it
 
 
 class FurtherEmail(Base):

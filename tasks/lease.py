@@ -48,7 +48,7 @@ class History:
 
     @property
     def already_booked(self) -> bool:
-        return self.code == "already-booked"
+        return self.code in ("already-booked", "still-pending")
 
 
 @dataclass

@@ -5,7 +5,7 @@ gone to another worker; but a booking is stored, whichever worker saw it. A pers
 functions: see tasks/operations/resolve.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -15,15 +15,14 @@ import structlog
 from sqlalchemy import Connection, Row, Select, bindparam, insert, outerjoin, select, true, update
 from uuid_utils.compat import uuid7
 
-from models import booking as xone
 from models.event import EventType, booking_data, cloud_event, error_data
 from models.exact_json import write_exact
 from models.same import is_same_id
 from models.states import BOOKED, Outcome, State
-from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
-from tasks import email_index
+from models.tables import Attempt, BatchItem, Booking, Confirmation, OutboxEvent
 from tasks.decide import Decision
 from tasks.lease import Lease, close_abandoned_attempts
+from tasks.stored_booking import is_stored, replace_booking, store_booking
 from worker.errors import WITHDRAWN, AlreadyBooked, OrderEnded, Oversized
 from worker.storage.database import StatementBatch, locked, now, now_plus
 from worker.storage.encryption import Encryption
@@ -124,7 +123,10 @@ def _record(
                     seen=decision.booking.id,
                 )
             return None
-        store_booking(batch, encryption, row, decision.booking)
+        if row.sequence > 0 and is_stored(connection, lease.id):  # one that a person did not believe in
+            replace_booking(connection, batch, encryption, row, decision.booking)
+        else:
+            store_booking(batch, encryption, row, decision.booking)
         if not owns_lease:
             close_abandoned_attempts(connection, [lease.id], lease.token)
     elif not owns_lease:
@@ -272,14 +274,21 @@ def _move(batch: StatementBatch, row: Row[Any], decision: Decision) -> None:
 
 
 def _write_event(batch: StatementBatch, row: Row[Any], decision: Decision, attempts: int, with_links: bool) -> None:
-    event_id, event_type = uuid7(), EVENT_OF[decision.state]
-    sequence = next_sequence(row)
     error = decision.error
     if decision.booking is not None:
         content = booking_data(decision.booking, with_links)
     else:
         assert error is not None
         content = error_data(error.code, decision.http_status, error.detail, attempts)
+    write_event(batch, row, EVENT_OF[decision.state], content)
+
+
+def write_event(batch: StatementBatch, row: Row[Any], event_type: EventType, content: dict[str, Any]) -> None:
+    """Writes the next event of a confirmation into the outbox. The caller stores its ``next_sequence``.
+
+    row: of ``lock_rows``; content: of booking_data or error_data.
+    """
+    event_id, sequence = uuid7(), next_sequence(row)
     data = {
         "partner_id": row.partner_id,
         "offer_id": row.offer_id,
@@ -303,82 +312,6 @@ def _write_event(batch: StatementBatch, row: Row[Any], decision: Decision, attem
         },
     )
 
-
-def store_booking(batch: StatementBatch, encryption: Encryption, row: Row[Any], booking: xone.Booking) -> None:
-    """Stores a booking with its policies and policyholder. Encrypts personal data and secrets.
-
-    row: the confirmation, of ``lock_rows``.
-    """
-    confirmation_id: UUID = row.id
-
-    def encrypt(column: str, text: str | None) -> bytes | None:
-        return encryption.encrypt_text(confirmation_id, column, text)
-
-    leftovers = booking.leftovers()
-    batch.add(
-        _INSERT_BOOKING,
-        {
-            "confirmation_id": confirmation_id,
-            "partner_id": row.partner_id,
-            **booking_values(booking),
-            "sealed_security_token": encrypt("security_token", booking.security_token),
-            "sealed_coi_url": encrypt("coi_url", booking.coi.url if booking.coi else None),
-            "sealed_coi_pdf": encrypt("coi_pdf", booking.coi.pdf if booking.coi else None),
-            "sealed_account_url": encrypt("account_url", booking.account_url),
-            "sealed_fnol_link": encrypt("fnol_link", booking.fnol_link),
-            "sealed_sign_up_url": encrypt("sign_up_url", booking.sign_up_url),
-            "sealed_rest": encrypt("rest", write_exact(leftovers) if leftovers else None),
-        },
-    )
-    holder = booking.policyholder
-    if holder is not None:
-        person = _values(holder, xone.Person.model_fields)
-        batch.add(
-            _INSERT_POLICYHOLDER,
-            {
-                "confirmation_id": confirmation_id,
-                "id": holder.id,
-                "created_at": holder.created_at,
-                "updated_at": holder.updated_at,
-                "sealed_person": encrypt("person", write_exact(person)),
-            },
-        )
-        returned = email_index.of_person(encryption, holder.email)
-        email_index.add(batch, confirmation_id, [digest for digest in returned if digest != row.email_hash])
-    if booking.policies:
-        batch.add(
-            _INSERT_POLICY,
-            *(
-                {"confirmation_id": confirmation_id, "position": position, **policy_values(policy)}
-                for position, policy in enumerate(booking.policies)
-            ),
-        )
-
-
-def booking_values(booking: xone.Booking) -> dict[str, Any]:
-    """The columns of a booking that are stored in clear."""
-    return {**_values(booking, _BOOKING_COLUMNS), "quote_uuid": booking.quote.uuid if booking.quote else None}
-
-
-def policy_values(policy: xone.Policy) -> dict[str, Any]:
-    """The columns of a policy."""
-    values = _values(policy, xone.Policy.model_fields)
-    return {**values, **{name: _known(values[name]) for name in ("policy_content", "extra_fields")}}
-
-
-def _known(received: xone.Received | None) -> dict[str, Any] | None:
-    """The known fields that came, as JSON. The others are among the leftovers."""
-    if received is None:
-        return None
-    return _values(received, sorted(received.model_fields_set & set(type(received).model_fields)))
-
-
-def _values(received: xone.Received, names: Iterable[str]) -> dict[str, Any]:
-    """Fields by name. A value that did not fit its field is among the leftovers instead."""
-    return {name: getattr(received, name) for name in names}
-
-
-_BOOKING_COLUMNS = set(xone.Booking.model_fields) & set(Booking.__table__.columns.keys())
 
 # Built once: to build a statement costs more than to execute it.
 _attempts, _confirmations = Attempt.__table__.c, Confirmation.__table__.c
@@ -410,9 +343,6 @@ _MOVE = (
 )
 _RETRY = _MOVE.values(due_at=now_plus(bindparam("delay")))
 _END = _MOVE.values(due_at=None, batch_id=None, sequence=bindparam("at"))
-_INSERT_BOOKING = insert(Booking.__table__).values(recorded_at=now())
-_INSERT_POLICYHOLDER = insert(Policyholder.__table__)
-_INSERT_POLICY = insert(Policy.__table__)
 _INSERT_EVENT = insert(OutboxEvent.__table__).values(created_at=now())
 _END_ITEM = (
     update(BatchItem.__table__)

@@ -5,6 +5,7 @@ ConfirmOfferError
 ├── BrokerError             the broker is not set up as it must be, or did not take a message
 ├── DecryptionError         encrypted data can't be decrypted with DATA_KEYS
 ├── EnqueueError            a file of jobs can't be read
+├── RefreshError            a booking can't be looked at
 ├── ResolveError            a person's answer to needs_review can't be taken
 └── XoneError               no booking came out of a call; code, http_status, detail
     ├── NotSent             nothing reached XONE             connect
@@ -50,6 +51,10 @@ class DecryptionError(ConfirmOfferError):
 
 class ResolveError(ConfirmOfferError):
     """A person's answer to ``needs_review`` can't be recorded. The text says why."""
+
+
+class RefreshError(ConfirmOfferError):
+    """A booking can't be looked at. The text says why."""
 
 
 class XoneError(ConfirmOfferError):

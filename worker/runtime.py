@@ -23,6 +23,7 @@ from worker.settings import (
     DatabaseSettings,
     EncryptionSettings,
     EventSettings,
+    FollowUpSettings,
     RetentionSettings,
     RetrySettings,
     SentrySettings,
@@ -71,6 +72,10 @@ class Runtime:
     @cached_property
     def worker_settings(self) -> WorkerSettings:
         return read(WorkerSettings)
+
+    @cached_property
+    def follow_up_settings(self) -> FollowUpSettings:
+        return read(FollowUpSettings)
 
     @cached_property
     def event_links(self) -> bool:
@@ -158,6 +163,7 @@ class Runtime:
             EncryptionSettings,
             XoneSettings,
             RetrySettings,
+            FollowUpSettings,
             WorkerSettings,
             EventSettings,
             RetentionSettings,

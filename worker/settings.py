@@ -118,9 +118,8 @@ class DatabaseSettings(Section):
     `?options=-csearch_path%3Dapp`, `connect_timeout`, …), its form for several hosts
     (`//user@h1:5432,h2:5432/database?target_session_attrs=read-write`) and its environment variables hold; where they
     say nothing, connecting may take 5 s, and a machine that is silent for 30 s is gone. Workers set
-    `lock_timeout` (3 s), `statement_timeout` and `idle_in_transaction_session_timeout` (30 s), unless this URL, the role or
-    the database does. SQLite knows the option
-    `timeout`, in seconds."""
+    `lock_timeout` (3 s), `statement_timeout` and `idle_in_transaction_session_timeout` (30 s), unless this URL, the
+    role or the database does. SQLite knows the option `timeout`, in seconds."""
 
     @property
     def url(self) -> str:
@@ -232,6 +231,16 @@ class RetrySettings(Section):
         if self.RETRY_BASE_DELAY > self.RETRY_MAX_DELAY:
             raise ValueError("RETRY_BASE_DELAY should not exceed RETRY_MAX_DELAY")
         return self
+
+
+class FollowUpSettings(Section):
+    """Following up"""
+
+    FOLLOW_UP_INTERVAL: Annotated[PositiveFloat | None, Field(le=86400), BeforeValidator(none_if_empty)] = 300
+    """Seconds between looks at a partner's list of bookings while some of its bookings are pending. They grow with the
+    time for which the youngest of these has been so, to a tenth of it, and at most to an hour. Empty: no looks."""
+    FOLLOW_UP_MAX_AGE: Annotated[PositiveFloat, Field(le=315360000)] = 2592000
+    """Seconds. A booking that is still pending then needs review, code `still-pending`."""
 
 
 class EventSettings(Section):
@@ -360,6 +369,7 @@ SECTIONS: tuple[type[Section], ...] = (
     DatabaseSettings,
     XoneSettings,
     RetrySettings,
+    FollowUpSettings,
     WorkerSettings,
     EventSettings,
     EncryptionSettings,

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, not_,
 
 from models.same import as_uuid, canonical_id, spellings
 from models.states import State
-from models.tables import Confirmation
+from models.tables import Confirmation, is_pending
 from worker.errors import ORDER_ENDED
 from worker.storage import database
 
@@ -313,6 +313,27 @@ def waiting_query(partner: str | None) -> Select[Any]:
     if partner is not None:
         query = query.where(Confirmation.partner_id == partner)
     return query.where(*waits).group_by(Confirmation.error_code).order_by(func.count().desc(), Confirmation.error_code)
+
+
+@dataclass(frozen=True)
+class PendingCount:
+    """How many confirmations are pending, and since when the oldest is."""
+
+    count: int
+    since: datetime
+
+
+def pending(connection: Connection, partner: str | None) -> PendingCount | None:
+    """Bookings whose status may still change; None if there are none."""
+    count, since = connection.execute(pending_query(partner)).one()
+    return PendingCount(count, since) if count else None
+
+
+def pending_query(partner: str | None) -> Select[Any]:
+    """One row, with the columns of PendingCount."""
+    columns: tuple[Any, ...] = (func.count(), func.min(Confirmation.updated_at))
+    query: Select[Any] = select(*columns).where(is_pending())
+    return query if partner is None else query.where(Confirmation.partner_id == partner)
 
 
 def waiting_for_review(connection: Connection, selection: Selection) -> int:

@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, Select, case, select
@@ -19,12 +20,13 @@ from uuid_utils.compat import uuid4, uuid7
 from models.booking import MAX_ID, Booking, excess
 from models.job import is_path_id
 from models.same import as_uuid
-from models.states import State
+from models.states import BOOKED, BookingStatuses, State
 from models.tables import Confirmation, is_offer
 from tasks.booking_owner import owner
 from tasks.decide import booked
 from tasks.operations.batches import skip_everywhere
-from tasks.record import apply_decision, lock_for_decision, lock_rows, store_booking
+from tasks.record import apply_decision, lock_for_decision, lock_rows
+from tasks.stored_booking import store_booking
 from worker.storage.database import DIALECTS, StatementBatch, insert_if_absent, now
 from worker.storage.encryption import Encryption
 
@@ -87,7 +89,7 @@ def take_in(
     encryption: Encryption,
     partner_id: str,
     compared: Compared,
-    confirmed_statuses: frozenset[str],
+    statuses: BookingStatuses,
     with_links: bool,
 ) -> Found:
     """Stores a booking that is missing: with its policies, policyholder and event, for a confirmation that is made if
@@ -98,7 +100,7 @@ def take_in(
     """
     try:
         with engine.begin() as connection:
-            return _take_in(connection, encryption, partner_id, compared, confirmed_statuses, with_links)
+            return _take_in(connection, encryption, partner_id, compared, statuses, with_links)
     except IntegrityError:  # another command, or a worker, has stored it just now
         with engine.connect() as connection:
             found = _found(connection, partner_id, compared)
@@ -110,7 +112,7 @@ def _take_in(
     encryption: Encryption,
     partner_id: str,
     compared: Compared,
-    confirmed_statuses: frozenset[str],
+    statuses: BookingStatuses,
     with_links: bool,
 ) -> Found:
     booking = compared.booking
@@ -126,7 +128,7 @@ def _take_in(
         return now_found
     batch = StatementBatch(connection)
     store_booking(batch, encryption, row, booking.model_copy(update={"offer_id": row.offer_id}))
-    decision = replace(booked(booking, None, confirmed_statuses), uses_attempt=False)
+    decision = replace(booked(booking, None, statuses), uses_attempt=False)
     apply_decision(batch, row, decision, row.attempts, with_links)
     batch.flush()
     return found
@@ -158,12 +160,12 @@ def _found(connection: Connection, partner_id: str, compared: Compared) -> Found
     row = connection.execute(_of_offer(partner_id, compared.booking.offer_id)).one_or_none()
     if row is None:
         return Found.UNKNOWN_OFFER
-    if row.state in (State.CONFIRMED, State.PENDING):
+    if row.state in BOOKED:
         return Found.OTHER_BOOKING
     return Found.IN_HAND if row.is_leased else Found.NOT_BOOKED
 
 
-def _of_offer(partner_id: str, offer_id: str) -> Select[Any]:
+def _of_offer(partner_id: str, offer_id: str) -> Select[UUID, State, bool]:
     is_leased = Confirmation.lease_token.is_not(None) & (Confirmation.due_at > now())
     return (
         select(Confirmation.id, Confirmation.state, is_leased.label("is_leased"))

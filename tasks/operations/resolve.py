@@ -20,7 +20,8 @@ from tasks.booking_owner import owner
 from tasks.decide import Decision, booked
 from tasks.operations.audit import audit
 from tasks.operations.batches import skip_everywhere
-from tasks.record import EVENT_OF, apply_decision, lock_for_decision, lock_rows, next_sequence, store_booking
+from tasks.record import EVENT_OF, apply_decision, lock_for_decision, lock_rows, next_sequence
+from tasks.stored_booking import is_stored, replace_booking, store_booking
 from worker.errors import ResolveError, XoneError
 from worker.storage.database import StatementBatch
 from worker.storage.encryption import Encryption
@@ -92,11 +93,14 @@ def resolve_booked(
     """
     row = _lock_for_review(connection, partner_id, booking.offer_id)
     found = owner(connection, partner_id, booking.id)
-    if found is not None:
+    if found is not None and found.id != row.id:
         raise ResolveError(f"booking {booking.id} is stored for offer {found.offer_id} already")
     decision = replace(booked(booking, None, statuses), uses_attempt=False)
     batch = StatementBatch(connection)
-    store_booking(batch, encryption, row, booking)
+    if is_stored(connection, row.id):
+        replace_booking(connection, batch, encryption, row, booking)
+    else:
+        store_booking(batch, encryption, row, booking)
     return _conclude(connection, batch, row, decision, with_links, by, reason, booking=booking.id)
 
 

@@ -1,6 +1,5 @@
 """What earlier versions stored in clear, and this one encrypts: unknown fields, and values without a known form."""
 
-from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 from uuid import UUID
@@ -10,7 +9,7 @@ from sqlalchemy import Connection, select, update
 from models import booking as xone
 from models.event import BOOKING_EVENTS, without_misfits
 from models.tables import Booking, OutboxEvent, Policy, Policyholder
-from tasks.record import booking_values, policy_values
+from tasks.stored_booking import booking_values, policy_values, stored_in_clear
 
 _IDS = {"id": "-", "offer_id": "-"}  # in place of those of a booking, which stay
 
@@ -22,7 +21,7 @@ def remove_misfits(connection: Connection, ids: Collection[UUID]) -> dict[UUID, 
     """
     _remove_from_events(connection, ids)
     removed = {}
-    for id_, stored in _stored_bookings(connection, ids).items():
+    for id_, stored in stored_in_clear(connection, ids).items():
         booking = xone.Booking.model_validate({**stored, **_IDS})
         if misfits := booking.leftovers():
             removed[id_] = misfits
@@ -35,29 +34,6 @@ def remove_misfits(connection: Connection, ids: Collection[UUID]) -> dict[UUID, 
                 is_policy = Policy.confirmation_id == id_, Policy.position == position
                 connection.execute(update(Policy).where(*is_policy).values(policy_values(policy)))
     return removed
-
-
-def _stored_bookings(connection: Connection, ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
-    """What is stored of bookings in clear, in the form of an answer."""
-
-    def rows(table: type[Booking | Policy | Policyholder], *order: Any) -> Any:
-        return connection.execute(
-            select(table.__table__).where(table.confirmation_id.in_(ids)).order_by(*order)
-        ).mappings()
-
-    policies = defaultdict[UUID, list[dict[str, Any]]](list)
-    for row in rows(Policy, Policy.position):
-        policies[row["confirmation_id"]].append({name: row[name] for name in xone.Policy.model_fields})
-    holders = {row["confirmation_id"]: {"id": row["id"]} for row in rows(Policyholder)}
-    return {
-        row["confirmation_id"]: {
-            **{name: value for name, value in row.items() if name in xone.Booking.model_fields},
-            "quote": {"uuid": row["quote_uuid"]},
-            "policies": policies.get(row["confirmation_id"], []),
-            "policyholder": holders.get(row["confirmation_id"]),
-        }
-        for row in rows(Booking)
-    }
 
 
 def _remove_from_events(connection: Connection, ids: Collection[UUID]) -> None:

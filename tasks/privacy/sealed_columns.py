@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Column, Table
 
-from models.tables import Attempt, Base, Confirmation
+from models.tables import Base, Confirmation
 
 SEALED: dict[Table, list[Column[Any]]] = {
     table: columns
@@ -22,4 +22,4 @@ def id_in(table: Table) -> Column[UUID]:
 def place_of(column: Column[Any], row: Any) -> str:
     """The name that a value is encrypted with, beside the confirmation's id: it binds the value to its place."""
     name = column.name.removeprefix("sealed_")
-    return f"{name} {row.number}" if column.table is Attempt.__table__ else name
+    return f"{name} {row.number}" if "number" in column.table.primary_key.columns else name

@@ -7,12 +7,12 @@ import click
 
 from models.states import State
 from tasks.operations import failures, pauses
-from tasks.operations.failures import FailedConfirmation, FailureGroup, Selection, WaitingCount
+from tasks.operations.failures import FailedConfirmation, FailureGroup, PendingCount, Selection, WaitingCount
 from worker.cli.ui.console import handle_errors, json_option, out, print_csv, print_json
 from worker.cli.ui.failures import filters, print_groups
 from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import add_row, new_table, print_commands, print_text
-from worker.formatting import local_time, short_time, to_json
+from worker.formatting import local_time, pluralize, short_time, to_json
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
 
@@ -47,6 +47,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
             groups = failures.groups(connection, selection)
         in_review = failures.waiting_for_review(connection, selection)
         waiting = failures.waiting(connection, selection.partner)
+        pending = failures.pending(connection, selection.partner)
         active_pauses = pauses.active(connection)
     if as_json:
         print_json({"confirmations": to_json(confirmations)} if as_list else {"groups": to_json(groups)})
@@ -65,6 +66,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
             print_commands(out, "confirm-offer reprocess --code CODE")
         _print_in_review(in_review, selection)
         _print_waiting(waiting)
+        _print_pending(pending)
         print_paused(out, active_pauses)
 
 
@@ -110,6 +112,14 @@ def _print_waiting(waiting: Sequence[WaitingCount]) -> None:
     wait = "waits" if total == 1 else "wait"
     print_text(out)
     print_text(out, f"{total:,} {wait} to be tried, the oldest since {local_time(since)}: {kinds}.")
+
+
+def _print_pending(pending: PendingCount | None) -> None:
+    """Bookings that XONE has made and may still confirm or cancel. Workers look at them."""
+    if pending is not None:
+        bookings = pluralize(pending.count, "booking is", "bookings are")
+        print_text(out)
+        print_text(out, f"{bookings} pending at XONE, the oldest since {local_time(pending.since)}.")
 
 
 def _last_error(group: WaitingCount) -> str:

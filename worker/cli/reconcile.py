@@ -143,7 +143,7 @@ def _take_in(
                 if booking.found not in MISSING:
                     continue
                 before = reconciling.take_in(
-                    engine, encryption, partner_id, booking, settings.confirmed_statuses, with_links
+                    engine, encryption, partner_id, booking, settings.booking_statuses, with_links
                 )
                 if before in MISSING:
                     taken += 1

@@ -39,7 +39,7 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
     """
     encryption = Encryption(read(EncryptionSettings).keys) if in_clear else None
     engine = database.connect(read(DatabaseSettings).url)
-    confirmation = _the_only(lookup.find(engine, offer, partner), offer, partner)
+    confirmation = the_only(lookup.find(engine, offer, partner), offer, partner)
     revealed = _reveal(engine, encryption, confirmation) if encryption is not None else None
     if as_json:
         content = to_json(confirmation.details)
@@ -60,7 +60,7 @@ def show(offer: str, partner: str | None, in_clear: bool, as_json: bool) -> None
         print_commands(out, f"{resolve} --booking FILE {offer}", f"{resolve} --failed WHY {offer}")
 
 
-def _the_only(found: list[FoundConfirmation], name: str, partner: str | None) -> FoundConfirmation:
+def the_only(found: list[FoundConfirmation], name: str, partner: str | None) -> FoundConfirmation:
     if not found:
         raise Failed(
             f"no confirmation of offer or order {name}" + (f" and partner {partner}" if partner else "") + "; "

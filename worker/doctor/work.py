@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from models.states import PURGEABLE, BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
-from tasks.operations.failures import in_literally
+from tasks.operations import failures
+from tasks.operations.failures import PendingCount, in_literally
 from tasks.operations.pauses import paused_scope, resume_command
 from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
@@ -21,6 +22,7 @@ from worker.storage.pause_cache import ALL
 MAX_SKEW = 5.0  # seconds
 LATE = 60.0  # seconds; Scheduler and Relay run several times a second
 OLD_TRANSACTION = 600.0  # seconds
+PENDING_FOR_LONG = 86400.0  # seconds
 MAX_ROWS = 100_000  # counted at most
 KEYS = "data keys"
 
@@ -52,10 +54,22 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
     if reviews := _count(connection, in_literally(State.NEEDS_REVIEW)):
         message = f"{pluralize(reviews, 'confirmation waits', 'confirmations wait')} for a person"
         yield Finding.warning("review", message, "confirm-offer failed --list --include-needs-review")
+    if (pending := failures.pending(connection, None)) is not None:
+        yield _pending(connection, pending)
     batches = list(connection.execute(select(Batch.id).where(Batch.state == BatchState.PAUSED)).scalars())
     if batches:
         message = f"{pluralize(len(batches), 'batch is', 'batches are')} paused"
         yield Finding.warning("batches", message, _first_few([f"confirm-offer batch resume {id_}" for id_ in batches]))
+
+
+def _pending(connection: Connection, pending: PendingCount) -> Finding:
+    age = (connection.execute(select(now())).scalar_one() - pending.since).total_seconds()
+    message = (
+        f"{pluralize(pending.count, 'booking is', 'bookings are')} pending at XONE, the oldest for {duration(age)}"
+    )
+    if age < PENDING_FOR_LONG:
+        return Finding.ok("pending", message)
+    return Finding.warning("pending", message, 'docs/runbook.md, "Bookings stay pending"; confirm-offer refresh OFFER')
 
 
 def _clock(connection: Connection) -> Finding:

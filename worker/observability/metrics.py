@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from models.event import ERROR_CODES, EventType
+from models.event import BOOKING_EVENTS, ERROR_CODES, EventType
 from models.job import DEAD_LETTER_CODES
 from models.states import ENDED, Outcome, State
 
@@ -59,6 +59,8 @@ class Instruments:
             "circuit_breaker_openings", "Times that calls to XONE were stopped, by the error", "code"
         )
         self.slowdowns = counter("slowdowns", "Answers of XONE that throttled the calls for a while (429)")
+        self.bookings_changed = counter("bookings_changed", "Changes of bookings that a look at XONE showed", "type")
+        self.lists_read = counter("lists_read", "Readings of lists of bookings to follow up pending ones", "result")
         self.events_published = counter("events_published", "Events that the broker has confirmed", "type")
         self.events_refused = counter("events_refused", "Events that the broker refused, counted at each try")
         self.resumes_refused = counter(
@@ -99,6 +101,10 @@ class Instruments:
         for result in ("ok", "failed"):
             self.token_refreshes.labels(result)
         self.circuit_breaker_openings.labels("credentials")
+        for event_type in BOOKING_EVENTS:
+            self.bookings_changed.labels(event_type)
+        for result in ("ok", "failed"):
+            self.lists_read.labels(result)
         for event_type in EventType:
             self.events_published.labels(event_type)
             self.job_to_event.labels(event_type)
@@ -188,6 +194,18 @@ def attempt_ended(outcome: Outcome, code: str | None, state: State | None) -> No
         _instruments.attempts.labels(outcome, NO_ERROR if code is None else _known(code)).inc()
         if state in ENDED:
             _instruments.jobs.labels(state).inc()
+
+
+def booking_changed(event_type: EventType) -> None:
+    """A look at XONE showed that a booking has changed. event_type: one of BOOKING_EVENTS."""
+    if _instruments is not None:
+        _instruments.bookings_changed.labels(event_type).inc()
+
+
+def list_read(result: str) -> None:
+    """A partner's list of bookings was read, to follow up pending ones. result: "ok" or "failed"."""
+    if _instruments is not None:
+        _instruments.lists_read.labels(result).inc()
 
 
 def stored_together(count: int) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -103,6 +104,21 @@ def with_policies(booking: Json, **changes: Any) -> Json:
 
 def pending(booking: Json) -> Json:
     return with_policies(booking, status="PENDING", confirmed_at=None) | {"status": "PENDING"}
+
+
+def confirmed(booking: Json) -> Json:
+    now = iso(datetime.now(UTC))
+    return with_policies(booking, status="CONFIRMED", confirmed_at=now) | {"status": "CONFIRMED", "updated_at": now}
+
+
+def with_status(status: str) -> Callable[[Json], Json]:
+    """Gives a booking and its policies a status without cover."""
+
+    def changed(booking: Json) -> Json:
+        now = iso(datetime.now(UTC))
+        return with_policies(booking, status=status, cancelled_at=now) | {"status": status, "updated_at": now}
+
+    return changed
 
 
 def odd_types(booking: Json) -> Json:

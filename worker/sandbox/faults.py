@@ -8,7 +8,16 @@ from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from worker.sandbox.answers import Answer, Json, already_booked, answer, any_status, refusal
-from worker.sandbox.bookings import in_capitals, many_policies, many_scripts, minimal, odd_types, pending
+from worker.sandbox.bookings import (
+    confirmed,
+    in_capitals,
+    many_policies,
+    many_scripts,
+    minimal,
+    odd_types,
+    pending,
+    with_status,
+)
 from worker.sandbox.sending import (
     Connection,
     dripping_body,
@@ -26,13 +35,17 @@ Reply = Callable[[Json], Answer]  # from the booking
 
 
 class Fault(NamedTuple):
-    """description: for the page; shape: changes the booking that is stored and listed."""
+    """description: for the page; shape: changes the booking that is stored and listed.
+
+    becomes: changes it once more, as soon as the list has shown it as many times as the fault is asked for.
+    """
 
     description: str
     books: bool = True
     reply: Reply | None = None  # None: 201 with the booking, or 422 for an offer that is booked already
     send: Send = whole
     shape: Callable[[Json], Json] = dict
+    becomes: Callable[[Json], Json] | None = None
 
 
 NO_FAULT = Fault("")
@@ -74,7 +87,17 @@ ERRORS = {"errors": [{"message": "Something went wrong."}]}
 BOOKED, NOT_BOOKED = True, False
 
 FAULTS = {
-    "pending": Fault("The booking has the status PENDING.", BOOKED, shape=pending),
+    "pending": Fault(
+        "The booking has the status PENDING; with a number, CONFIRMED once the list has shown it so many times.",
+        BOOKED,
+        shape=pending,
+        becomes=confirmed,
+    ),
+    "pending-cancelled": Fault(
+        "As pending, but it becomes CANCELLED.", BOOKED, shape=pending, becomes=with_status("CANCELLED")
+    ),
+    "pending-failed": Fault("As pending, but it becomes FAILED.", BOOKED, shape=pending, becomes=with_status("FAILED")),
+    "failed-payment": Fault("The booking has the status FAILED.", BOOKED, shape=with_status("FAILED")),
     "http-NNN": Fault("Any status of three digits, here 500.", NOT_BOOKED),
     "busy": Fault("429 with Retry-After: 1.", NOT_BOOKED, BUSY),
     "unavailable": Fault("503 with Retry-After: 1.", NOT_BOOKED, UNAVAILABLE),

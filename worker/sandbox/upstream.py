@@ -67,6 +67,7 @@ class Upstream:
         self._booked_at: dict[Key, float] = {}
         self._in_flight: dict[Key, list[socket.socket]] = {}
         self._strikes: Counter[Key] = Counter()
+        self._shown: Counter[Key] = Counter()  # in lists
         self._tokens: dict[str, float] = {}
         self._recent: deque[float] = deque()
 
@@ -179,6 +180,8 @@ class Upstream:
             return refusal(503, "The list of bookings is switched off.")
         booked_before = time.monotonic() - (self.bookings_lag if self.bookings_mode == "lagging" else 0)
         with self.lock:
+            if page == 1:
+                self._let_become(partner_id)
             listed = [
                 booking
                 for key, booking in self.bookings.items()
@@ -194,6 +197,15 @@ class Upstream:
             "meta": {"page": page, "pages": pages, "total": len(listed)},
         }
         return answer(200, content)
+
+    def _let_become(self, partner_id: str) -> None:
+        """Changes bookings that the list has shown as often as their fault says."""
+        for key, booking in self.bookings.items():
+            fault, times = requested_fault(key[1])
+            if key[0] == partner_id and fault.becomes is not None and self._shown[key] <= times:
+                if self._shown[key] == times:
+                    self.bookings[key] = fault.becomes(booking)
+                self._shown[key] += 1
 
 
 def _canonical(key: Key) -> Key:

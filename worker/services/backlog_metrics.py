@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Engine, func, select
 
 from models.states import BatchState, State
-from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause
+from models.tables import Batch, BatchItem, Confirmation, OutboxEvent, Pause, is_pending
 from worker.storage.database import in_literally, limit_statement_time, oldest_transaction, seconds_since
 from worker.storage.pause_cache import ALL
 
@@ -28,8 +28,14 @@ MIN_AGE = 2.0  # seconds: a younger reading is served again
 MAX_AGE = 30.0  # seconds: an older reading is not served
 
 GAUGES = {
-    "confirmations": (f"Confirmations that are open or wait for a review (at most {MAX_ROWS})", ["state"]),
-    "oldest_confirmation_seconds": ("How long the oldest of them has been open, or has waited for a review", ["state"]),
+    "confirmations": (
+        f"Confirmations that are open, pending at XONE, or wait for a review (at most {MAX_ROWS})",
+        ["state"],
+    ),
+    "oldest_confirmation_seconds": (
+        "How long the oldest of them has been open or pending, or has waited for a review",
+        ["state"],
+    ),
     "overdue_seconds": ("How long ago the most overdue confirmation was due", []),
     "outbox_events": (f"Events that are not published yet (at most {MAX_ROWS})", []),
     "outbox_lag_seconds": ("How long the oldest of them has waited", []),
@@ -45,6 +51,7 @@ def read_backlog(connection: Connection) -> Backlog:
     """The current values of GAUGES."""
     open_rows: dict[str, Any] = {row.state: row for row in connection.execute(_OPEN)}
     states = {state.value: open_rows.get(state, _NO_ROWS) for state in (State.QUEUED, State.CONFIRMING, State.RETRYING)}
+    states[State.PENDING.value] = connection.execute(_PENDING).one()
     states[State.NEEDS_REVIEW.value] = connection.execute(_IN_REVIEW).one()
     outbox = connection.execute(_UNPUBLISHED).one()
     paused = connection.execute(select(Pause.partner_id)).scalars().all()
@@ -98,6 +105,10 @@ _OPEN = select(
 _IN_REVIEW = select(
     func.count().label("number"), seconds_since(func.min(Confirmation.updated_at)).label("oldest")
 ).where(in_literally(Confirmation.state, [State.NEEDS_REVIEW]))
+_oldest_pending = select(Confirmation.updated_at).where(is_pending()).limit(MAX_ROWS).subquery()
+_PENDING = select(
+    func.count().label("number"), seconds_since(func.min(_oldest_pending.c.updated_at)).label("oldest")
+).select_from(_oldest_pending)
 _oldest_events = (
     select(OutboxEvent.created_at)
     .where(OutboxEvent.published_at.is_(None))

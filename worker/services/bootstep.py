@@ -16,6 +16,7 @@ from worker.runtime import LIMITS, current
 from worker.services import health_file
 from worker.services.cpu_affinity import CpuAffinity, is_supported, read_core_ticks
 from worker.services.deletion import Deletion
+from worker.services.follow_ups import FollowUps
 from worker.services.health import Health
 from worker.services.metrics_server import MetricsServer, WorkerMetrics
 from worker.services.outbox_relay import OutboxRelay
@@ -70,6 +71,9 @@ class BackgroundServices(bootsteps.StartStopStep):  # type: ignore[misc]
             deletion_days = retention.DELETE_AFTER_DAYS, retention.DELETE_EVENTS_AFTER_DAYS
             if deletion_days != (None, None):
                 services.append(Deletion(self._runtime, *deletion_days))
+            follow_up = self._runtime.follow_up_settings
+            if follow_up.FOLLOW_UP_INTERVAL is not None and self._runtime.xone_settings.XONE_BOOKINGS_PATH:
+                services.append(FollowUps(self._runtime, follow_up.FOLLOW_UP_INTERVAL, follow_up.FOLLOW_UP_MAX_AGE))
         if "relay" in parts:
             services.append(OutboxRelay(self._runtime))
         return services

@@ -16,16 +16,17 @@ MAX_WAIT = 5.0  # seconds to the furthest slot that is given out
 SLACK = 1.0  # seconds
 
 
-def reserve_slot(connection: Connection, rate: float, name: str = "xone") -> float | None:
-    """Reserves a slot and returns the seconds to wait for it; None if all slots within MAX_WAIT are taken.
+def reserve_slot(connection: Connection, rate: float, name: str = "xone", max_wait: float = MAX_WAIT) -> float | None:
+    """Reserves a slot and returns the seconds to wait for it; None if all slots within ``max_wait`` are taken.
 
     rate: slots a second. name: of the limit, at most 32 characters; limits with different names are independent.
+    max_wait: at most MAX_WAIT; who waits for less gets behind all others.
     """
     step = 1.0 / rate
     is_impossible = RateLimit.next_at > now_plus(MAX_WAIT + step + SLACK)
     reserve = (
         update(RateLimit)
-        .where(RateLimit.name == name, or_(RateLimit.next_at <= now_plus(MAX_WAIT), is_impossible))
+        .where(RateLimit.name == name, or_(RateLimit.next_at <= now_plus(max_wait), is_impossible))
         .values(next_at=case((is_impossible, now_plus(step)), else_=later_of(RateLimit.next_at, step)))
         .returning(seconds_since(RateLimit.next_at))
     )
