@@ -31,8 +31,6 @@ from models.tables import Batch, BatchItem, Confirmation
 from tasks.due_times import is_dispatched
 from tasks.operations.audit import audit
 from tasks.operations.failures import Selection
-from worker.observability.sentry import report
-from worker.outages import may_blame_item
 from worker.storage.database import locked, now, now_plus, seconds_since
 
 SKIPPED = "skipped"
@@ -183,6 +181,8 @@ def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str
     for id_, error in refused.items():
         if len(refused) == len(items):  # it may be the database's fault: none of them is to be skipped for that
             raise error
+        from worker.observability.sentry import report  # takes long to import, and commands feed nothing
+
         report(error, batch=batch.id, confirmation=str(id_))
     was_fed = BatchItem.confirmation_id.in_(fed)
     connection.execute(
@@ -232,6 +232,8 @@ def _put_back_halving(
         with connection.begin_nested():
             return _put_back(connection, batch, items, dispatch_lease)
     except Exception as error:
+        from worker.outages import may_blame_item  # as above
+
         if not may_blame_item(error):
             raise
         if len(items) == 1:
