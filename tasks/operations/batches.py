@@ -177,7 +177,14 @@ def feed(connection: Connection, batch_id: int, limit: int, paused: Sequence[str
     if batch.rate is not None:
         left = timedelta(seconds=(credit - len(items)) / _bounded(batch.rate))
         connection.execute(update(Batch).where(Batch.id == batch_id).values(fed_until=batch.now - left))
-    fed = _put_back(connection, batch, items, dispatch_lease)
+    refused: dict[UUID, Exception] = {}
+    fed = _put_back_halving(connection, batch, items, dispatch_lease, refused)
+    for id_, error in refused.items():
+        if len(refused) == len(items):  # it may be the database's fault: none of them is to be skipped for that
+            raise error
+        from worker.observability.sentry import report  # takes long to import, and commands feed nothing
+
+        report(error, batch=batch.id, confirmation=str(id_))
     was_fed = BatchItem.confirmation_id.in_(fed)
     connection.execute(
         update(BatchItem)
@@ -212,6 +219,30 @@ def _waiting(connection: Connection, batch_id: int, limit: int, paused: Sequence
         query = query.join(Confirmation, Confirmation.id == BatchItem.confirmation_id)
         query = query.where(Confirmation.partner_id.not_in(paused))
     return list(connection.execute(query).scalars())
+
+
+def _put_back_halving(
+    connection: Connection,
+    batch: Row[Any],
+    items: Sequence[UUID],
+    dispatch_lease: float,
+    refused: dict[UUID, Exception],
+) -> list[UUID]:
+    """As _put_back. Where one of them fails, halves them until it is found; it is added to ``refused``."""
+    try:
+        with connection.begin_nested():
+            return _put_back(connection, batch, items, dispatch_lease)
+    except Exception as error:
+        from worker.outages import may_blame_item  # as above
+
+        if not may_blame_item(error):
+            raise
+        if len(items) == 1:
+            refused[items[0]] = error
+            return []
+    middle = len(items) // 2
+    halves = items[:middle], items[middle:]
+    return [id_ for half in halves for id_ in _put_back_halving(connection, batch, half, dispatch_lease, refused)]
 
 
 def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], dispatch_lease: float) -> list[UUID]:

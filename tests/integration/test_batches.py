@@ -11,7 +11,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Engine, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from models.states import BatchState, State
 from models.tables import AuditEntry, Batch, BatchItem, Confirmation
@@ -19,6 +20,7 @@ from tasks import confirm
 from tasks.due_times import DISPATCH_LEASE
 from tasks.operations import batches, pauses
 from tasks.operations.failures import Selection, match
+from tests.support.confirming import rows
 from tests.support.stored import insert_confirmation
 from tests.support.system import job
 from worker.messaging import broker, topology
@@ -321,6 +323,46 @@ def test_a_batch_that_can_not_be_fed_stops_no_other(
 
     assert len(fed) == 2
     assert reported == [broken]
+
+
+def refuse_to_queue(engine: Engine, condition: str) -> None:
+    """Lets the database refuse to put some confirmations back to ``queued``. condition: of ``new``."""
+    when = f"when (new.state = 'queued' and {condition})"
+    begins = "create trigger refuse before update on confirmations for each row"
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.execute(text(f"{begins} {when} begin select raise(abort, 'no'); end"))
+            return
+        raising = "create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$"
+        connection.execute(text(raising))
+        connection.execute(text(f"{begins} {when} execute function refuse()"))
+
+
+def test_one_item_that_the_database_refuses_stops_no_other(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    for number in range(8):
+        failed(f"offer-{number}")
+    batch_id = make_batch(runtime)
+    refuse_to_queue(runtime.engine, "new.offer_id like '%5%'")
+
+    fed = feed(runtime, batch_id)
+
+    refused = [row.offer_id for row in rows(runtime, Confirmation) if row.id not in fed]
+    assert (len(fed), len(refused)) == (7, 1)
+    assert "5" in refused[0]
+    (item,) = [item for item in rows(runtime, BatchItem) if item.confirmation_id not in fed]
+    assert item.outcome == "skipped"
+
+
+def test_no_item_is_skipped_while_the_database_refuses_all(runtime: Runtime, failed: Callable[..., UUID]) -> None:
+    for number in range(4):
+        failed(f"offer-{number}")
+    batch_id = make_batch(runtime)
+    refuse_to_queue(runtime.engine, "1 = 1")
+
+    with pytest.raises(DBAPIError):
+        feed(runtime, batch_id)
+
+    assert [item.ended_at for item in rows(runtime, BatchItem)] == [None] * 4
 
 
 def test_the_scheduler_counts_retries_in_the_bound_of_batches(runtime: Runtime, failed: Callable[..., UUID]) -> None:

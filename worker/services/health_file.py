@@ -141,5 +141,7 @@ def _read(path: Path) -> WorkerHealth | None:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
         content: dict[str, Any] = json.loads(file.read())
-    parts = {name: PartHealth(*part) for name, part in content["parts"].items()}
-    return WorkerHealth(**{**content, "parts": parts})
+    # A worker of a later version may note more.
+    known = {name: content[name] for name in WorkerHealth._fields}
+    parts = {name: PartHealth(*part[: len(PartHealth._fields)]) for name, part in content["parts"].items()}
+    return WorkerHealth(**{**known, "parts": parts})
