@@ -118,7 +118,7 @@ class FailedConfirmation:
 class LeftOut:
     """An offer that was asked for and does not match. state: None if there is no such confirmation.
 
-    code: of its error.
+    code: ``expired`` or ``withdrawn``, if it has failed because its order had ended.
     """
 
     partner_id: str | None
@@ -186,13 +186,17 @@ def _left_out(partner: str | None, offer: str, candidates: Sequence[Row[Any]]) -
     if not candidates:
         return LeftOut(partner, offer, None)
     first = candidates[0]
-    return LeftOut(partner, offer, State(first.state), first.purged_at, first.code)
+    code = first.code if _has_ended_order(first) else None
+    return LeftOut(partner, offer, State(first.state), first.purged_at, code)
 
 
 def _is_kept_out(row: Row[Any], selection: Selection) -> bool:
     is_purged = selection.purged is False and row.purged_at is not None
-    has_ended = row.state == State.FAILED and row.code in ORDER_ENDED
-    return is_purged or (selection.order_ended is False and has_ended)
+    return is_purged or (selection.order_ended is False and _has_ended_order(row))
+
+
+def _has_ended_order(row: Row[Any]) -> bool:
+    return row.state == State.FAILED and row.code in ORDER_ENDED
 
 
 @dataclass(frozen=True)

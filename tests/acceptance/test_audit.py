@@ -69,6 +69,7 @@ def test_each_command_that_changes_something_is_audited(broker_url: str, tmp_pat
         connection.execute(update(Confirmation).where(Confirmation.state == State.NEEDS_REVIEW).values(state="failed"))
     run("purge", "--older-than", "0s", "--yes", "--reason", WHY)
     run("erase", "--email", "ada@example.com", "--yes", "--reason", WHY)
+    run("withdraw", "e", "--partner", "P-100", "--yes", "--reason", WHY)
 
     assert COMMANDS.keys() - CHANGE_NOTHING - groups() == commands_run
     with engine.connect() as connection:
@@ -90,6 +91,7 @@ def test_each_command_that_changes_something_is_audited(broker_url: str, tmp_pat
         ("rekey", WHY, 0),
         ("purge", WHY, 4),
         ("erase", WHY, 0),
+        ("withdraw", WHY, 1),
     ]
     for row in rows:
         assert row.by.startswith(f"{pwd.getpwuid(os.geteuid()).pw_name}@")

@@ -29,7 +29,6 @@ from worker.cli.ui.number_param import Rate
 from worker.cli.ui.offers_file import read_offers
 from worker.cli.ui.paused import print_paused
 from worker.cli.ui.tables import print_commands, print_text
-from worker.errors import ORDER_ENDED
 from worker.formatting import local_time, pluralize, to_json
 from worker.settings import DatabaseSettings, read
 from worker.storage import database
@@ -138,7 +137,7 @@ def _print_left_out(plan: Plan) -> None:
         hint = " (--include-needs-review takes it)" if offer.state is State.NEEDS_REVIEW else ""
         if offer.purged_at is not None:
             hint = f", and its personal data was purged on {local_time(offer.purged_at)}"
-        if offer.state is State.FAILED and offer.code in ORDER_ENDED:
+        if offer.code is not None:
             hint = f", {offer.code}: its order has ended"
         print_note(f"left out: {name}: {offer.state or 'unknown'}{hint}")
     if plan.order_ended:
