@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, Select, case, select
@@ -163,7 +164,7 @@ def _found(connection: Connection, partner_id: str, compared: Compared) -> Found
     return Found.IN_HAND if row.is_leased else Found.NOT_BOOKED
 
 
-def _of_offer(partner_id: str, offer_id: str) -> Select[Any]:
+def _of_offer(partner_id: str, offer_id: str) -> Select[UUID, State, bool]:
     is_leased = Confirmation.lease_token.is_not(None) & (Confirmation.due_at > now())
     return (
         select(Confirmation.id, Confirmation.state, is_leased.label("is_leased"))
