@@ -121,8 +121,9 @@ def test_a_frozen_primary_is_left_for_the_promoted_standby(tmp_path: Path) -> No
     migrator.upgrade(engine)
     with engine.connect() as connection:
         before = connection.execute(SERVER).one()
-        primary.pause()
         with standby.connect() as person:
+            until(lambda: person.execute("select to_regproc('confirm_offer_server')").fetchone() != (None,))
+            primary.pause()
             person.execute("select pg_promote()")
         with pytest.raises(OperationalError):
             connection.execute(SERVER)
