@@ -116,8 +116,9 @@ class DatabaseSettings(Section):
     """PostgreSQL, or `sqlite:///file.db` for one machine. Options of libpq (`?sslmode=verify-full`,
     `?options=-csearch_path%3Dapp`, `connect_timeout`, …), its form for several hosts
     (`//user@h1:5432,h2:5432/database?target_session_attrs=read-write`) and its environment variables hold; where they
-    say nothing, connecting may take 5 s, and a machine that is silent for 30 s is gone. SQLite knows the option
-    `timeout`, in seconds."""
+    say nothing, connecting may take 5 s, and a machine that is silent for 30 s is gone. Workers set
+    `lock_timeout` (3 s), `statement_timeout` and `idle_in_transaction_session_timeout` (30 s), unless this URL,
+    the role or the database does. SQLite knows the option `timeout`, in seconds."""
 
     @property
     def url(self) -> str:

@@ -218,7 +218,12 @@ def _put_back(connection: Connection, batch: Row[Any], items: Sequence[UUID], di
     return list(
         connection.execute(
             update(Confirmation)
-            .where(Confirmation.id.in_(items), Confirmation.state.in_(states), Confirmation.purged_at.is_(None))
+            .where(
+                Confirmation.id.in_(items),
+                Confirmation.state.in_(states),
+                Confirmation.purged_at.is_(None),
+                Confirmation.sealed_body.is_not(None),  # without one, only its booking was ever known: see reconcile
+            )
             .values(
                 state=State.QUEUED,
                 due_at=now(),
