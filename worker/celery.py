@@ -29,8 +29,9 @@ from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
 
-# Seconds for one answer of RabbitMQ. Without them, a worker that is to stop waits for ever for a broker that hangs.
-BROKER_TIMEOUTS = {"read_timeout": 15, "write_timeout": 15}
+# Seconds to connect, and for one answer of RabbitMQ. Without them, a worker that is to stop waits for ever for a broker
+# that hangs. With gevent, Celery takes away its own time-out for connecting.
+BROKER_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 15, "write_timeout": 15}
 EMBEDDED_SHUTDOWN_TIMEOUT = 15  # seconds
 
 

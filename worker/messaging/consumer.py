@@ -68,7 +68,7 @@ class ConsumeUndecoded(Tasks):  # type: ignore[misc]
             if c.task_consumer:
                 c.task_consumer.cancel()
         except c.connection_errors:
-            c.connection.connection.collect()
+            c.connection.collect()
 
 
 class UndecodedMessage(pyamqp.Message):
