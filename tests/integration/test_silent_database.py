@@ -1,7 +1,9 @@
 """A PostgreSQL that says nothing: frozen while its machine answers, replaced by another, or with commits that hang."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from tests.support.servers import PostgreSQL, require
+from tests.support.servers import PostgreSQL, postgresql_program, require
 from tests.support.system import until
 from worker import outages
 from worker.doctor import database as doctor
@@ -100,6 +102,43 @@ def test_a_thread_is_freed_from_a_server_that_is_frozen(wait: str, server: Postg
     assert database.is_unreachable(raised.value)
     with engine.connect() as connection:  # a new one
         assert connection.execute(text("select count(*) from things")).scalar() == 0
+
+
+@pytest.mark.slow
+def test_a_frozen_primary_is_left_for_the_promoted_standby(tmp_path: Path) -> None:
+    """On which events are numbered anew: it has another timeline."""
+    require(PostgreSQL)
+    primary, standby = (PostgreSQL(tmp_path / name, in_memory=True) for name in ("primary", "standby"))
+    primary.start()
+    copy = [postgresql_program("pg_basebackup"), "--write-recovery-conf", f"--pgdata={standby.home / 'data'}"]
+    source = ["--host=127.0.0.1", f"--port={primary.port}", "--username=postgres"]
+    subprocess.run([*copy, *source], check=True, **standby._identity)
+    with (standby.home / "data" / "postgresql.conf").open("a") as configuration:
+        configuration.write(f"port = {standby.port}\nunix_socket_directories = '{standby.home}'\n")
+    standby.start()
+    hosts = f"host=127.0.0.1,127.0.0.1&port={primary.port},{standby.port}&target_session_attrs=read-write"
+    engine = database.connect(f"postgresql+psycopg://postgres@/postgres?{hosts}", limits=LIMITS._replace(silence=1.0))
+    migrator.upgrade(engine)
+    with engine.connect() as connection:
+        before = connection.execute(SERVER).one()
+        with standby.connect() as person:
+            until(lambda: person.execute("select to_regproc('confirm_offer_server')").fetchone() != (None,))
+            primary.pause()
+            person.execute("select pg_promote()")
+        with pytest.raises(OperationalError):
+            connection.execute(SERVER)
+    with engine.connect() as connection:
+        after = connection.execute(SERVER).one()
+    engine.dispose()
+    primary.resume()
+    for server in primary, standby:
+        server.kill()
+
+    assert (before.port, after.port) == (primary.port, standby.port)
+    assert (before.name[-8:], after.name[-8:]) == ("00000001", "00000002")
+
+
+SERVER = text("select inet_server_port() as port, confirm_offer_server() as name")
 
 
 def test_a_statement_that_a_server_works_on_is_waited_for(engine: Engine) -> None:
