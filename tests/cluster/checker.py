@@ -74,7 +74,8 @@ class Histories:
     calls at once; fault: when it began and ended; is_lossy: whether the database lost commits, as an asynchronous
     standby does: rows may then be gone, and their bookings be announced again; is_reconciled: whether what XONE has was
     taken in since; held: offers that the fault itself
-    holds up, such as by a lock on their rows; within: seconds from the begin of the fault in which all must flow again.
+    holds up, such as by a lock on their rows; within: seconds from the begin of the fault in which all must flow again;
+    max_pause: the longest time in seconds in which jobs may wait and no event comes.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -90,6 +91,7 @@ class Histories:
     is_reconciled: bool = False
     held: frozenset[str] = frozenset()
     within: float = math.inf
+    max_pause: float = math.inf
 
     def of(self, prefix: str) -> "Histories":
         """Only what belongs to offers that begin with ``prefix``."""
@@ -237,6 +239,11 @@ def all_flows_again_in_time(seen: Histories) -> Iterator[str]:
         yield f"after {seconds:.1f} s, not within {seen.within:.0f} s"
 
 
+def no_pause_is_too_long(seen: Histories) -> Iterator[str]:
+    if (seconds := longest_stall(seen)) > seen.max_pause:
+        yield f"{seconds:.1f} s, not {seen.max_pause:.0f} s at most"
+
+
 def no_incident(seen: Histories) -> Iterator[str]:
     yield from seen.incidents
 
@@ -254,6 +261,7 @@ RULES: dict[str, Callable[[Histories], Iterator[str]]] = {
     "each end is announced under one id": each_end_is_announced_once,
     "no good job is a dead letter": no_good_job_is_a_dead_letter,
     "all flows again in time": all_flows_again_in_time,
+    "no pause is too long": no_pause_is_too_long,
     "no worker ended by itself or reported a defect": no_incident,
 }
 

@@ -1,5 +1,6 @@
 """What can fail. Each fault begins when its block is entered, and all is mended when it is left."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ class Fault(NamedTuple):
     """seconds: how long it lasts when it comes alone.
 
     within: seconds from its begin within which all must flow again; None: until AFTERWARDS seconds after its end.
+    max_pause: the longest time in seconds in which jobs may wait and no event comes.
     is_lossy: the database loses commits, so that rows may be lost. in_soak: whether it is one of those of a soak.
     """
 
     strike: Callable[[Bench], AbstractContextManager[None]]
     seconds: float
     within: float | None = None
+    max_pause: float = math.inf
     is_lossy: bool = False
     in_soak: bool = True
 
@@ -86,7 +89,11 @@ def leader_frozen(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def own_node_frozen(bench: Bench) -> Iterator[None]:
-    """The node that most workers are connected to, while another one leads."""
+    """The node that most workers are connected to, while another one leads.
+
+    Messages that RabbitMQ has handed to the frozen node, but not the node to a worker, wait until it goes on, or until
+    net_ticktime (60 s) is over.
+    """
     node = bench.cluster.of_workers()
     bench.cluster.make_leader(next(other for other in bench.cluster.nodes if other is not node))
     with _frozen(bench, node):
@@ -379,13 +386,13 @@ FAULTS: dict[str, Fault] = {
     "follower killed": Fault(follower_killed, 10),
     "workers' own node killed": Fault(own_node_killed, 30, within=28),
     "leader frozen, which workers use": Fault(leader_frozen, 60),
-    "workers' own node frozen": Fault(own_node_frozen, 60, within=50),
+    "workers' own node frozen": Fault(own_node_frozen, 60, max_pause=30),
     "two of three nodes killed": Fault(two_nodes_killed, 15),
     "rolling restart of the nodes": Fault(rolling_restart, 0),
     "partition, workers' node alone": Fault(partition, 20),
     "memory alarm": Fault(alarm(*MEMORY_ALARM), 15),
     "disk alarm": Fault(alarm(*DISK_ALARM), 15),
-    "black hole to workers' node": Fault(black_hole_to_broker, 60, within=50),
+    "black hole to workers' node": Fault(black_hole_to_broker, 60, within=50, max_pause=30),
     "cut from all nodes": Fault(cut_from_broker, 10),
     "primary killed, started again": Fault(primary_killed, 5),
     "failover, synchronous": Fault(failover, 20),

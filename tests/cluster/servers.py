@@ -123,10 +123,14 @@ class BrokerCluster:
         return next(node for node in self.nodes if node.name == leaders[queue])
 
     def make_leader(self, node: Node) -> None:
-        """Moves the leaders of all queues to a node."""
-        move = f"rabbit_quorum_queue:transfer_leadership(Queue, '{node.name}')"
-        node.ctl("eval", f"[{move} || Queue <- rabbit_amqqueue:list()].")
-        until(lambda: self.leader() is node, seconds=30, every=0.5)
+        """Moves the leaders of all queues to a node. One that has just come back may not have caught up yet."""
+        move = f"[rabbit_quorum_queue:transfer_leadership(Queue, '{node.name}') || Queue <- rabbit_amqqueue:list()]."
+
+        def is_moved() -> bool:
+            node.ctl("eval", move)
+            return self.leader() is node
+
+        until(is_moved, seconds=120, every=0.5)
 
     def partition(self, node: Node) -> None:
         """Separates a node from the others, both of which it loses at once. All three Erlang VMs go on."""

@@ -30,7 +30,8 @@ def try_fault(bench: Bench, name: str, rate: float, seconds: float | None = None
         span = strike(bench, fault, fault.seconds if seconds is None else seconds)
         time.sleep(AFTER_FAULT)
     within = fault.within or span[1] - span[0] + AFTERWARDS
-    verdicts = {name: judge(bench, checkout, fault=span, is_lossy=fault.is_lossy, within=within)}
+    bounds = {"within": within, "max_pause": fault.max_pause}
+    verdicts = {name: judge(bench, checkout, fault=span, is_lossy=fault.is_lossy, **bounds)}
     if fault.is_lossy:
         bench.reconcile()
         verdicts["… and reconciled"] = judge(bench, checkout, fault=span, is_lossy=True, is_reconciled=True)

@@ -45,7 +45,7 @@ ROW_LOST = replace(RIGHT, rows=())
         replace(ROW_LOST, is_lossy=True),
         replace(ROW_LOST, events=(), is_lossy=True),
         replace(RIGHT, events=(ANNOUNCED, replace(ANNOUNCED, id="e-2", sequence=7, at=9.0)), is_lossy=True),
-        replace(RIGHT, events=(replace(ANNOUNCED, at=9.0),), fault=(1.0, 3.0), within=8.0),
+        replace(RIGHT, events=(replace(ANNOUNCED, at=9.0),), fault=(1.0, 3.0), within=8.0, max_pause=9.0),
         Histories(),
     ],
     ids=[
@@ -121,6 +121,7 @@ WRONG: dict[str, list[tuple[Histories, dict[str, Any]]]] = {
     ],
     "no good job is a dead letter": [(RIGHT, {"dead_letters": ("a",)})],
     "all flows again in time": [(RIGHT, {"events": (replace(ANNOUNCED, at=9.0),), "fault": (1.0, 3.0), "within": 7.0})],
+    "no pause is too long": [(RIGHT, {"max_pause": 1.8})],
     "no worker ended by itself or reported a defect": [(RIGHT, {"incidents": ("worker-1 ended with exit code 1",)})],
 }
 
