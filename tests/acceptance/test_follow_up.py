@@ -77,7 +77,9 @@ def test_refresh_looks_now_and_says_what_has_changed(runtime: Runtime, sandbox: 
     unchanged = refresh("o~pending", "--partner", "P-100")
     key = ("P-100", "o~pending")
     sandbox.bookings[key] |= {"status": "FAILED"}
-    changed = json.loads(refresh("SO-o~pending", "--json").output)
+    result = refresh("SO-o", "--json")
+    assert result.exit_code == 0, result.output
+    changed = json.loads(result.stdout)
     sandbox.bookings[key] |= {"status": "CONFIRMED"}
     back = refresh("o~pending")
     del sandbox.bookings[key]
