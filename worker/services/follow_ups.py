@@ -90,8 +90,13 @@ class FollowUps(Service):
         else:
             metrics.list_read("ok")
             for offer_id, change in look.changed:
-                ids = {"partner_id": partner_id, "offer_id": offer_id}
-                log.info("booking_changed", **ids, state=change.state.value, type=change.event_type.value)
+                log.info(
+                    "booking_changed",
+                    partner_id=partner_id,
+                    offer_id=offer_id,
+                    state=change.state.value,
+                    type=change.event_type.value,
+                )
             log.info(
                 "followed_up",
                 partner_id=partner_id,
