@@ -344,15 +344,8 @@ def _record_listed(
         return done
 
     done = runtime.commit_once(store)
-    for offer_id, change in done:
+    for _, change in done:
         metrics.booking_changed(change.event_type)
-        log.info(
-            "booking_changed",
-            partner_id=lease.partner_id,
-            offer_id=offer_id,
-            state=change.state.value,
-            type=change.event_type.value,
-        )
     if done:
         runtime.events_waiting.set()
     return done

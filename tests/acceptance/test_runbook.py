@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
+from sqlalchemy import update
 
 from models.states import State
+from models.tables import Booking, Confirmation
 from tests.support.servers import PostgreSQL, RabbitMQ
 from tests.support.system import PROJECT, System, job, terminal, until
 from worker.messaging.topology import DEAD_LETTERS, unrouted_queue
 from worker.sandbox.answers import to_json
+from worker.storage.database import now_plus
 
 pytestmark = pytest.mark.slow
 
@@ -275,6 +278,27 @@ def test_an_order_was_cancelled(recipe: list[Block], operator: Operator, system:
     assert len(system.sandbox.calls) == calls + 1
     codes = [event["data"]["error"]["code"] for event in system.until_events(5) if "error" in event["data"]]
     assert codes == ["withdrawn"] * 4
+
+
+def test_bookings_stay_pending(recipe: list[Block], operator: Operator, system: System) -> None:
+    (failed, doctor), (refresh,) = recipe
+    system.start_worker()
+    system.publish([job("offer-1")])
+    until_states(system, confirmed=1)
+    (key,) = system.sandbox.bookings
+    with system.sandbox.lock, system.engine.begin() as connection:
+        system.sandbox.bookings[key] |= {"status": "CONFIRMED"}
+        connection.execute(update(Confirmation).values(state="pending", updated_at=now_plus(-100_000.0)))
+        connection.execute(update(Booking).values(status="PENDING"))
+        system.sandbox.bookings_mode = "forbidden"  # for the worker
+
+    assert "1 booking is pending at XONE, the oldest since" in operator.run(failed)
+    assert "1 booking is pending at XONE, the oldest for 27:4" in " ".join(operator.run(doctor, 1).split())
+    until(lambda: "follow_up_failed" in [line["event"] for worker in system.workers for line in worker.logged()])
+    system.sandbox.bookings_mode = "on"
+    assert "was PENDING and is CONFIRMED now" in " ".join(operator.run(refresh).split())
+    until_states(system, confirmed=1)
+    until(lambda: [event["type"] for event in system.until_events(2)] == ["booking.confirmed"] * 2)
 
 
 def test_xone_announces_maintenance(recipe: list[Block], operator: Operator, system: System) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.booking import Booking
-from models.states import Outcome, State
+from models.states import BookingStatuses, Outcome, State
 from tasks.decide import (
     READ_BACK_TRIES,
     AttemptResult,
@@ -248,15 +248,21 @@ def test_a_decision_holds_what_is_recorded() -> None:
         ("Active", {"CONFIRMED", "ACTIVE"}, CONFIRMED),
         ("PENDING", {"CONFIRMED", "ACTIVE"}, PENDING),
         ("CONFIRMED", {"ISSUED"}, PENDING),
+        (" issued ", {"ISSUED"}, CONFIRMED),
+        ("PENDING_PAYMENT", {"CONFIRMED"}, PENDING),
+        ("FAILED", {"CONFIRMED"}, State.CANCELLED),
+        ("cancelled", {"CONFIRMED"}, State.CANCELLED),
+        ("RENEWED", {"CONFIRMED"}, PENDING),
         ("", {"CONFIRMED"}, PENDING),
         (None, {"CONFIRMED"}, PENDING),
         ("anything new", set(), PENDING),
     ],
 )
-def test_the_status_makes_a_booking_confirmed_or_pending(status: str | None, statuses: set[str], state: State) -> None:
-    retry_policy = RetryPolicy(confirmed_statuses=frozenset(statuses))
+def test_the_status_decides_on_the_state(status: str | None, statuses: set[str], state: State) -> None:
+    retry_policy = RetryPolicy(statuses=BookingStatuses(confirmed=frozenset(statuses)))
 
     assert decide(BookingReceived(booking(status), 200), FIRST, retry_policy, 0.5).state is state
+    assert decide(already_booked(booking(status)), FIRST, retry_policy, 0.5).state is state
 
 
 # --- When to look up, when to send ---
@@ -534,10 +540,15 @@ def test_every_confirmation_ends(error: XoneError, retry_policy: RetryPolicy, di
 def test_the_retry_policy_is_made_from_the_settings() -> None:
     retry = RetrySettings(RETRY_MAX_ATTEMPTS=3, RETRY_MAX_AGE=10, RETRY_BASE_DELAY=1, RETRY_MAX_DELAY=5)
     xone = XoneSettings(
-        XONE_CLIENT_ID="i", XONE_CLIENT_SECRET="s", XONE_AFTER_UNKNOWN="review", XONE_CONFIRMED_STATUSES="issued, Done"
+        XONE_CLIENT_ID="i",
+        XONE_CLIENT_SECRET="s",
+        XONE_AFTER_UNKNOWN="review",
+        XONE_CONFIRMED_STATUSES="issued, Done",
+        XONE_CANCELLED_STATUSES="gone",
     )
 
-    assert RetryPolicy.of(retry, xone) == RetryPolicy(3, 10, 1, 5, False, frozenset({"ISSUED", "DONE"}))
+    statuses = BookingStatuses(frozenset({"ISSUED", "DONE"}), frozenset({"GONE"}))
+    assert RetryPolicy.of(retry, xone) == RetryPolicy(3, 10, 1, 5, False, statuses)
 
 
 def test_a_decision_is_a_value() -> None:

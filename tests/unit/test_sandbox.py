@@ -242,6 +242,9 @@ def test_one_connection_serves_many_requests(xone: Sandbox) -> None:
 
 ANSWERED = {  # status, booked
     "pending": (201, True),
+    "pending-cancelled": (201, True),
+    "pending-failed": (201, True),
+    "failed-payment": (201, True),
     "http-400": (400, False),
     "http-500": (500, False),
     "http-599": (599, False),
@@ -301,6 +304,18 @@ def test_a_fault_breaks_the_connection(xone: Sandbox, client: requests.Session, 
     assert len(bookings(client, xone).json()["data"]) == UNANSWERED[name]
 
 
+def test_a_pending_booking_changes_once_it_was_listed_so_often(xone: Sandbox, client: requests.Session) -> None:
+    for offer in "a~pending~2", "b~pending-cancelled~1", "c~pending-failed~1", "d~pending":
+        confirm(client, xone, offer)
+
+    def listed() -> list[str]:
+        return [booking["status"] for booking in bookings(client, xone).json()["data"]]
+
+    assert listed() == ["PENDING"] * 4
+    assert listed() == ["PENDING", "CANCELLED", "FAILED", "PENDING"]
+    assert listed() == ["CONFIRMED", "CANCELLED", "FAILED", "PENDING"] == listed()
+
+
 def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requests.Session) -> None:
     def answer(name: str) -> requests.Response:
         return confirm(client, xone, f"o-1~{name}")
@@ -309,6 +324,7 @@ def test_the_body_of_each_fault_is_that_of_its_cause(xone: Sandbox, client: requ
         return xone.bookings["P-1", f"o-1~{name}"]
 
     assert answer("pending").json()["data"]["status"] == booking("pending")["status"] == "PENDING"
+    assert answer("failed-payment").json()["data"]["status"] == booking("failed-payment")["status"] == "FAILED"
     assert answer("http-500").json()["errors"]
     assert answer("busy").headers["Retry-After"] == answer("unavailable").headers["Retry-After"] == "1"
     retry_after = parsedate_to_datetime(answer("maintenance").headers["Retry-After"]) - datetime.now(UTC)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from models.states import BookingStatuses
 from tasks.decide import RetryPolicy
 from tests.support.settings import KEY, OTHER_KEY, REQUIRED
 from worker.errors import SettingsError
@@ -17,6 +18,7 @@ from worker.settings import (
     DatabaseSettings,
     EncryptionSettings,
     EventSettings,
+    FollowUpSettings,
     LogSettings,
     RetentionSettings,
     RetrySettings,
@@ -71,6 +73,8 @@ def plain(value: Any) -> Any:
         (XoneSettings, "XONE_RATE_LIMIT", None),
         (XoneSettings, "XONE_CONFIRMED_STATUSES", "CONFIRMED,ACTIVE"),
         (RetrySettings, "RETRY_MAX_ATTEMPTS", 12),
+        (FollowUpSettings, "FOLLOW_UP_INTERVAL", 300),
+        (FollowUpSettings, "FOLLOW_UP_MAX_AGE", 2592000),
         (RetrySettings, "RETRY_MAX_AGE", 86400),
         (RetrySettings, "RETRY_BASE_DELAY", 2),
         (RetrySettings, "RETRY_MAX_DELAY", 300),
@@ -215,10 +219,18 @@ def test_data_keys_are_one_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
     ("value", "statuses"),
     [("confirmed, Active", {"CONFIRMED", "ACTIVE"}), ("ISSUED", {"ISSUED"}), ("ISSUED,", {"ISSUED"}), ("", set())],
 )
-def test_confirmed_statuses_are_in_capitals(value: str, statuses: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statuses_are_in_capitals_and_in_one_list(
+    value: str, statuses: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XONE_CONFIRMED_STATUSES", value)
+    assert read(XoneSettings).booking_statuses == BookingStatuses(confirmed=frozenset(statuses))
 
-    assert read(XoneSettings).confirmed_statuses == statuses
+    monkeypatch.setenv("XONE_CANCELLED_STATUSES", f"void,{value}")
+    if statuses:
+        with pytest.raises(SettingsError, match="both hold"):
+            read(XoneSettings)
+    else:
+        assert read(XoneSettings).booking_statuses.cancelled == {"VOID"}
 
 
 @pytest.mark.usefixtures("_required")
@@ -305,6 +317,8 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
     (XoneSettings, "XONE_TIMEOUT", ["", MARK, "0", "-1", "601", "inf", "nan", "5s"]),
     (XoneSettings, "XONE_AFTER_UNKNOWN", ["", MARK, "RESEND"]),
     (XoneSettings, "XONE_RATE_LIMIT", [MARK, "0", "-2", "nan"]),
+    (FollowUpSettings, "FOLLOW_UP_INTERVAL", [MARK, "0", "-1", "nan", "86401"]),
+    (FollowUpSettings, "FOLLOW_UP_MAX_AGE", ["", MARK, "0", "nan"]),
     (RetrySettings, "RETRY_MAX_ATTEMPTS", ["", MARK, "0", "-1", "1.5"]),
     (RetrySettings, "RETRY_MAX_AGE", ["", MARK, "0", "nan"]),
     (RetrySettings, "RETRY_BASE_DELAY", ["", MARK, "0", "-1", "nan", "301"]),

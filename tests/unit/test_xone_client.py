@@ -208,6 +208,9 @@ def test_ids_are_quoted_into_the_path() -> None:
 
 EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "pending": None,
+    "pending-cancelled": None,
+    "pending-failed": None,
+    "failed-payment": None,
     "capitals": None,
     "busy": (Busy, "http-429", 429),
     "unavailable": (Busy, "http-503", 503),

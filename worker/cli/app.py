@@ -107,8 +107,12 @@ ENTRIES = {
     "keygen": CommandEntry("worker.cli.keygen:keygen", "Prints a new key for DATA_KEYS."),
     "pause": CommandEntry("worker.cli.pauses:pause", 'Stops calls to XONE, until "resume".'),
     "purge": CommandEntry("worker.cli.purge:purge", "Blanks the personal data of what ended long ago."),
-    "reconcile": CommandEntry("worker.cli.reconcile:reconcile", "Takes in bookings that the database has lost."),
-    "refresh": CommandEntry("worker.cli.refresh:refresh", "Looks at a booking at XONE now, and records changes."),
+    "reconcile": CommandEntry(
+        "worker.cli.reconcile:reconcile", "Takes in bookings that XONE has and the database lost."
+    ),
+    "refresh": CommandEntry(
+        "worker.cli.refresh:refresh", "Looks at a booking at XONE now, and records what has changed."
+    ),
     "rekey": CommandEntry("worker.cli.rekey:rekey", "Encrypts what is stored with the first of DATA_KEYS again."),
     "reprocess": CommandEntry("worker.cli.reprocess:reprocess", "Tries failed confirmations again, as a batch."),
     "resolve": CommandEntry("worker.cli.resolve:resolve", "Records a person's answer to needs_review."),

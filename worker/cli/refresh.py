@@ -1,6 +1,7 @@
 """``confirm-offer refresh``: looks at a booking at XONE now."""
 
 import sys
+from contextlib import redirect_stdout
 
 import click
 
@@ -32,7 +33,8 @@ def refresh(offer: str, partner: str | None, as_json: bool) -> None:
     runtime = current()
     before = the_only(lookup.find(runtime.engine, offer, partner), offer, partner).details
     try:
-        done = look(runtime, before, who())
+        with redirect_stdout(sys.stderr):  # where log lines go
+            done = look(runtime, before, who())
     except XoneError as error:
         raise Failed(f"the list of bookings can't be read: {error.detail} ({error.code})") from None
     except CallsSuspended:

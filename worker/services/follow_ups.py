@@ -89,6 +89,14 @@ class FollowUps(Service):
             log.warning("follow_up_failed", partner_id=partner_id, code=error.code, detail=error.detail)
         else:
             metrics.list_read("ok")
+            for offer_id, change in look.changed:
+                log.info(
+                    "booking_changed",
+                    partner_id=partner_id,
+                    offer_id=offer_id,
+                    state=change.state.value,
+                    type=change.event_type.value,
+                )
             log.info(
                 "followed_up",
                 partner_id=partner_id,
