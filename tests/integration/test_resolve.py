@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from models.booking import Booking as XoneBooking
-from models.states import BatchState, State
+from models.states import BatchState, BookingStatuses, State
 from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
 from tasks.operations import batches
