@@ -34,7 +34,7 @@ STEPS = {
     "validation": "tasks.confirm.read_job",
     "accept": "tasks.confirm.accept_new_batch",
     "token": "worker.xone.client.Xone._request_token",
-    "call": "worker.xone.transport.Transport.send",
+    "call": "worker.xone.transport.Transport.open",
     "parse": "worker.xone.client.read_confirm_answer",
     "decide": "tasks.confirm.decide",
     "record": "tasks.record.store_booking",
