@@ -30,7 +30,10 @@ def values_of(name: str, samples: Samples) -> Samples:
     }
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("gevent", marks=pytest.mark.slow)])
+OTHER_POOLS = (pytest.param(pool, marks=pytest.mark.slow) for pool in ("prefork", "gevent"))
+
+
+@pytest.mark.parametrize("pool", ["threads", *OTHER_POOLS])
 def test_the_metrics_of_a_worker_count_its_jobs(system: System, pool: str) -> None:
     worker = system.start_worker(METRICS_PORT="0", WORKER_POOL=pool, WORKER_CONCURRENCY="4", RETRY_MAX_ATTEMPTS="3")
     port = port_of(worker)

@@ -57,6 +57,7 @@ for command in sys.argv[1].split(";"):
 """
 
 
+@pytest.mark.slow
 def test_no_line_is_wrapped_within_a_word(url: str) -> None:
     """Questions and messages of commands. The commands are imported once, and run one after another."""
     asking = ["purge --older-than 0s", "reprocess"]

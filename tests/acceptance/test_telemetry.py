@@ -42,6 +42,7 @@ def test_spans_of_all_processes_are_exported_before_the_worker_ends(system: Syst
     assert names >= {"process confirm-offer.jobs", "send confirm-offer.resume", "process confirm-offer.resume"}
 
 
+@pytest.mark.slow
 def test_a_collector_without_the_extra_is_logged_and_ignored(system: System, inbox: Inbox, tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").touch()  # hides the real package

@@ -201,7 +201,7 @@ def test_a_pooler_by_transaction(
     engine.dispose()
 
 
-@pytest.mark.parametrize("command", ["worker worker", "celery -A worker worker"])
+@pytest.mark.parametrize("command", ["worker worker", pytest.param("celery -A worker worker", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("mode", "options", "reason"),
     [

@@ -104,8 +104,8 @@ def test_a_long_list_takes_little_memory() -> None:
 
 def test_a_booking_and_any_other_value_has_a_bound() -> None:
     for content in (b'[{"a": "', b'{"meta": "', b'{"data": [1, [['):
-        endless = (content if at == 0 else b"[" * 50_000 for at in range(10_000_000))
+        endless = (content if at == 0 else b"[" * 50_000 for at in range(10_000))
         with pytest.raises(Unknown) as raised:
             list(read_page(endless))
         assert raised.value.code in ("too-large", "bad-answer")
-        assert 10_000_000 - sum(1 for _ in endless) < 3 * MAX_LISTED / 50_000
+        assert 10_000 - sum(1 for _ in endless) < 3 * MAX_LISTED / 50_000
