@@ -38,7 +38,7 @@ TASK_OF_QUEUE = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
 class ConnectAndDeclare(Connection):  # type: ignore[misc]
     """Connects, and declares exchanges, queues and bindings where that is due.
 
-    Not after each connect: while a node of a cluster is frozen, no other one answers a declaration.
+    Not after each connect: while a node of a cluster is frozen, no other one may answer the declaration of a binding.
     """
 
     def start(self, c: Any) -> None:
