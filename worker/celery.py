@@ -41,6 +41,10 @@ class ConnectingToAnyHost(AMQP):  # type: ignore[misc]
 
     Connection = broker.AnyHost
 
+    def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """As Celery's, which declares its queues each time: see ConnectAndDeclare."""
+        return super().TaskConsumer(*args, auto_declare=False, **kwargs)
+
 
 def make_app(runtime: Runtime) -> Celery:
     """A Celery application with the settings of a process. Raises SettingsError for an invalid one."""

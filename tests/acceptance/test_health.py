@@ -207,13 +207,14 @@ def test_a_worker_that_finishes_its_last_calls_is_alive(system: System, probe: P
     assert "no worker of this user runs on this machine" in probe().stderr
 
 
-def test_a_consumer_that_the_broker_has_cancelled_consumes_again(system: System, probe: Probe) -> None:
-    """The queue is deleted. The consumer recovers, and is well only when it really consumes."""
+@pytest.mark.parametrize("queue", [topology.JOBS, topology.RESUME])
+def test_a_consumer_that_the_broker_has_cancelled_consumes_again(queue: str, system: System, probe: Probe) -> None:
+    """The queue is deleted. The consumer declares it anew, and is well only when it really consumes."""
     system.start_worker()
     wait_for_unwell(probe)
 
-    system.connection.default_channel.queue_delete(topology.JOBS)
-    until(lambda: _consumers(system) == 1)
+    system.connection.default_channel.queue_delete(queue)
+    until(lambda: _consumers(system, queue) == 1)
     system.publish([job("offer-1")])
 
     system.until_events(1)
@@ -251,10 +252,10 @@ def _set_timeouts(rabbitmq: RabbitMQ, **milliseconds: int) -> None:
     rabbitmq.ctl("eval", f"{', '.join(set_each)}.")
 
 
-def _consumers(system: System) -> int:
+def _consumers(system: System, queue: str = topology.JOBS) -> int:
     with system.connection.channel() as channel:
         try:
-            return int(channel.queue_declare(topology.JOBS, passive=True).consumer_count)
+            return int(channel.queue_declare(queue, passive=True).consumer_count)
         except system.connection.channel_errors:
             return 0
 

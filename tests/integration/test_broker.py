@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection, Queue
 from sqlalchemy.exc import OperationalError
 
+from tests.support.link import Link
 from tests.support.servers import RabbitMQ, free_port
 from tests.support.system import PROJECT, until
 from worker.errors import BrokerError
@@ -46,6 +48,17 @@ def length(connection: Connection, queue: str) -> int:
 
 def test_declaring_again_changes_nothing(connection: Connection) -> None:
     assert topology.declare(connection) == topology.declare(connection)
+
+
+def test_a_declaration_that_is_not_answered_ends(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = urlsplit(broker_url).port or 0
+    with Link(port) as link, broker.connect(broker_url.replace(f":{port}/", f":{link.port}/")) as connection:
+        connection.connect()
+        link.silence()
+        monkeypatch.setattr(topology, "DECLARE_TIMEOUT", 0.5)
+
+        with pytest.raises(OSError, match="closed connection"):
+            topology.declare(connection)
 
 
 def test_all_queues_are_quorum_queues(broker_url: str, rabbitmq: RabbitMQ) -> None:

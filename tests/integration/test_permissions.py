@@ -121,6 +121,27 @@ def test_the_worker_declares_exchanges_and_queues(system: System, server: Rabbit
     assert set(names) == {queue.name for queue in topology.QUEUES}
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_worker_that_connects_anew_declares_nothing(pool: str, system: System, server: RabbitMQ) -> None:
+    """It loses the right to declare after its start, and then its connections."""
+    worker = system.start_worker(BROKER_URL=url_of(server, "worker"), WORKER_POOL=pool, WORKER_CONCURRENCY="4")
+    system.publish([job("offer-1")])
+    system.until_events(1)
+    granted = next(command for command in COMMANDS if command[0] == "set_permissions" and "worker" in command)
+    server.ctl(*granted[:-3], "^$", *granted[-2:])
+    try:
+        close = 'rabbit_networking:close_all_user_connections(<<"worker">>, <<"test">>).'
+        server.ctl("eval", close)
+        until(lambda: "Connection to broker lost" in worker.log.read_text())
+
+        system.publish([job("offer-2")])
+        system.until_events(2)
+
+        assert worker.process.poll() is None
+    finally:
+        server.ctl(*granted)
+
+
 def queues(server: RabbitMQ) -> list[str]:
     return server.ctl("list_queues", "-p", VHOST, "--silent", "name").split()
 

@@ -4,8 +4,10 @@ import random
 import select
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ssl import CERT_REQUIRED, SSLCertVerificationError
+from threading import Timer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -87,7 +89,7 @@ def _hosts_in_order(url: str) -> list[str]:
 class Peer:
     """The broker at the other end of an open connection with heartbeats. Watched by another thread than its own."""
 
-    def __init__(self, connection: AnyHost) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._amqp = connection.connection
         self._socket = self._amqp.sock  # py-amqp connects anew if it is asked for it after a connection was lost
         self._received, self._heard_at = -1, 0.0
@@ -109,6 +111,25 @@ class Peer:
         """Ends the connection for the thread that uses it, also in the middle of reading or writing."""
         with suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of SSLSocket is for its own thread only
+
+
+@contextmanager
+def answering_within(seconds: float, connection: Connection) -> Iterator[None]:
+    """Hangs up if the block takes longer, which raises the connection's error there.
+
+    py-amqp waits for an answer as long as the broker sends something, be it heartbeats.
+    """
+    if connection.transport.driver_type != "amqp":
+        yield
+        return
+    connection.connect()
+    timer = Timer(seconds, Peer(connection).hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def connect(url: str) -> Connection:

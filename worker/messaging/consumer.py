@@ -36,14 +36,18 @@ TASK_OF_QUEUE = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
 
 
 class ConnectAndDeclare(Connection):  # type: ignore[misc]
-    """Connects, and declares exchanges, queues and bindings after each connect."""
+    """Connects, and declares exchanges, queues and bindings where that is due.
+
+    Not after each connect: while a node of a cluster is frozen, no other one may answer the declaration of a binding.
+    """
 
     def start(self, c: Any) -> None:
         super().start(c)
         try:
             broker.apply_socket_limits(c.connection)
             c.watch_broker()
-            topology.declare(c.connection)
+            if c.declares:
+                topology.declare(c.connection)
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))
             raise WorkerShutdown(2) from None
@@ -86,6 +90,7 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
     """Consumes the queues of TASK_OF_QUEUE and nothing else."""
 
     event_dispatcher = None  # Celery's own events are off
+    declares = True  # whether the next connection declares: the first one, and one after something was missing
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps = (ConnectAndDeclare, ConsumeUndecoded, Evloop)
@@ -112,6 +117,7 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """As Celery's. The next connection tries another host first."""
         self._health.broker_watch.watch_no_more()
+        self.declares = broker.lacks_queues(exc)
         self.connection.try_last()
         super().on_connection_error_after_connected(exc)
 

@@ -174,6 +174,9 @@ class Publisher:
         except BrokerError:
             self.close()
             return False
+        except OSError:
+            self._leave()
+            raise
         return True
 
     def publish_one(self, message: Message) -> None:

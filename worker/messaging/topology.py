@@ -10,10 +10,13 @@ from amqp.exceptions import AccessRefused, PreconditionFailed
 from kombu import Connection, Exchange, Queue
 
 from worker.errors import BrokerError
+from worker.messaging import broker
 
 JOBS = "confirm-offer.jobs"
 RESUME = "confirm-offer.resume"
 DEAD_LETTERS = "confirm-offer.dead-letters"
+
+DECLARE_TIMEOUT = 15.0  # seconds
 
 DELIVERY_LIMIT = 60  # above MAX_DELIVERIES of the task, which acts first; RabbitMQ 4 has 20 by default, 3.x none
 
@@ -48,8 +51,15 @@ QUEUES = (dead_letters_queue, jobs_queue, resume_queue, unrouted_queue)
 def declare(connection: Connection) -> list[str]:
     """Declares all exchanges, queues and bindings. Existing ones are left as they are.
 
-    Returns kind and name of each. Raises BrokerError where one exists with other properties, or the user lacks a right.
+    Returns kind and name of each. Raises BrokerError where one exists with other properties, or the user lacks a right,
+    and the connection's error where that takes more than DECLARE_TIMEOUT seconds.
     """
+    with broker.answering_within(DECLARE_TIMEOUT, connection):
+        _declare(connection)
+    return [f"{_kind(entity)} {entity.name}" for entity in (*EXCHANGES, *QUEUES)]
+
+
+def _declare(connection: Connection) -> None:
     channel = connection.channel()
     try:
         for entity in (*EXCHANGES, *QUEUES):
@@ -62,7 +72,6 @@ def declare(connection: Connection) -> list[str]:
     finally:
         if connection.connected:
             channel.close()
-    return [f"{_kind(entity)} {entity.name}" for entity in (*EXCHANGES, *QUEUES)]
 
 
 def events_queue(name: str, event_type: str = "#") -> Queue:
