@@ -23,6 +23,7 @@ from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing
 from worker.runtime import Runtime, current
 from worker.services.bootstep import BackgroundServices
+from worker.services.vitals import Vitals
 from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
@@ -151,6 +152,7 @@ def _follow_parent(**_: Any) -> None:
     asynpool._pool.soft_timeout_sighandler = logs.write_stacks
     if _end_of_parent is not None:
         _end_of_parent.follow()
+    Vitals(current(), is_child=True).start()
 
 
 @signals.worker_process_shutdown.connect  # in each process of the prefork pool

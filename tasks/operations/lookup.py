@@ -10,13 +10,15 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 
 from models.states import BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy, is_offer
-from tasks.operations import pauses
+from tasks.operations import pauses, workers
 from tasks.operations.pauses import ActivePause
+from tasks.operations.workers import StoppedCalls
 from worker.formatting import OMIT_IF_NONE
 from worker.storage.database import now
 
 MAX_FOUND = 20  # confirmations of one name
 _BOOKED = (State.CONFIRMED, State.PENDING)
+_UNDER_WAY = (State.QUEUED, State.RETRYING, State.CONFIRMING)
 
 Details = TypeVar("Details")
 
@@ -133,7 +135,7 @@ class FoundConfirmation:
     """A confirmation, and what decides when it is tried next.
 
     now: by the database's clock; due_at: when a worker may take it, or take it over; batches: those that have not
-    finished with it; pauses: those that stop its calls.
+    finished with it; pauses: those that stop its calls; stopped: what else does; has_workers: whether any runs.
     """
 
     id: UUID
@@ -142,6 +144,8 @@ class FoundConfirmation:
     due_at: datetime | None
     batches: tuple[BatchMembership, ...]
     pauses: tuple[ActivePause, ...]
+    stopped: tuple[StoppedCalls, ...]
+    has_workers: bool
 
 
 def find(engine: Engine, name: str, partner_id: str | None = None) -> list[FoundConfirmation]:
@@ -188,6 +192,8 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
         purged_at=row.purged_at,
     )
     active_pauses = [] if row.state in _BOOKED else pauses.active(connection)
+    running = workers.running(connection)
+    stopped = workers.stopped_calls(running) if row.state in _UNDER_WAY else []
     return FoundConfirmation(
         id=row.id,
         details=details,
@@ -195,6 +201,8 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
         due_at=row.due_at,
         batches=_batches(connection, row),
         pauses=tuple(pause for pause in active_pauses if pause.partner_id in (None, row.partner_id)),
+        stopped=tuple(stop for stop in stopped if stop.concerns(row.partner_id)),
+        has_workers=bool(running),
     )
 
 

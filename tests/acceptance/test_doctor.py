@@ -106,7 +106,7 @@ def test_a_correct_set_up_has_no_findings(system: System) -> None:
     assert report.code == 0
     assert {entry.check for entry in report.findings} == {
         "settings", "time-outs", "open files", "workers here", "Sentry", "database", "tables", "clock", "data keys",
-        "due", "outbox", "broker", "message size", "queues", "jobs", "token",
+        "workers", "due", "outbox", "broker", "message size", "queues", "jobs", "token",
     }  # fmt: skip
     assert report.of("jobs").message == "1 worker takes them, 0 wait"
     assert report.of("data keys").message == "the first opens the newest and the oldest that is stored"

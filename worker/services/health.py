@@ -12,9 +12,10 @@ from sqlalchemy import select
 
 from worker.outages import most_awaited
 from worker.runtime import Runtime
-from worker.services.health_file import HealthFile, PartHealth
+from worker.services.health_file import UNWELL_AFTER, HealthFile, PartHealth
 from worker.services.progress import Progress
 from worker.services.service import Service
+from worker.services.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,7 @@ class Health(Service):
     def __init__(self, runtime: Runtime, services: Iterable[Service], consumes: bool) -> None:
         """services: those whose failure makes the worker unwell; consumes: whether the worker consumes queues."""
         super().__init__()
+        self.vitals = Vitals(runtime)
         self._probe = DatabaseProbe(runtime)
         self._services = [*services, self._probe]
         self._consumer = PartHealth(ran_at=time.time())
@@ -57,6 +59,7 @@ class Health(Service):
 
     def start(self) -> None:
         self._probe.start()
+        self.vitals.start()
         super().start()
 
     def consumer_succeeded(self) -> None:
@@ -83,10 +86,13 @@ class Health(Service):
         return {name: part.succeeded_at for name, part in self.parts().items()}
 
     def run_once(self) -> bool:
-        self._file.write(self.parts(), self.is_stopping)
+        parts, now = self.parts(), time.time()
+        self.vitals.unwell = [name for name, part in parts.items() if now - part.succeeded_at > UNWELL_AFTER]
+        self._file.write(parts, self.is_stopping, self.vitals.notes)
         return False
 
     def close(self) -> None:
+        self.vitals.stop()
         self._probe.stop()
         self._file.close()
 

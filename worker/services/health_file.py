@@ -13,6 +13,7 @@ import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 UNWELL_AFTER = 30.0  # seconds since a part last succeeded: longer than the longest backoff of a service
 FROZEN_AFTER = 60.0  # seconds since a worker last wrote its file
 STUCK_AFTER = 300.0  # seconds since a part last ran, with an error or not: longer than any wait for a server
-FILE_SIZE = 4096  # bytes, written at once
+FILE_SIZE = 8192  # bytes, written at once
 
 
 class PartHealth(NamedTuple):
@@ -32,12 +33,16 @@ class PartHealth(NamedTuple):
 
 
 class WorkerHealth(NamedTuple):
-    """The health of a worker that runs on this machine as this user. noted_at: when it was written."""
+    """The health of a worker that runs on this machine as this user.
+
+    noted_at: when it was written. stopped: what keeps its calls to XONE from passing: code, since, and both in a text.
+    """
 
     pid: int
     noted_at: float
     is_stopping: bool
     parts: dict[str, PartHealth]
+    stopped: list[dict[str, str]]
 
     @property
     def unwell(self) -> list[str]:
@@ -90,9 +95,15 @@ class HealthFile:
         self._path: Path | None = None
         self._file = -1
 
-    def write(self, parts: dict[str, PartHealth], is_stopping: bool) -> None:
+    def write(self, parts: dict[str, PartHealth], is_stopping: bool, stopped: Sequence[dict[str, str]] = ()) -> None:
         """Replaces the content. Creates the file if there is none. Raises OSError where it can't be written."""
-        health = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
+        health = {
+            "pid": os.getpid(),
+            "noted_at": time.time(),
+            "is_stopping": is_stopping,
+            "parts": parts,
+            "stopped": list(stopped),
+        }
         content = json.dumps(health).encode().ljust(FILE_SIZE)
         if self._path is None or not self._path.exists():
             self._create(content)
@@ -141,4 +152,4 @@ def _read(path: Path) -> WorkerHealth | None:
             return None
         content: dict[str, Any] = json.loads(file.read())
     parts = {name: PartHealth(*part) for name, part in content["parts"].items()}
-    return WorkerHealth(**{**content, "parts": parts})
+    return WorkerHealth(**{"stopped": [], **content, "parts": parts})  # of an older version: without them

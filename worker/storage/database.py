@@ -115,6 +115,12 @@ def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique or None)
 
 
+def insert_or_update(dialect: str, table: Any, values: dict[str, Any], unique: str, *updated: str) -> Any:
+    """An INSERT of a row that updates the columns ``updated`` where there is a row with the same ``unique`` column."""
+    insert = DIALECTS[dialect].insert(table).values(values)
+    return insert.on_conflict_do_update(index_elements=[unique], set_={name: insert.excluded[name] for name in updated})
+
+
 def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
     """A condition that a column has one of these values, with the values as literals in the statement.
 

@@ -18,6 +18,7 @@ from threading import Lock
 
 import structlog
 
+from models.call_stop import CallStop
 from worker.backoff import exponential
 from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
 from worker.observability import metrics
@@ -48,6 +49,7 @@ class CircuitBreaker:
         self._lock = Lock()
         self._failures = 0  # in a row
         self._opened_by: XoneError | None = None
+        self._opened_at = 0.0  # of the clock
         self._failed_probes = 0
         self._probe_at = 0.0  # of the clock
         self._probe_in_flight = False
@@ -61,6 +63,13 @@ class CircuitBreaker:
     def open_reason(self) -> str | None:
         """The code of the error that keeps calls from passing, or None."""
         return self._opened_by.code if self._opened_by is not None else None
+
+    def stop(self) -> CallStop | None:
+        """What is known of its being open; None while calls pass."""
+        with self._lock:
+            if self._opened_by is None:
+                return None
+            return CallStop(self._opened_by.code, self._clock() - self._opened_at, probe_every=self._probe_delay())
 
     @property
     def is_half_open(self) -> bool:
@@ -129,14 +138,16 @@ class CircuitBreaker:
             self._failed_probes += 1
             self._schedule_probe()
         elif self._opened_by is None and (self._failures >= self.threshold or isinstance(error, BadCredentials)):
-            self._opened_by = error
+            self._opened_by, self._opened_at = error, self._clock()
             self._failed_probes = 0
             self._schedule_probe()
             self._on_open(error)
 
     def _schedule_probe(self) -> None:
-        delay = exponential(INITIAL_PROBE_DELAY, self._failed_probes, self.max_probe_delay)
-        self._probe_at = self._clock() + delay
+        self._probe_at = self._clock() + self._probe_delay()
+
+    def _probe_delay(self) -> float:
+        return exponential(INITIAL_PROBE_DELAY, self._failed_probes, self.max_probe_delay)
 
     def _close(self) -> None:
         if self._opened_by is not None:
