@@ -19,6 +19,7 @@ ConfirmOfferError
         └── Poison          workers die on it                poison
 """
 
+import re
 import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -106,6 +107,17 @@ class Oversized(Unknown):
 
 class Poison(Unknown):
     """Several workers in a row died on this confirmation. XONE may have booked."""
+
+
+CODES = (
+    "already-booked", "bad-answer", "connect", "connection-lost", "credentials", "expired", "path", "poison",
+    "redirect", "resolved", "still-pending", "timeout", "too-large", "withdrawn", "wrong-offer",
+)  # fmt: skip
+
+
+def is_code(text: str) -> bool:
+    """Whether a confirmation can have failed with this code: docs/consumers.md lists them."""
+    return text in CODES or re.fullmatch(r"http-[1-9]\d\d", text) is not None
 
 
 def describe(error: BaseException) -> str:

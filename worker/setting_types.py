@@ -55,11 +55,19 @@ def one_line(value: SecretStr) -> SecretStr:
 
 
 def broker_url(value: SecretStr) -> SecretStr:
-    if not all(_is_url(url) for url in value.get_secret_value().split(";")):
-        raise ValueError(
-            "should be amqp://user:password@host:port/vhost; characters with a meaning in a URL are percent-encoded"
-        )
+    urls = value.get_secret_value().split(";")
+    if not all(_is_url(url) and _has_one_at(url) for url in urls):
+        raise ValueError(f"should be amqp://user:password@host:port/vhost; {ENCODED}")
     return value
+
+
+ENCODED = "characters with a meaning in a URL are percent-encoded: @ is %40, / is %2F, : is %3A, ? is %3F, # is %23"
+
+
+def _has_one_at(url: str) -> bool:
+    """Whether no @ stands where host, port or path would take a part of the password in."""
+    parts = urlsplit(url)
+    return parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.query + parts.fragment
 
 
 def broker_tls(value: SecretStr) -> SecretStr:
@@ -83,11 +91,13 @@ def broker_tls(value: SecretStr) -> SecretStr:
 
 def database_url(value: SecretStr) -> SecretStr:
     try:
-        url = make_url(value.get_secret_value())
+        url = make_url(re.sub(r"^postgres:", "postgresql:", value.get_secret_value()))
     except (ArgumentError, ValueError):
         raise ValueError("should be a database URL, such as postgresql+psycopg://host/database") from None
     if url.drivername not in ("postgresql", "postgresql+psycopg", "sqlite"):
         raise ValueError("should be a PostgreSQL or SQLite URL, with no other driver than psycopg")
+    if "@" in (url.host or ""):
+        raise ValueError(f"should be postgresql://user:password@host:port/database; {ENCODED}")
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("should name a file, such as sqlite:///confirm-offer.db")
     if url.drivername == "sqlite":
@@ -95,7 +105,7 @@ def database_url(value: SecretStr) -> SecretStr:
             raise ValueError("should have no option but timeout (seconds), as it is for SQLite")
     elif url.query:
         _check_libpq_options(url.query)
-    return value
+    return SecretStr(url.render_as_string(hide_password=False))
 
 
 def _is_number(text: Any) -> bool:

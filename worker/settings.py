@@ -3,6 +3,7 @@
 They come in sections, so that a command needs only the settings that it uses: ``read(DatabaseSettings)``.
 """
 
+import os
 import re
 from functools import cached_property
 from importlib.metadata import version
@@ -353,3 +354,8 @@ NAMES = tuple(name for section in SECTIONS for name in section.model_fields)
 def names_in_file() -> set[str]:
     """The names in ``.env``, whether they are settings or not."""
     return set(dotenv_values(".env"))
+
+
+def names_in_environment() -> set[str]:
+    """The names in the environment, but for those of OpenTelemetry, which its SDK reads itself."""
+    return {name for name in os.environ if not name.startswith("OTEL_")}

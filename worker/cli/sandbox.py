@@ -1,10 +1,11 @@
 """``confirm-offer sandbox``: the stand-in of XONE by itself."""
 
+import errno
 import threading
 
 import click
 
-from worker.cli.ui.console import handle_errors, json_option, print_result
+from worker.cli.ui.console import Failed, handle_errors, json_option, print_result
 from worker.sandbox.server import Sandbox
 
 
@@ -18,11 +19,18 @@ def sandbox(port: int, host: str, as_json: bool) -> None:
 
     Example: confirm-offer sandbox --port 8900
     """
-    with Sandbox(port=port, host=host) as running:
-        try:
-            print_result(
-                as_json, f"stand-in of XONE at {running.url} - open it in a browser; Ctrl-C ends it", url=running.url
-            )
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            click.echo()
+    stand_in = Sandbox(port=port, host=host)
+    try:
+        stand_in.start()
+    except OSError as error:
+        reason = "another program has taken it" if error.errno == errno.EADDRINUSE else error.strerror
+        raise Failed(f"can't listen on port {port} of {host}: {reason}; choose another with --port") from None
+    try:
+        print_result(
+            as_json, f"stand-in of XONE at {stand_in.url} - open it in a browser; Ctrl-C ends it", url=stand_in.url
+        )
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        click.echo()
+    finally:
+        stand_in.stop()

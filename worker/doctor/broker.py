@@ -38,7 +38,7 @@ def check(settings: BrokerSettings) -> Iterator[Finding]:
                     yield _message_size(inspection)
             yield from _depths({each.name: each.depth for each in comparisons if each.depth is not None})
     except Exception as error:
-        yield _connection_error(error, settings.url)
+        yield connection_finding(error, settings.url)
 
 
 def _place(url: str) -> str:
@@ -59,7 +59,9 @@ def _server(inspection: Inspection, url: str) -> Finding:
     return Finding.ok(CHECK, f"{safe_part(product)} {safe_part(version)} at {_place(url)}")
 
 
-def _connection_error(error: Exception, url: str) -> Finding:
+def connection_finding(error: Exception, url: str) -> Finding:
+    """What connecting to the broker, or a later operation, raised."""
+    url = url.split(";")[0]
     place, name = _place(url), safe_part(_virtual_host(urlsplit(url).path))
     match connection_problem(error):
         case ConnectionProblem.LOGIN_REFUSED:
@@ -69,7 +71,7 @@ def _connection_error(error: Exception, url: str) -> Finding:
         case ConnectionProblem.NO_VIRTUAL_HOST:
             return Finding.error(
                 CHECK,
-                f"there is no virtual host {name}",
+                f"{place}: there is no such virtual host",
                 f"check the end of BROKER_URL, or make it: rabbitmqctl add_vhost {name}",
             )
         case ConnectionProblem.VIRTUAL_HOST_FORBIDDEN:

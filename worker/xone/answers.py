@@ -5,6 +5,7 @@ XONE's Confirm Offer page documents the successful answer. The meaning of refusa
 """
 
 import re
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -182,11 +183,21 @@ def transport_failure(error: requests.RequestException) -> XoneError:
         return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
     if isinstance(cause, NotDelivered):
         return NotSent("connect", "XONE had closed the connection before the request reached it")
-    if isinstance(cause, ConnectTimeoutError):  # also the base of: refused, no such name
-        return NotSent("connect", "XONE can't be reached")
+    if isinstance(cause, ConnectTimeoutError):  # also the base of the error of a refused connection, or of no such name
+        return NotSent("connect", _why_not_connected(cause))
     if isinstance(error, requests.Timeout) or "Timeout" in str(error):
         return Unknown("timeout", "no whole answer within XONE_TIMEOUT")
     return Unknown("connection-lost", "the connection broke before the answer was whole")
+
+
+def _why_not_connected(error: ConnectTimeoutError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ConnectionRefusedError):
+        return "the host of XONE_BASE_URL refuses the connection"
+    if isinstance(cause, TimeoutError):
+        return "the host of XONE_BASE_URL takes no connection within XONE_CONNECT_TIMEOUT"
+    is_name_unknown = cause is not None and isinstance(cause.__cause__, socket.gaierror)
+    return "no machine has the name in XONE_BASE_URL" if is_name_unknown else "XONE can't be reached"
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
