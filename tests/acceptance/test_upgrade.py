@@ -55,9 +55,9 @@ CHANGES = {
     "models/tables.py": {'    __tablename__ = "confirmations"\n': COLUMN},
     "worker/services/scheduler.py": {
         "from models.tables import Confirmation\n": "from models.tables import Confirmation, Note\n",
-        "            paused = sorted(self._runtime.pauses.partners(connection))\n": (
+        "            since = self._due_since(connection, paused)\n": (
             "            connection.execute(Note.__table__.insert(), {'note': 'next'})\n"
-            "            paused = sorted(self._runtime.pauses.partners(connection))\n"
+            "            since = self._due_since(connection, paused)\n"
         ),
     },
 }
