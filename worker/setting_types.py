@@ -22,6 +22,16 @@ def none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
+MAX_NAME = 100  # characters
+
+
+def person(name: str | None) -> str | None:
+    """A name for the audit, without space around it. Raises ValueError if it is none."""
+    if name is not None and not (name.isprintable() and 1 <= len(name.strip()) <= MAX_NAME):
+        raise ValueError(f"should be a name of 1 to {MAX_NAME} characters")
+    return name.strip() if name is not None else None
+
+
 def url_with(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         scheme = value.get_secret_value().split(":", 1)[0]

@@ -35,6 +35,7 @@ from worker.setting_types import (
     none_if_empty,
     one_line,
     path_with,
+    person,
     sentry_dsn,
     url_with,
 )
@@ -235,6 +236,14 @@ class RetentionSettings(Section):
     """Days after a confirmation has ended until workers erase its personal data. Empty: never."""
 
 
+class OperatorSettings(Section):
+    """Commands"""
+
+    CONFIRM_OFFER_USER: Annotated[str | None, BeforeValidator(none_if_empty), AfterValidator(person)] = None
+    """Who uses the commands, for the audit, where the system's user says little: in a container all are `root@pod`.
+    The option `--by` goes before it."""
+
+
 class LogSettings(Section):
     """Logs"""
 
@@ -344,6 +353,7 @@ SECTIONS: tuple[type[Section], ...] = (
     EventSettings,
     EncryptionSettings,
     RetentionSettings,
+    OperatorSettings,
     LogSettings,
     SentrySettings,
     TracingSettings,

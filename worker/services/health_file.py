@@ -151,5 +151,7 @@ def _read(path: Path) -> WorkerHealth | None:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
         content: dict[str, Any] = json.loads(file.read())
-    parts = {name: PartHealth(*part) for name, part in content["parts"].items()}
-    return WorkerHealth(**{"stopped": [], **content, "parts": parts})  # of an older version: without them
+    # Workers of other versions note less, or more.
+    parts = {name: PartHealth(*part[: len(PartHealth._fields)]) for name, part in content["parts"].items()}
+    known = {name: value for name, value in content.items() if name in WorkerHealth._fields}
+    return WorkerHealth(**{"stopped": [], **known, "parts": parts})

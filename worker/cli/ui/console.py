@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,13 +30,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 reason_option = click.option("--reason", help="Why, for the audit.")
 
 
-def _claim(_context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
-    from tasks.operations.audit import claim  # with the database, which commands that change nothing do not need
+def _claim(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
+    from tasks.operations.audit import (  # with the database, which commands that change nothing do not need
+        claim,
+        claimed,
+        who,
+    )
 
     try:
         claim(name)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+    if err.is_terminal and context.info_name != "show" and any(map(os.path.exists, _CONTAINER_FILES)) and not claimed():
+        print_note(f"the audit will name {who()}, as the user of a container: say who with --by or CONFIRM_OFFER_USER")
 
 
 by_option = click.option(
@@ -43,9 +50,10 @@ by_option = click.option(
     metavar="NAME",
     expose_value=False,
     callback=_claim,
-    help="Who does it, beside the system's user, for the audit.",
+    help="Who does it, for the audit, beside the system's user. Without it: CONFIRM_OFFER_USER.",
 )
 
+_CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
