@@ -23,6 +23,7 @@ from worker.messaging.topology import DEAD_LETTERS, JOBS
 
 pytestmark = pytest.mark.slow
 
+DETAIL = "policyholder.email: must be an e-mail address"  # of each that dead_letter() makes
 PERSON = ("Ada", "Lovelace", "ada@example.com")
 
 
@@ -63,9 +64,9 @@ def test_dead_letters_are_listed_by_code_masked_and_keep_their_order(broker_url:
     assert listing["total"] == 4
     assert listing["groups"] == [
         {"code": "invalid-job", "count": 2, "first_at": "2026-01-31T12:00:00.000000Z",
-         "last_at": "2026-01-31T12:00:01.000000Z"},
+         "last_at": "2026-01-31T12:00:01.000000Z", "details": [{"detail": DETAIL, "count": 2}]},
         {"code": "invalid-json", "count": 2, "first_at": "2026-01-31T12:00:02.000000Z",
-         "last_at": "2026-01-31T12:00:03.000000Z"},
+         "last_at": "2026-01-31T12:00:03.000000Z", "details": [{"detail": DETAIL, "count": 2}]},
     ]  # fmt: skip
     first, second, third, _ = listing["letters"]
     assert (first["partner_id"], first["offer_id"], first["size"]) == ("P-100", "offer-1", len(bodies[0]))
