@@ -11,10 +11,12 @@ ConfirmOfferError
     ├── Busy                XONE did not book, try later     http-423, http-429, http-503;
     │                                                    a web page: http-403, http-404, http-405
     ├── BadCredentials      XONE did not book                credentials
+    │   └── WrongPath       nor has it ever here             path
     ├── Refused             XONE refused for good            http-4xx, redirect
     ├── AlreadyBooked       a booking exists                 already-booked
     └── Unknown             XONE may have booked             timeout, connection-lost, bad-answer, wrong-offer,
         │                                                    too-large, http-408, http-425, http-5xx
+        ├── NotXone         the answer is no JSON at all     bad-answer
         ├── Oversized       its answer can't be stored       too-large
         └── Poison          workers die on it                poison
 """
@@ -87,6 +89,10 @@ class BadCredentials(XoneError):
     """XONE does not accept the client id and secret, or the token it gave for them. No fault of the offer."""
 
 
+class WrongPath(BadCredentials):
+    """XONE answered nothing but 404 and 405, and no offer was ever confirmed here: XONE_CONFIRM_PATH is wrong."""
+
+
 class Refused(XoneError):
     """XONE refused this offer for good."""
 
@@ -99,6 +105,10 @@ class AlreadyBooked(XoneError):
 
 class Unknown(XoneError):
     """XONE may have booked."""
+
+
+class NotXone(Unknown):
+    """The answer is no JSON at all, such as a page about maintenance: something stands before XONE."""
 
 
 class Oversized(Unknown):

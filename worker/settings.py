@@ -163,7 +163,9 @@ class XoneSettings(StatusSettings):
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), path_with("partner_id", "offer_id")] = (
         "/api/partners/{partner_id}/offers/{offer_id}"
     )
-    """Path that confirms an offer."""
+    """Path that confirms an offer. On XONE's newer public page it is
+    `/api/partners/{partner_id}/offers/{offer_id}/confirm`. With the wrong one XONE answers 404 or 405 to every offer:
+    until one was confirmed, that stops calls, with code `path`, and jobs wait."""
     XONE_BOOKINGS_PATH: Annotated[str, path_with("partner_id")] = "/api/partners/{partner_id}/bookings"
     """Path of a partner's list of bookings, read if a booking may exist already. Empty: never read."""
     XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]

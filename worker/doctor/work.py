@@ -67,6 +67,8 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
 def _remedy_of_stop(stop: StoppedCalls) -> str:
     if stop.code == "credentials":
         return "check XONE_CLIENT_ID and XONE_CLIENT_SECRET; jobs wait, and go on by themselves"
+    if stop.code == "path":
+        return "set XONE_CONFIRM_PATH: on XONE's newer page it ends in /confirm; then restart the workers"
     return "jobs wait, and go on by themselves: docs/runbook.md has what to ask XONE"
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from models.call_stop import CallStop
 from worker.backoff import exponential
-from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
+from worker.errors import BadCredentials, Busy, NotSent, NotXone, Refused, Unknown, XoneError
 from worker.observability import metrics
 from worker.observability.sentry import report
 from worker.xone.throttle import is_throttling
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 FAILURE_THRESHOLD = 5  # failures in a row
 INITIAL_PROBE_DELAY, MAX_PROBE_DELAY = 1.0, 5.0  # seconds
-OUTAGE_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: such as a page about maintenance
+OUTAGE_CODES = frozenset({"timeout", "connection-lost"})
 
 
 class CallsSuspended(Exception):
@@ -197,4 +197,5 @@ def is_outage(error: XoneError) -> bool:
     if isinstance(error, Busy):
         return error.http_status not in (423, 429)
     has_server_error = error.http_status is not None and error.http_status >= 500
-    return isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)
+    is_unknown = isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)
+    return is_unknown or isinstance(error, NotXone)
