@@ -57,7 +57,7 @@ SETTINGS = {
     "LOG_FORMAT": "json",
     "PYTHONWARNINGS": "ignore",  # Celery warns of running as root
 }
-ENDED = (State.CONFIRMED, State.PENDING, State.FAILED, State.NEEDS_REVIEW)
+ENDED = (State.CONFIRMED, State.PENDING, State.CANCELLED, State.FAILED, State.NEEDS_REVIEW)
 BOOKED_EVENTS = ("booking.confirmed", "booking.pending")
 EVENT_OF = {
     State.CONFIRMED: "booking.confirmed",

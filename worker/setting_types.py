@@ -103,7 +103,8 @@ def broker_options(value: SecretStr) -> SecretStr:
     if len(files) > 1:
         raise ValueError("should have the same ssl_ca_certs in each URL")
     try:
-        ssl.create_default_context(cafile=files.pop())
+        if "ssl_ca_certs" in names:
+            ssl.create_default_context().load_verify_locations(files.pop())
     except OSError:
         raise ValueError("ssl_ca_certs should be a file of certificates (PEM)") from None
     return value

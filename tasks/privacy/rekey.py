@@ -19,7 +19,7 @@ from sqlalchemy.orm import aliased
 from models.exact_json import write_exact
 from models.job import quote_ids
 from models.same import as_uuid
-from models.tables import Attempt, Booking, Confirmation, FurtherEmail
+from models.tables import Attempt, Booking, Confirmation, EarlierBooking, FurtherEmail
 from tasks import email_index
 from tasks.privacy.clear_columns import remove_misfits
 from tasks.privacy.sealed_columns import SEALED, id_in, place_of
@@ -29,7 +29,7 @@ from worker.storage.database import StatementBatch, locked
 from worker.storage.encryption import Encryption
 
 STEP = 100  # confirmations in one transaction
-MAX_STEP_BYTES = 16 * 1024 * 1024  # of their kept answers
+MAX_STEP_BYTES = 16 * 1024 * 1024  # of their kept answers and earlier bookings
 
 
 @dataclass
@@ -79,11 +79,12 @@ def rekey(engine: Engine, encryption: Encryption, step: int = STEP) -> Iterator[
         yield _rekey_halving(engine, encryption, [id_], skip_locked=False)[0]
 
 
-_KEPT_BYTES = (
-    select(func.coalesce(func.sum(func.length(Attempt.sealed_answer)), 0))
-    .where(Attempt.confirmation_id == Confirmation.id)
-    .scalar_subquery()
-)
+def _bytes_in(column: Any) -> Any:
+    is_theirs = column.table.c.confirmation_id == Confirmation.id
+    return select(func.coalesce(func.sum(func.length(column)), 0)).where(is_theirs).scalar_subquery()
+
+
+_KEPT_BYTES = _bytes_in(Attempt.__table__.c.sealed_answer) + _bytes_in(EarlierBooking.__table__.c.sealed_booking)
 
 
 def _rekey_halving(

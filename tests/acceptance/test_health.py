@@ -97,7 +97,7 @@ def test_a_running_worker_is_healthy(
 
     assert (before.exit_code, live.exit_code, after.exit_code) == (1, 0, 1)
     assert "no worker of this user runs on this machine" in before.stderr
-    assert status.stdout == f"worker {worker.process.pid} is well: consumer, tasks, scheduler, relay, database\n"
+    assert status.stdout == f"worker {worker.process.pid} is well: consumer, tasks, scheduler, follow-ups, relay, database\n"
     assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
 
@@ -150,8 +150,8 @@ def test_a_worker_without_rabbitmq_is_alive_but_not_healthy(pool: str, system: S
 def test_a_worker_without_its_database_is_alive_but_not_healthy(system: System, probe: Probe) -> None:
     system.start_worker(DATABASE_URL=f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none")
 
-    wait_for_unwell(probe, "database", "scheduler", "relay")
-    until(lambda: probe().stdout.count("waits for database, since its start") == 3)
+    wait_for_unwell(probe, "database", "scheduler", "follow-ups", "relay")
+    until(lambda: probe().stdout.count("waits for database, since its start") == 4)
 
     assert (probe().exit_code, probe("--live").exit_code) == (1, 0)
 
@@ -277,7 +277,7 @@ def test_health_follows_an_outage_and_its_end(
         rabbitmq.stop()
         wait_for_unwell(probe, "consumer", "scheduler", "relay")
         postgresql.stop()
-        wait_for_unwell(probe, "consumer", "scheduler", "relay", "database")
+        wait_for_unwell(probe, "consumer", "scheduler", "follow-ups", "relay", "database")
 
         assert (probe().exit_code, probe("--live").exit_code) == (1, 0)
         rabbitmq.start()

@@ -358,7 +358,7 @@ def test_no_worker_answers(recipe: list[Block], operator: Operator, system: Syst
     operator.run_in_background(start, system)
 
     until(lambda: operator.exit_code(check) == 0, every=0.5)
-    assert " is well: consumer, tasks, scheduler, relay, database" in operator.run(check)
+    assert " is well: consumer, tasks, scheduler, follow-ups, relay, database" in operator.run(check)
 
 
 def test_the_database_is_away(recipe: list[Block], operator: Operator, system: System, postgresql: PostgreSQL) -> None:

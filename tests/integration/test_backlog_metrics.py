@@ -89,6 +89,8 @@ def test_all_open_work_is_counted(engine: Engine) -> None:
         "confirmations['queued']": 3,
         "confirmations['confirming']": 0,
         "confirmations['retrying']": 2,
+        "confirmations['pending']": 0,
+        "oldest_confirmation_seconds['pending']": 0,
         "confirmations['needs_review']": 1,
         "oldest_confirmation_seconds['confirming']": 0,
         "outbox_events": 3,

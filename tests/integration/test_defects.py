@@ -34,7 +34,7 @@ STEPS = {
     "validation": "tasks.confirm.read_job",
     "accept": "tasks.confirm.accept_new_batch",
     "token": "worker.xone.client.Xone._request_token",
-    "call": "worker.xone.transport.Transport.send",
+    "call": "worker.xone.transport.Transport.open",
     "parse": "worker.xone.client.read_confirm_answer",
     "decide": "tasks.confirm.decide",
     "record": "tasks.record.store_booking",
@@ -123,7 +123,7 @@ def test_repr_and_str_show_no_personal_data(runtime: Runtime) -> None:
         {"id": "INS-1", "offer_id": "offer-1", "security_token": MARK, "policyholder": MARKED["policyholder"]}
     )
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.XoneError)]
-    xone_errors = [kind("code", "detail", 500, body) for kind in kinds]
+    xone_errors = [kind("code", "detail", 500, body) for kind in kinds if kind is not errors.OrderEnded]  # fixed texts
     with pytest.raises(JobRejected) as rejected:
         read_job(json.dumps({**MARKED, "partner_id": MARK, "offer_id": [MARK], MARK: 1}).encode())
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, insert, select, text, update
 
 from models.booking import Booking as XoneBooking
 from models.job import JobRejected, read_job
-from models.states import State
+from models.states import BookingStatuses, State
 from models.tables import Attempt, Booking, Confirmation
 from tasks import confirm
 from tasks.accept import Delivery, NewJob
@@ -233,7 +233,7 @@ def test_a_person_can_not_give_a_booking_to_two_offers(runtime: Runtime, sandbox
     def resolve(booking_id: str) -> None:
         booking = read_booking(shown.replace(b"%s", booking_id.encode()), OFFER)
         with runtime.engine.begin() as connection:
-            resolve_booked(connection, runtime.encryption, "P-100", booking, frozenset(), False, "me", None)
+            resolve_booked(connection, runtime.encryption, "P-100", booking, BookingStatuses(), False, "me", None)
 
     with pytest.raises(ResolveError, match=f"booking {taken} is stored for offer offer-1 already"):
         resolve(taken)

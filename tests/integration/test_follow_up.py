@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import insert, select, update
 from uuid_utils.compat import uuid7
 
@@ -24,7 +25,7 @@ from models.tables import (
     Policyholder,
     RateLimit,
 )
-from tasks import follow_up
+from tasks import confirm, follow_up
 from tasks.follow_up import (
     Change,
     FollowUpLost,
@@ -36,12 +37,16 @@ from tasks.follow_up import (
     release_list,
 )
 from tasks.operations import pauses
-from tasks.privacy import purge
+from tasks.operations.resolve import read_booking, resolve_booked
+from tasks.privacy import purge, rekey
 from tests.support.confirming import only, rows, run
 from worker.runtime import Runtime
+from worker.sandbox.answers import to_json
 from worker.sandbox.server import Sandbox
 from worker.services.follow_ups import FollowUps
+from worker.settings import EncryptionSettings, read
 from worker.storage.database import now, now_plus
+from worker.storage.encryption import Encryption
 from worker.storage.pause_cache import PauseCache
 from worker.storage.rate_limiter import reserve_slot
 
@@ -346,6 +351,51 @@ def test_a_look_gets_behind_confirm_calls(runtime: Runtime, sandbox: Sandbox, mo
             connection.execute(update(RateLimit).values(next_at=now()))
         look(limited)
     assert events(runtime, "o~pending") == [PENDING, CONFIRMED]
+
+
+def reviewed(runtime: Runtime, offer_id: str) -> None:
+    run(runtime, offer_id)
+    look(runtime, MAX_AGE + 10)
+    assert states(runtime)[offer_id] == State.NEEDS_REVIEW
+
+
+def test_what_stayed_pending_may_be_resolved(runtime: Runtime, sandbox: Sandbox) -> None:
+    """By a person, whose booking replaces the stored one."""
+    reviewed(runtime, "o~pending")
+    stored = sandbox.bookings["P-100", "o~pending"] | {"status": "CONFIRMED"}
+    booking = read_booking(to_json({"data": stored}), "o~pending")
+    with runtime.engine.begin() as connection:
+        resolve_booked(connection, runtime.encryption, "P-100", booking, STATUSES, False, "ann@here", None)
+
+    assert events(runtime, "o~pending") == [PENDING, "confirmation.needs_review", CONFIRMED]
+    assert (only(runtime, Booking).status, only(runtime, EarlierBooking).status) == ("CONFIRMED", "PENDING")
+
+
+def test_what_stayed_pending_is_not_sent_again_if_it_is_reprocessed(runtime: Runtime, sandbox: Sandbox) -> None:
+    reviewed(runtime, "o~pending")
+    set_status(sandbox, "o~pending", "CONFIRMED")
+    with runtime.engine.begin() as connection:
+        connection.execute(update(Confirmation).values(state=State.QUEUED, due_at=now()))
+    lease = confirm.lease_due(only(runtime, Confirmation).id, runtime)
+    assert lease is not None
+    confirm.attempt(lease, runtime)
+
+    assert events(runtime, "o~pending") == [PENDING, "confirmation.needs_review", CONFIRMED]
+    assert len(sandbox.calls) == 1
+    assert (only(runtime, Booking).status, only(runtime, EarlierBooking).status) == ("CONFIRMED", "PENDING")
+
+
+def test_rekey_covers_what_was_before(runtime: Runtime, sandbox: Sandbox) -> None:
+    run(runtime, "o~pending")
+    set_status(sandbox, "o~pending", "CONFIRMED")
+    look(runtime)
+    new = Encryption([Fernet.generate_key().decode(), *read(EncryptionSettings).keys])
+    done = sum(rekey.rekey(runtime.engine, new, 10), rekey.Rekeyed())
+
+    row, earlier = only(runtime, Confirmation), only(runtime, EarlierBooking)
+    assert done.unreadable == []
+    assert new.is_current(earlier.sealed_booking)
+    assert json.loads(new.decrypt(row.id, "booking 1", earlier.sealed_booking))["status"] == "PENDING"
 
 
 STATUSES = BookingStatuses()

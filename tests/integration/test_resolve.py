@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from models.booking import Booking as XoneBooking
-from models.states import BatchState, State
+from models.states import BatchState, BookingStatuses, State
 from models.tables import AuditEntry, BatchItem, Booking, Confirmation, OutboxEvent, Policy, Policyholder
 from tasks import confirm
 from tasks.operations import batches
@@ -23,7 +23,7 @@ from worker.sandbox.server import Sandbox
 from worker.storage.database import now_plus
 
 OFFER = "offer-1~drop-after~1"
-STATUSES = frozenset({"CONFIRMED"})
+STATUSES = BookingStatuses()
 ANSWER: dict[str, Any] = {
     "id": "INS-1",
     "offer_id": OFFER,
@@ -96,6 +96,12 @@ def test_the_status_decides_pending_and_the_setting_decides_links(in_review: Run
 
     assert (done.state, done.event_type) == (State.PENDING, "booking.pending")
     assert last_event(in_review)["data"]["booking"]["coi"]["url"] == "https://coi.example/1"
+
+
+def test_a_booking_without_cover_is_cancelled(in_review: Runtime) -> None:
+    done = resolve_as_booked(in_review, {**ANSWER, "status": "Cancelled"})
+
+    assert (done.state, done.event_type) == (State.CANCELLED, "booking.cancelled")
 
 
 def test_a_failure_has_the_code_resolved_and_the_reason(in_review: Runtime) -> None:

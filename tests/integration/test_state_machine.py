@@ -227,7 +227,8 @@ class Confirmations(RuleBasedStateMachine):
         self.xone.on_call = self.check_call
         runtime.xone = self.xone  # type: ignore[assignment]
         with runtime.engine.begin() as connection:
-            for table in reversed([table for table in Base.metadata.sorted_tables if table.name != "audit"]):
+            kept = {"audit", "servers"}
+            for table in reversed([table for table in Base.metadata.sorted_tables if table.name not in kept]):
                 connection.execute(delete(table))
         self.all_leases: list[Lease] = []  # all leases, for their clocks
         self.confirm_by: datetime | None = None  # of all jobs

@@ -308,8 +308,8 @@ def test_a_message_that_the_broker_refuses_is_an_error(traced_job: TracedJob, br
 
 def test_xone_gets_no_traceparent(traced_job: TracedJob, monkeypatch: pytest.MonkeyPatch) -> None:
     http, sent = traced_job.runtime.xone._http, []
-    send = http.send
-    monkeypatch.setattr(http, "send", lambda *request: sent.append(request) or send(*request))
+    open_ = http.open
+    monkeypatch.setattr(http, "open", lambda *request: sent.append(request) or open_(*request))
 
     traced_job.take_job("offer-1")
 

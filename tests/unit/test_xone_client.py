@@ -292,7 +292,7 @@ def test_a_second_confirmation_is_recognized_by_its_text(client: Xone) -> None:
         ({"id": "INS-1", "offer_id": "another"}, False),
         ({"data": {"offer_id": "o-1"}}, False),
         ({"data": None}, False),
-        ({"errors": [{"message": "Conflict."}]}, False),
+        ({"errors": [{"message": "The offer has lapsed."}]}, False),
         (["INS-1"], False),
     ],
 )

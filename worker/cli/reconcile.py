@@ -58,7 +58,7 @@ class Comparison:
             names.append(f"{compared.name} of {partner_id}")
 
 
-@click.command(short_help="Takes in bookings that the database has lost.")
+@click.command(short_help="Takes in bookings that XONE has and the database lost.")
 @click.option("--since", type=MOMENT, required=True, help="Booked at or after: 2026-01-31T14:00 (local), or 2h, 7d.")
 @click.option(
     "--partner", "partner_ids", multiple=True, help="Only this partner; may be repeated. Default: all stored."
