@@ -28,6 +28,8 @@ import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from models.states import ERROR_CODES
+
 if TYPE_CHECKING:
     from models.booking import Booking  # pydantic, which a command that only reads the database does not need
 
@@ -139,15 +141,9 @@ class Poison(Unknown):
     """Several workers in a row died on this confirmation. XONE may have booked."""
 
 
-CODES = (
-    "already-booked", "bad-answer", "connect", "connection-lost", "credentials", "expired", "path", "poison",
-    "redirect", "resolved", "still-pending", "timeout", "too-large", "withdrawn", "wrong-offer",
-)  # fmt: skip
-
-
 def is_code(text: str) -> bool:
     """Whether a confirmation can have failed with this code: docs/consumers.md lists them."""
-    return text in CODES or re.fullmatch(r"http-[1-9]\d\d", text) is not None
+    return text in ERROR_CODES or re.fullmatch(r"http-[1-9]\d\d", text) is not None
 
 
 def describe(error: BaseException) -> str:

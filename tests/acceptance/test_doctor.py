@@ -454,7 +454,7 @@ def test_missing_rights_of_a_role_are_reported(settings: dict[str, str], postgre
         "wrong: the role lacks USAGE on the sequence of audit, USAGE on the sequence of batches → docs/database"
     )
     assert without_one.bad()["rights"].startswith("wrong: the role lacks UPDATE on outbox →")
-    assert without_revision.bad()["rights"].startswith("wrong: the role lacks a right")
+    assert without_revision.bad()["rights"].startswith("wrong: the role of DATABASE_URL lacks a right")
     assert "the role may not connect to it" in without_connect.bad()["database"]
 
 

@@ -97,7 +97,10 @@ def test_a_running_worker_is_healthy(
 
     assert (before.exit_code, live.exit_code, after.exit_code) == (1, 0, 1)
     assert "no worker of this user runs on this machine" in before.stderr
-    assert status.stdout == f"worker {worker.process.pid} is well: consumer, tasks, scheduler, follow-ups, relay, database\n"
+    assert (
+        status.stdout
+        == f"worker {worker.process.pid} is well: consumer, tasks, scheduler, follow-ups, relay, database\n"
+    )
     assert live.stdout == f"worker {worker.process.pid} is alive\n"
 
 

@@ -24,7 +24,14 @@ STATE = click.Choice([state.value for state in State], case_sensitive=False)
 
 
 @click.command("confirmations")
-@click.option("--state", "states", multiple=True, type=STATE, help="Only this state; repeatable.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=STATE,
+    metavar="STATE",
+    help=f"Only this state; repeatable. {', '.join(State)}.",
+)
 @click.option("--partner", help="Only this partner's.")
 @click.option("--since", type=MOMENT, help="Accepted at or after: 2026-01-31T14:00 (local), or 30m, 2h, 7d ago.")
 @click.option("--until", type=MOMENT, help="Accepted before.")

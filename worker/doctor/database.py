@@ -176,7 +176,7 @@ def connection_finding(error: Exception, address: URL) -> Finding:
         return problem
     place = _place(address)
     if database.lacks_rights(error):
-        return Finding.error(RIGHTS, "the role lacks a right", GRANT_REMEDY)
+        return Finding.error(RIGHTS, "the role of DATABASE_URL lacks a right", "see docs/database-roles.md")
     if getattr(getattr(error, "orig", None), "sqlstate", None) == "57014":
         return Finding.error(
             CHECK, f"a statement took longer than {STATEMENT_TIMEOUT // 1000} s", "see what the database is busy with"

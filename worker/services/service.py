@@ -87,7 +87,7 @@ class Service:
 
     def _log_failure(self, error: Exception) -> None:
         if self.waits_for is not None:
-            why = {"reason": known} if (known := reason(error)) is not None else {}
-            log.warning("duty_waits", duty=self.name, waits_for=self.waits_for, error=database.name_of(error), **why)
+            name, why = database.name_of(error), reason(error)
+            log.warning("duty_waits", duty=self.name, waits_for=self.waits_for, error=name, reason=why)
         else:
             report(error, duty=self.name)

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from worker.errors import CODES, is_code
+from models.states import ERROR_CODES
+from worker.errors import is_code
 
 
 class Code(click.ParamType[str]):
@@ -18,8 +19,8 @@ class Code(click.ParamType[str]):
         if is_code(text):
             return text
         small = text.lower().replace("_", "-")
-        close = [small] if is_code(small) else get_close_matches(small, (*CODES, "http-422"), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"codes are http-NNN, {', '.join(CODES)}"
+        close = [small] if is_code(small) else get_close_matches(small, (*ERROR_CODES, "http-422"), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"codes are http-NNN, {', '.join(sorted(ERROR_CODES))}"
         return self.fail(f"{text} is no code; {hint}", param, ctx)
 
 
