@@ -287,7 +287,7 @@ def test_an_unhealthy_worker_on_this_machine_is_reported(system: System) -> None
         (
             lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"),
             "can't be reached",
-            "check whether it runs",
+            "see whether it runs",
         ),
         (lambda url, port: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name", "name servers"),
         (lambda url, port: url + "_gone", "there is no such database", "docs/database-roles.md"),
