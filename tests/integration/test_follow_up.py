@@ -344,7 +344,7 @@ def test_a_look_gets_behind_confirm_calls(runtime: Runtime, sandbox: Sandbox, mo
     monkeypatch.setenv("XONE_RATE_LIMIT", "0.1")
     with closing(Runtime()) as limited:
         with limited.engine.begin() as connection:
-            assert reserve_slot(connection, 0.1) == 0.0
+            assert reserve_slot(connection, 0.1) < 0.001  # SQLite rounds
         look(limited)
         assert events(runtime, "o~pending") == [PENDING]
         with limited.engine.begin() as connection:
