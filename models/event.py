@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 
 from models.booking import Booking, Policy
 from models.exact_json import decimal_text, moment, write_exact
+from models.states import ERROR_CODES
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 
@@ -31,11 +32,6 @@ class EventType(StrEnum):
     CONFIRMATION_NEEDS_REVIEW = "confirmation.needs_review"
 
 
-# Beside http-<status>. More may come.
-ERROR_CODES = (
-    "connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked",
-    "credentials", "poison", "resolved", "expired", "withdrawn", "still-pending",
-)  # fmt: skip
 BOOKING_EVENTS = (
     EventType.BOOKING_CONFIRMED,
     EventType.BOOKING_PENDING,

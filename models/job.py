@@ -222,15 +222,18 @@ def _canonical(ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(canonical_id, ids)))
 
 
-def read_job(body: bytes) -> Job:
-    """The job in a message's body. Raises JobRejected: ``too-large``, ``invalid-json`` or ``invalid-job``."""
+def read_job(body: bytes, names_keys: bool = False) -> Job:
+    """The job in a message's body. Raises JobRejected: ``too-large``, ``invalid-json`` or ``invalid-job``.
+
+    names_keys: its detail names unknown keys. They may be personal data, so only for those whose file it is.
+    """
     if len(body) > MAX_BYTES:
         raise JobRejected("too-large", f"{len(body)} bytes; at most {MAX_BYTES} are accepted")
     content = _read_json(body)
     try:
         return Job.model_validate(content)
     except ValidationError as error:
-        raise JobRejected("invalid-job", _describe(error)) from None
+        raise JobRejected("invalid-job", _describe(error, names_keys)) from None
 
 
 def _read_json(body: bytes) -> Any:
@@ -316,23 +319,23 @@ def _refuse_lone_surrogates(content: Any) -> None:
         raise JobRejected("invalid-json", "a text holds half of a surrogate pair") from None
 
 
-def _describe(error: ValidationError, most: int = 5) -> str:
+def _describe(error: ValidationError, names_keys: bool = False, most: int = 5) -> str:
     """The first problems, each as ``place: what is wrong``. Contains names of known keys only, and no value."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    lines = [f"{_place(problem['loc'])}: {_reason(problem)}" for problem in problems[:most]]
+    lines = [f"{_place(problem['loc'], names_keys)}: {_reason(problem)}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"and {len(problems) - most} more")
     return "; ".join(lines)
 
 
-def _place(loc: tuple[str | int, ...]) -> str:
+def _place(loc: tuple[str | int, ...], names_keys: bool) -> str:
     """``quotes[0].insured[1].email``. An unknown key is shown as ``<key>``, for it may be personal data."""
     place = ""
     for step in loc:
         if isinstance(step, int):
             place += f"[{step}]"
         else:
-            name = step if step in KNOWN_KEYS else "<key>"
+            name = step if step in KNOWN_KEYS or names_keys else "<key>"
             place += f".{name}" if place else name
     return place or "the job"
 

@@ -1,4 +1,4 @@
-"""The states of confirmations and batches, and the outcomes of attempts."""
+"""The states of confirmations and batches, the outcomes of attempts, and the codes of their errors."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,3 +79,10 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     NOT_BOOKED = "not_booked"
     UNKNOWN = "unknown"
+
+
+# Beside http-<status>. More may come.
+ERROR_CODES = (
+    "connect", "timeout", "connection-lost", "bad-answer", "wrong-offer", "too-large", "redirect", "already-booked",
+    "credentials", "path", "poison", "resolved", "expired", "withdrawn", "still-pending",
+)  # fmt: skip

@@ -427,3 +427,18 @@ class OutboxEvent(Base):
         UniqueConstraint("confirmation_id", "sequence"),
         _partial_index("ix_outbox_unpublished", "created_at", where="published_at is null"),
     )
+
+
+class WorkerVitals(Base):
+    """What a worker process notes of itself every few seconds, for people. Nothing that workers do depends on it."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, doc="of the process, from its start to its end")
+    worker_id: Mapped[UUID] = mapped_column(doc="of the worker; another one only for processes of the prefork pool")
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    vitals: Mapped[dict[str, Any]] = mapped_column(doc="concurrency, unwell parts, what keeps calls from passing")

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -26,6 +27,7 @@ from worker.messaging import broker, topology
 from worker.observability import logs, sentry, tracing, unread_output
 from worker.runtime import Runtime, current
 from worker.services.bootstep import BackgroundServices
+from worker.services.vitals import Vitals
 from worker.settings import LogSettings, TracingSettings, read
 
 log = structlog.get_logger(__name__)
@@ -166,6 +168,7 @@ def _follow_parent(**_: Any) -> None:
     asynpool._pool.soft_timeout_sighandler = logs.write_stacks
     if _end_of_parent is not None:
         _end_of_parent.follow()
+    Vitals(current(), is_child=True).start()
 
 
 @signals.worker_process_shutdown.connect  # in each process of the prefork pool
@@ -235,9 +238,28 @@ def _keep_logging(**_: Any) -> None:
     """Does nothing. With a receiver of this signal, Celery does not configure logging."""
 
 
+# Celery's own tools that lose jobs, or get no answer from a worker without remote control and events.
+_NO_ANSWER = (
+    "workers have no remote control and send no events; use 'confirm-offer health', 'confirm-offer doctor', the "
+    "metrics (METRICS_PORT) and RabbitMQ's management"
+)
+_REFUSED_TOOLS = {
+    "purge": "it would delete jobs without a trace; 'confirm-offer pause' stops calls, and jobs wait",
+    **dict.fromkeys(("inspect", "status", "control", "events", "flower"), _NO_ANSWER),
+}
+
+
+def _refuse_tools(command: list[str]) -> None:
+    """Ends the program at ``celery -A worker purge`` and others of _REFUSED_TOOLS. command: sys.argv."""
+    if Path(command[0]).name == "celery" or command[0].endswith("/celery/__main__.py"):
+        for tool in _REFUSED_TOOLS.keys() & set(command[1:]):
+            raise SettingsError(f"celery {tool} is refused: {_REFUSED_TOOLS[tool]}")
+
+
 def _app_of_process() -> Celery:
     """The application for Celery's command line, which needs it at import. Ends the program on an invalid setting."""
     try:
+        _refuse_tools(sys.argv)
         read(LogSettings)
         sentry.configure_sentry(current().sentry_settings)
         return make_app(current())

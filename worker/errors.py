@@ -12,18 +12,23 @@ ConfirmOfferError
     ├── Busy                XONE did not book, try later     http-423, http-429, http-503;
     │                                                    a web page: http-403, http-404, http-405
     ├── BadCredentials      XONE did not book                credentials
+    │   └── WrongPath       nor has it ever here             path
     ├── Refused             XONE refused for good            http-4xx, redirect
     ├── AlreadyBooked       a booking exists                 already-booked
     ├── OrderEnded          no call is made any more         expired, withdrawn
     └── Unknown             XONE may have booked             timeout, connection-lost, bad-answer, wrong-offer,
         │                                                    too-large, http-408, http-425, http-5xx
+        ├── NotXone         the answer is no JSON at all     bad-answer
         ├── Oversized       its answer can't be stored       too-large
         └── Poison          workers die on it                poison
 """
 
+import re
 import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from models.states import ERROR_CODES
 
 if TYPE_CHECKING:
     from models.booking import Booking  # pydantic, which a command that only reads the database does not need
@@ -92,6 +97,10 @@ class BadCredentials(XoneError):
     """XONE does not accept the client id and secret, or the token it gave for them. No fault of the offer."""
 
 
+class WrongPath(BadCredentials):
+    """XONE answered nothing but 404 and 405, and no offer was ever confirmed here: XONE_CONFIRM_PATH is wrong."""
+
+
 class Refused(XoneError):
     """XONE refused this offer for good."""
 
@@ -120,12 +129,21 @@ class Unknown(XoneError):
     """XONE may have booked."""
 
 
+class NotXone(Unknown):
+    """The answer is no JSON at all, such as a page about maintenance: something stands before XONE."""
+
+
 class Oversized(Unknown):
     """XONE answered with a booking, probably, that is too large to be stored. A person has to look at it."""
 
 
 class Poison(Unknown):
     """Several workers in a row died on this confirmation. XONE may have booked."""
+
+
+def is_code(text: str) -> bool:
+    """Whether a confirmation can have failed with this code: docs/consumers.md lists them."""
+    return text in ERROR_CODES or re.fullmatch(r"http-[1-9]\d\d", text) is not None
 
 
 def describe(error: BaseException) -> str:

@@ -116,6 +116,20 @@ def unavailable_dependency(error: Exception) -> str | None:
     return "database" if database.is_error(error) else None
 
 
+def reason(error: Exception) -> str | None:
+    """Why a dependency is unavailable, as far as its error shows it, for logs."""
+    if database.is_error(error):
+        problem = database.connection_problem(error)
+        return problem.reason if problem is not None else None
+    from worker.messaging import broker
+    from worker.messaging.inspection import connection_problem
+    from worker.messaging.publisher import NotTaken
+
+    if isinstance(error, NotTaken):
+        return str(error)
+    return connection_problem(error).value if broker.raised(error) else None
+
+
 def unreachable_dependency(error: Exception) -> str | None:
     """As ``unavailable_dependency``, without errors of the database that one item of a group may cause for all."""
     if database.is_unreachable(error):

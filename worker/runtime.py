@@ -13,8 +13,10 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
 
+from models.tables import Booking
 from worker.errors import SettingsError
 from worker.observability import tracing
 from worker.outages import retry_while_unavailable, unreachable_dependency
@@ -105,7 +107,15 @@ class Runtime:
     def xone(self) -> "Xone":
         from worker.xone.client import Xone  # with requests, for which a command that asks the database need not wait
 
-        return Xone(self.xone_settings, connections=self.worker_settings.WORKER_CONCURRENCY)
+        return Xone(self.xone_settings, self.worker_settings.WORKER_CONCURRENCY, self._has_ever_confirmed)
+
+    def _has_ever_confirmed(self) -> bool:
+        """Whether a booking is stored; also if the database does not say."""
+        try:
+            with self.engine.connect() as connection:
+                return connection.execute(select(Booking.confirmation_id).limit(1)).first() is not None
+        except SQLAlchemyError:
+            return True
 
     def commit(self, work: Callable[[Connection], Result]) -> Result:
         """Runs ``work`` in a transaction and returns its result once it is committed.

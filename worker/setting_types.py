@@ -22,6 +22,16 @@ def none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
+MAX_NAME = 100  # characters
+
+
+def person(name: str | None) -> str | None:
+    """A name for the audit, without space around it. Raises ValueError if it is none."""
+    if name is not None and not (name.isprintable() and 1 <= len(name.strip()) <= MAX_NAME):
+        raise ValueError(f"should be a name of 1 to {MAX_NAME} characters")
+    return name.strip() if name is not None else None
+
+
 def url_with(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         scheme = value.get_secret_value().split(":", 1)[0]
@@ -60,13 +70,21 @@ def broker_url(value: SecretStr) -> SecretStr:
     if re.fullmatch(r"memory:[^;\s]*", url):
         return value
     urls = url.split(";")
-    if not all(re.fullmatch(r"(amqps?|pyamqp)://[^#\s]*", each) and _is_url(each) for each in urls):
-        raise ValueError(
-            "should be amqp://user:password@host:port/vhost; characters with a meaning in a URL are percent-encoded"
-        )
+    if not all(_AMQP.fullmatch(each) and _is_url(each) and _has_one_at(each) for each in urls):
+        raise ValueError(f"should be amqp://user:password@host:port/vhost; {ENCODED}")
     if len({each.partition(":")[0] for each in urls}) > 1:
         raise ValueError("should have whole URLs between its semicolons, all with amqp: or all with amqps:")
     return value
+
+
+_AMQP = re.compile(r"(amqps?|pyamqp)://[^#\s]*")
+ENCODED = "characters with a meaning in a URL are percent-encoded: @ is %40, / is %2F, : is %3A, ? is %3F, # is %23"
+
+
+def _has_one_at(url: str) -> bool:
+    """Whether no @ stands where host, port or path would take a part of the password in."""
+    parts = urlsplit(url)
+    return parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.query + parts.fragment
 
 
 def broker_options(value: SecretStr) -> SecretStr:
@@ -93,13 +111,15 @@ def broker_options(value: SecretStr) -> SecretStr:
 
 
 def database_url(value: SecretStr) -> SecretStr:
-    value = SecretStr(_with_hosts_as_options(value.get_secret_value()))
+    text = _with_hosts_as_options(re.sub(r"^postgres:", "postgresql:", value.get_secret_value()))
     try:
-        url = make_url(value.get_secret_value())
+        url = make_url(text)
     except (ArgumentError, ValueError):
         raise ValueError("should be a database URL, such as postgresql+psycopg://host/database") from None
     if url.drivername not in ("postgresql", "postgresql+psycopg", "sqlite"):
         raise ValueError("should be a PostgreSQL or SQLite URL, with no other driver than psycopg")
+    if "@" in (url.host or ""):
+        raise ValueError(f"should be postgresql://user:password@host:port/database; {ENCODED}")
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("should name a file, such as sqlite:///confirm-offer.db")
     if url.drivername == "sqlite":
@@ -108,7 +128,7 @@ def database_url(value: SecretStr) -> SecretStr:
     elif url.query:
         _check_libpq_options(url.query)
         _check_hosts(url)
-    return value
+    return SecretStr(text)
 
 
 _SEVERAL_HOSTS = re.compile(r"(postgresql[^:/]*://(?:[^/?]*@)?)([^/?@]*,[^/?@]*)(/[^?]*)?(?:\?(.*))?")

@@ -3,6 +3,7 @@
 They come in sections, so that a command needs only the settings that it uses: ``read(DatabaseSettings)``.
 """
 
+import os
 import re
 from functools import cached_property
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from worker.setting_types import (
     none_if_empty,
     one_line,
     path_with,
+    person,
     sentry_dsn,
     url_with,
 )
@@ -175,7 +177,9 @@ class XoneSettings(StatusSettings):
     XONE_CONFIRM_PATH: Annotated[str, Field(min_length=1), path_with("partner_id", "offer_id")] = (
         "/api/partners/{partner_id}/offers/{offer_id}"
     )
-    """Path that confirms an offer."""
+    """Path that confirms an offer. On XONE's newer public page it is
+    `/api/partners/{partner_id}/offers/{offer_id}/confirm`. With the wrong one XONE answers 404 or 405 to every offer:
+    until one was confirmed, that stops calls, with code `path`, and jobs wait."""
     XONE_BOOKINGS_PATH: Annotated[str, path_with("partner_id")] = "/api/partners/{partner_id}/bookings"
     """Path of a partner's list of bookings, read if a booking may exist already. Empty: never read."""
     XONE_CLIENT_ID: Annotated[str, Field(min_length=1)]
@@ -262,6 +266,14 @@ class RetentionSettings(Section):
     DELETE_EVENTS_AFTER_DAYS: Annotated[PositiveFloat | None, Field(le=36500), BeforeValidator(none_if_empty)] = None
     """Days after an event was published until workers delete it: `events replay` finds no older one. Empty: never,
     unless its confirmation is deleted."""
+
+
+class OperatorSettings(Section):
+    """Commands"""
+
+    CONFIRM_OFFER_USER: Annotated[str | None, BeforeValidator(none_if_empty), AfterValidator(person)] = None
+    """Who uses the commands, for the audit, where the system's user says little: in a container all are `root@pod`.
+    The option `--by` goes before it."""
 
 
 class LogSettings(Section):
@@ -374,6 +386,7 @@ SECTIONS: tuple[type[Section], ...] = (
     EventSettings,
     EncryptionSettings,
     RetentionSettings,
+    OperatorSettings,
     LogSettings,
     SentrySettings,
     TracingSettings,
@@ -384,3 +397,8 @@ NAMES = tuple(name for section in SECTIONS for name in section.model_fields)
 def names_in_file() -> set[str]:
     """The names in ``.env``, whether they are settings or not."""
     return set(dotenv_values(".env"))
+
+
+def names_in_environment() -> set[str]:
+    """The names in the environment, but for those of OpenTelemetry, which its SDK reads itself."""
+    return {name for name in os.environ if not name.startswith("OTEL_")}

@@ -6,24 +6,33 @@ import socket
 import time
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, insert, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from models.tables import AuditEntry
+from worker.setting_types import person
+from worker.settings import OperatorSettings, read
 from worker.storage.database import now
 
 WRITE_EVERY = 1.0  # seconds between two writes of a count that grows
-MAX_NAME = 100  # characters
 
 _claimed: ContextVar[str | None] = ContextVar("claimed", default=None)
 
 
 def claim(name: str | None) -> None:
-    """Who a person says to be (``--by``), for this command. Raises ValueError if it is no name."""
-    if name is not None and not (name.isprintable() and 1 <= len(name.strip()) <= MAX_NAME):
-        raise ValueError(f"should be a name of 1 to {MAX_NAME} characters")
-    _claimed.set(name.strip() if name is not None else None)
+    """Who a person says to be (``--by``), for this command. Raises ValueError if it is no name.
+
+    None for whom CONFIRM_OFFER_USER names, if anyone.
+    """
+    _claimed.set(person(name) or read(OperatorSettings).CONFIRM_OFFER_USER)
+
+
+def claimed() -> str | None:
+    """Whom ``claim`` named."""
+    return _claimed.get()
 
 
 def who() -> str:
@@ -33,8 +42,8 @@ def who() -> str:
     except KeyError:  # a container's user without a name
         user = f"uid-{os.geteuid()}"
     on_system = f"{user}@{socket.gethostname()}"
-    claimed = _claimed.get()
-    return f"{claimed} ({on_system})" if claimed else on_system
+    name = claimed()
+    return f"{name} ({on_system})" if name else on_system
 
 
 def audit(connection: Connection, command: str, by: str, reason: str | None, count: int, **details: Any) -> int:
@@ -48,6 +57,33 @@ def audit(connection: Connection, command: str, by: str, reason: str | None, cou
         .values(at=now(), by=by, command=command, reason=reason, count=count, details=details)
         .returning(AuditEntry.id)
     ).scalar_one()
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """A row of the audit, as JSON shows it."""
+
+    id: int
+    at: datetime
+    by: str
+    command: str
+    reason: str | None
+    count: int
+    details: dict[str, Any]
+
+
+def entries(
+    connection: Connection, limit: int, since: datetime | None = None, by: str | None = None, command: str | None = None
+) -> list[AuditRow]:
+    """The newest rows, newest first. by: a part of who it was, in any case; command: how it begins."""
+    query = select(AuditEntry.__table__).order_by(AuditEntry.id.desc()).limit(limit)
+    if since is not None:
+        query = query.where(AuditEntry.at >= since)
+    if by is not None:
+        query = query.where(AuditEntry.by.icontains(by, autoescape=True))
+    if command is not None:
+        query = query.where(AuditEntry.command.startswith(command, autoescape=True))
+    return [AuditRow(**row._mapping) for row in connection.execute(query)]
 
 
 class Tally:

@@ -1,21 +1,27 @@
 """All that is known of a confirmation, read from the database. Decrypts nothing: see tasks/privacy/reveal.py."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, or_, select
 
+from models.event import LINKS
 from models.states import BOOKED, BatchState, State
 from models.tables import Attempt, Batch, BatchItem, Booking, Confirmation, OutboxEvent, Policy, is_offer
-from tasks.operations import pauses
+from tasks.operations import pauses, workers
 from tasks.operations.pauses import ActivePause
+from tasks.operations.workers import StoppedCalls
 from worker.formatting import OMIT_IF_NONE
-from worker.storage.database import now
+from worker.storage.database import in_literally, now
 
 MAX_FOUND = 20  # confirmations of one name
+MAX_CLOCK_SKEW = timedelta(hours=1)  # between the clock that made an id and that of the database
+_UNDER_WAY = (State.QUEUED, State.RETRYING, State.CONFIRMING)
 
 Details = TypeVar("Details")
 
@@ -134,7 +140,7 @@ class FoundConfirmation:
     """A confirmation, and what decides when it is tried next.
 
     now: by the database's clock; due_at: when a worker may take it, or take it over; batches: those that have not
-    finished with it; pauses: those that stop its calls.
+    finished with it; pauses: those that stop its calls; stopped: what else does; has_workers: whether any runs.
     """
 
     id: UUID
@@ -143,6 +149,84 @@ class FoundConfirmation:
     due_at: datetime | None
     batches: tuple[BatchMembership, ...]
     pauses: tuple[ActivePause, ...]
+    stopped: tuple[StoppedCalls, ...]
+    has_workers: bool
+
+
+@dataclass(frozen=True)
+class ListedConfirmation:
+    """A confirmation in a list, as JSON shows it. code, http_status: of its last error."""
+
+    partner_id: str
+    offer_id: str
+    order_reference: str | None
+    state: State
+    code: str | None
+    http_status: int | None
+    attempts: int
+    created_at: datetime
+    updated_at: datetime
+    next_attempt_at: datetime | None
+
+
+def listed(
+    connection: Connection,
+    limit: int,
+    states: Sequence[State] = (),
+    partner_id: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[ListedConfirmation]:
+    """The newest confirmations, by when they were accepted, newest first. states: none for all."""
+    query = select(Confirmation.__table__).order_by(Confirmation.id.desc()).limit(limit)
+    if states:
+        query = query.where(in_literally(Confirmation.state, states))
+    if partner_id is not None:
+        query = query.where(Confirmation.partner_id == partner_id)
+    if since is not None:
+        query = query.where(Confirmation.created_at >= since, Confirmation.id >= _first_id(since - MAX_CLOCK_SKEW))
+    if until is not None:
+        query = query.where(Confirmation.created_at < until, Confirmation.id < _first_id(until + MAX_CLOCK_SKEW))
+    return [
+        ListedConfirmation(
+            row.partner_id,
+            row.offer_id,
+            row.order_reference,
+            State(row.state),
+            row.error_code,
+            row.error_http_status,
+            row.attempts,
+            row.created_at,
+            row.updated_at,
+            next_attempt_at=row.due_at if row.state in (State.QUEUED, State.RETRYING) else None,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _first_id(at: datetime) -> UUID:
+    """The lowest id (UUIDv7) of that time, so that the primary key finds where to begin and to end."""
+    return UUID(int=max(int(at.timestamp() * 1000), 0) << 80)
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event as it was published, without the customers' links. published_at: None before it is."""
+
+    content: dict[str, Any]
+    published_at: datetime | None
+
+
+def stored_event(connection: Connection, event_id: UUID) -> StoredEvent | None:
+    """The event with this id, if it is stored."""
+    query = select(OutboxEvent.payload, OutboxEvent.published_at).where(OutboxEvent.id == event_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    content: dict[str, Any] = json.loads(row.payload)
+    for link in LINKS:
+        (content["data"].get("booking") or {}).pop(link, None)
+    return StoredEvent(content, row.published_at)
 
 
 def find(engine: Engine, name: str, partner_id: str | None = None) -> list[FoundConfirmation]:
@@ -191,6 +275,8 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
         purged_at=row.purged_at,
     )
     active_pauses = [] if row.state in BOOKED else pauses.active(connection)
+    running = workers.running(connection)
+    stopped = workers.stopped_calls(running) if row.state in _UNDER_WAY else []
     return FoundConfirmation(
         id=row.id,
         details=details,
@@ -198,6 +284,8 @@ def _with_details(connection: Connection, row: Row[Any]) -> FoundConfirmation:
         due_at=row.due_at,
         batches=_batches(connection, row),
         pauses=tuple(pause for pause in active_pauses if pause.partner_id in (None, row.partner_id)),
+        stopped=tuple(stop for stop in stopped if stop.concerns(row.partner_id)),
+        has_workers=bool(running),
     )
 
 

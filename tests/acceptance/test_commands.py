@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,23 +97,79 @@ def test_a_new_database_is_upgraded_and_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["db", "check"], "the database can't be reached"),
-        (["show", "offer-1"], "the database can't be reached"),
-        (["broker", "declare"], "the broker can't be reached"),
+        (["db", "check"], "database: 127.0.0.1:1, database x: can't be reached: nothing listens there; "),
+        (["show", "offer-1"], "database: 127.0.0.1:1, database x: can't be reached: nothing listens there; "),
+        (["broker", "declare"], "broker: 127.0.0.1:1, virtual host /: can't be reached (ConnectionRefusedError); "),
     ],
 )
 def test_an_unavailable_server_is_one_line(command: list[str], message: str) -> None:
     unavailable = {
-        "DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x",
+        "DATABASE_URL": "postgresql+psycopg://user:hush@127.0.0.1:1/x",
         "BROKER_URL": "amqp://guest:hush@127.0.0.1:1//",
     }
 
     done = run_here(*command, **unavailable)
 
     assert done.exit_code == 1
-    assert message in done.stderr
+    assert done.stderr.startswith(f"confirm-offer: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert "hush" not in done.stderr
+
+
+@pytest.mark.parametrize("upgrade", [True, False])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("garbage.db", "the file is no SQLite database; check DATABASE_URL"),
+        ("gone/new.db", "there is no folder "),
+        ("", " is a folder; put the name of a file behind it in DATABASE_URL"),
+    ],
+)
+def test_an_unusable_sqlite_file_is_one_line(name: str, message: str, upgrade: bool, tmp_path: Path) -> None:
+    (tmp_path / "garbage.db").write_bytes(b"no database at all" * 100)
+
+    done = run_here(*(["db", "upgrade"] if upgrade else ["failed"]), DATABASE_URL=f"sqlite:///{tmp_path}/{name}")
+
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda url: url.replace("guest:guest", "guest:MARK"), "user or password is not accepted; check user and "),
+        (lambda url: url + "-gone", "there is no such virtual host; check the end of BROKER_URL"),
+        (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name; check the host in BROKER"),
+        (lambda url: url.replace("amqp:", "amqps:"), "does not speak TLS; check the port in BROKER_URL"),
+    ],
+    ids=["password", "vhost", "host", "tls"],
+)
+def test_an_unusable_broker_is_one_line(change: Callable[[str], str], message: str, broker_url: str) -> None:
+    done = run_here("dead-letters", "list", BROKER_URL=change(broker_url))
+
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert message in done.stderr
+    assert "MARK" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run_here("sandbox", "--port", str(port))
+
+    reason = f"can't listen on port {port} of 127.0.0.1: another program has taken it; choose another with --port"
+    assert (done.exit_code, done.stderr) == (1, f"confirm-offer: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [("HTTP-422", "did you mean http-422?"), ("timeuot", "did you mean timeout?"), ("x", "http-NNN")]
+)
+def test_an_unknown_code_is_named(code: str, hint: str, sqlite_url: str) -> None:
+    done = run_here("failed", "--code", code, DATABASE_URL=sqlite_url)
+
+    assert done.exit_code == 2
+    assert f"{code} is no code; " in done.stderr
+    assert hint in done.stderr
 
 
 def test_show_without_tables_names_the_command_to_run(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_correct_set_up_has_no_findings(system: System) -> None:
     assert report.code == 0
     assert {entry.check for entry in report.findings} == {
         "settings", "time-outs", "open files", "workers here", "Sentry", "database", "tables", "clock", "data keys",
-        "due", "outbox", "broker", "message size", "queues", "jobs", "token",
+        "workers", "due", "outbox", "broker", "message size", "queues", "jobs", "token",
     }  # fmt: skip
     assert report.of("jobs").message == "1 worker takes them, 0 wait"
     assert report.of("data keys").message == "the first opens the newest and the oldest that is stored"
@@ -198,20 +198,22 @@ def test_a_missing_or_wrong_setting_is_named(
     assert "MARK" not in report.text
 
 
-def test_a_misspelt_name_in_the_env_file_is_named(tmp_path: Path, small_settings: dict[str, str]) -> None:
+def test_a_misspelt_name_is_named_in_env_file_and_environment(tmp_path: Path, small_settings: dict[str, str]) -> None:
     (tmp_path / ".env").write_text("WORKER_CONCURENCY=8\nOF_ANOTHER_PROGRAM=1\n")
     done = subprocess.run(
         [sys.executable, "-m", "worker", "doctor", "--json"],
-        env={**os.environ, **small_settings, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, **small_settings, "PYTHONPATH": str(PROJECT), "XONE_TIMOUT": "9", "OTHER_URL": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
 
-    assert Report(done).bad()["settings"] == (
-        "warning: WORKER_CONCURENCY in .env is no setting → write WORKER_CONCURRENCY, if that is what is meant"
-    )
-    assert "ANOTHER" not in done.stdout
+    misspelt = [entry for entry in Report(done).findings if entry.check == "settings"]
+    assert [f"{entry.level}: {entry.message} → {entry.remedy}" for entry in misspelt if entry.remedy] == [
+        "warning: WORKER_CONCURENCY in .env is no setting → write WORKER_CONCURRENCY, if that is what is meant",
+        "warning: XONE_TIMOUT in the environment is no setting → write XONE_TIMEOUT, if that is what is meant",
+    ]
+    assert "OTHER" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,11 @@ def test_an_unhealthy_worker_on_this_machine_is_reported(system: System) -> None
 @pytest.mark.parametrize(
     ("change", "message", "remedy"),
     [
-        (lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"), "can't be reached", "pg_isready"),
+        (
+            lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"),
+            "can't be reached",
+            "see whether it runs",
+        ),
         (lambda url, port: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name", "name servers"),
         (lambda url, port: url + "_gone", "there is no such database", "docs/database-roles.md"),
         (lambda url, port: url.replace("postgres@", "nobody@"), "there is no such role", "docs/database-roles.md"),
@@ -448,7 +454,7 @@ def test_missing_rights_of_a_role_are_reported(settings: dict[str, str], postgre
         "wrong: the role lacks USAGE on the sequence of audit, USAGE on the sequence of batches → docs/database"
     )
     assert without_one.bad()["rights"].startswith("wrong: the role lacks UPDATE on outbox →")
-    assert without_revision.bad()["rights"].startswith("wrong: the role lacks a right")
+    assert without_revision.bad()["rights"].startswith("wrong: the role of DATABASE_URL lacks a right")
     assert "the role may not connect to it" in without_connect.bad()["database"]
 
 
@@ -571,7 +577,7 @@ def examine_with_broker(settings: dict[str, str], url: str) -> Report:
         (lambda url, port: url.replace(f":{urlsplit(url).port}", f":{port}"), "can't be reached", "check_running"),
         (lambda url, port: url.replace("127.0.0.1", "nowhere.invalid"), "no machine has this name", "name servers"),
         (lambda url, port: url.replace("guest:guest", "guest:MARK"), "user or password is not accepted", "BROKER_URL"),
-        (lambda url, port: url + "-gone", "there is no virtual host test-", "rabbitmqctl add_vhost test-"),
+        (lambda url, port: url + "-gone", "there is no such virtual host", "rabbitmqctl add_vhost test-"),
         (lambda url, port: url.replace("amqp:", "amqps:"), "does not speak TLS", "5671"),
     ],
     ids=["unreachable", "no-such-host", "password", "vhost", "no-tls"],
@@ -764,7 +770,7 @@ def test_wrong_credentials_are_reported(small_settings: dict[str, str], sandbox:
     ("url", "message"),
     [
         ("https://nowhere.invalid", "no machine is known as nowhere.invalid"),
-        ("http://127.0.0.1:{free}", "takes no connection within XONE_CONNECT_TIMEOUT (5 s)"),
+        ("http://127.0.0.1:{free}", " refuses the connection → check host and port in XONE_BASE_URL"),
         ("https://127.0.0.1:{tls}", "no TLS connection to 127.0.0.1"),
     ],
     ids=["name", "connection", "tls"],

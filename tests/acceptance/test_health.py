@@ -333,9 +333,8 @@ SHORT_CALLS = {"XONE_TIMEOUT": "0.5"}  # a lease then has 5.5 s, and the limit i
 def test_tasks_that_never_end_are_not_well(
     system: System, probe: Probe, fast_probe: Callable[..., Result], tmp_path: Path
 ) -> None:
-    worker = system.start_worker(
-        ["-c", STALLS, "hang"], WORKER_CONCURRENCY="2", METRICS_PORT=str(free_port()), **SHORT_CALLS
-    )
+    settings = {"WORKER_CONCURRENCY": "2", "METRICS_PORT": str(free_port()), "FOLLOW_UP_INTERVAL": "4", **SHORT_CALLS}
+    worker = system.start_worker(["-c", STALLS, "hang"], **settings)
     wait_for_unwell(probe)
     system.publish(job(f"offer-{number}") for number in range(4))
 

@@ -240,7 +240,7 @@ def test_a_retry_is_shown_with_its_time_and_a_pause_with_its_reason(
 
     assert re.search(r"next attempt +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d, in 10 min", retrying)
     assert "why           http-503: XONE answered 503 Service Unavailable" in retrying
-    assert " 10 min ago: the workers are behind, or none runs" in " ".join(overdue.split())
+    assert " 10 min ago; no worker runs that could take it" in " ".join(overdue.split())
     assert "next attempt  once calls are resumed" in paused
     words = " ".join(paused.split())
     assert re.search(r" paused calls for P-100, since [-0-9 :]+, by ann@here: maintenance of XONE until six ", words)

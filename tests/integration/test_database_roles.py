@@ -173,7 +173,7 @@ def test_upgrade_with_the_role_of_the_worker_is_refused_in_one_line(server: Post
     done = run("db", "upgrade", DATABASE_URL=url_of(server, WORKER))
 
     assert done.returncode == 1
-    assert done.stderr == "confirm-offer: the role of DATABASE_URL lacks a right; see docs/database-roles.md\n"
+    assert done.stderr == "confirm-offer: rights: the role of DATABASE_URL lacks a right; see docs/database-roles.md\n"
 
 
 def test_a_worker_waits_for_its_rights(system: System, server: PostgreSQL) -> None:

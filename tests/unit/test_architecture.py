@@ -11,6 +11,7 @@ PACKAGES = ("models", "tasks", "worker")
 # All others use worker.settings, which reads it by pydantic. The demo sets what settings then reads, metrics sets the
 # folder of prometheus-client, gevent_support and celery_environment run before pydantic or Celery can be imported.
 READ_THE_ENVIRONMENT = {
+    "worker.settings",  # the names only, for the doctor
     "worker.demo",
     "worker.observability.metrics",
     "worker.gevent_support",

@@ -29,7 +29,7 @@ def unwell(silent: float) -> list[str]:
         "consumer": PartHealth(now - silent, now, "broker", HEARD_WITHIN),
         "relay": PartHealth(now - silent, now),
     }
-    return WorkerHealth(os.getpid(), now, False, parts).unwell
+    return WorkerHealth(os.getpid(), now, False, parts, []).unwell
 
 
 def test_the_watch_hangs_up_once_and_not_before_its_time() -> None:

@@ -11,6 +11,7 @@ from worker.errors import (
     Busy,
     ConfirmOfferError,
     NotSent,
+    NotXone,
     Refused,
     Unknown,
     XoneError,
@@ -23,7 +24,7 @@ DOWN = [
     Unknown("connection-lost", ""),
     Unknown("http-500", "", 500),
     Unknown("http-599", "", 599),
-    Unknown("bad-answer", "", 200),
+    NotXone("bad-answer", "", 200),
     Busy("http-503", "", 503),
 ]
 UP = [
@@ -31,6 +32,7 @@ UP = [
     Refused("redirect", "", 302),
     AlreadyBooked("already-booked", "", 409),
     Unknown("wrong-offer", "", 200),
+    Unknown("bad-answer", "", 200),
     Unknown("http-408", "", 408),
     Busy("http-423", "", 423),
 ]

@@ -185,7 +185,7 @@ def test_money_is_exact_and_the_same_for_the_same_offer(xone: Sandbox, client: r
 
 def test_an_offer_is_booked_once(xone: Sandbox, client: requests.Session) -> None:
     booking = confirm(client, xone, "o-1", **{"x-idempotency-key": "same"}).json()["data"]
-    again = confirm(client, xone, "o-1/confirm", **{"x-idempotency-key": "same"})
+    again = confirm(client, xone, "o-1", **{"x-idempotency-key": "same"})
 
     message = f"Booking already exists for this offer. INS number: {booking['id']}"
     assert (again.status_code, again.json()) == (422, {"errors": [{"message": message}]})
@@ -193,8 +193,14 @@ def test_an_offer_is_booked_once(xone: Sandbox, client: requests.Session) -> Non
     assert xone.double_bookings == 0
 
 
+def test_only_the_configured_path_confirms(xone: Sandbox, client: requests.Session) -> None:
+    with Sandbox(confirm_path="/api/partners/{partner_id}/offers/{offer_id}/confirm") as newer:
+        assert [confirm(client, newer, offer).status_code for offer in ("o-1", "o-1/confirm")] == [404, 401]
+    assert [confirm(client, xone, offer).status_code for offer in ("o-1/confirm", "o-1")] == [404, 201]
+
+
 def test_calls_are_recorded(xone: Sandbox, client: requests.Session) -> None:
-    confirm(client, xone, "o%2D1/confirm", **{"x-idempotency-key": "k-1"})
+    confirm(client, xone, "o%2D1", **{"x-idempotency-key": "k-1"})
     confirm(client, xone, "o-2~http-500")
     first, second = xone.calls
 

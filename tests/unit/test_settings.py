@@ -241,6 +241,12 @@ def test_a_lease_outlasts_a_call(timeout: str, monkeypatch: pytest.MonkeyPatch) 
     assert read(XoneSettings).lease_seconds >= float(timeout) + 5
 
 
+def test_the_short_name_of_postgresql_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://u:p%40w@h:5433/db?sslmode=require")
+
+    assert read(DatabaseSettings).url == "postgresql://u:p%40w@h:5433/db?sslmode=require"
+
+
 @pytest.mark.parametrize("parts", ["tasks", "relay, scheduler", "tasks,scheduler,relay"])
 def test_parts_of_a_worker_are_read(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_PARTS", parts)
@@ -255,6 +261,8 @@ WRONG: list[tuple[type[Section], str, list[str]]] = [
         "BROKER_URL",
         [f"amqp://u:{MARK}@h:port//", f"amqp://u:{MARK}@h:65536", f"amqp://a;amqp://[{MARK}"],
     ),
+    (BrokerSettings, "BROKER_URL", [f"amqp://u:12{mark}{MARK}@h//" for mark in "@/?#"]),
+    (DatabaseSettings, "DATABASE_URL", [f"postgresql://u:12@{MARK}@h/db", f"postgres://u:12@{MARK}@h/db"]),
     (BrokerSettings, "BROKER_URL", [f"amqps://a:{MARK}@a//;amqp://b//", f"amqp://a//;amqps://a:{MARK}@b//"]),
     (BrokerSettings, "BROKER_URL", [f"amqp://a//;redis://{MARK}@b", f"amqp://{MARK};", f"amqp://a;{MARK}:5672"]),
     (BrokerSettings, "BROKER_URL", [f"amqp://u:{MARK}@h?heartbeat=60", f"amqp://a//;amqp://u:{MARK}@b?heartbeat=0"]),

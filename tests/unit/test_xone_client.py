@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, SSLError
 
 from tests.support.system import until
-from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, Oversized, Refused, Unknown, XoneError
+from worker.errors import AlreadyBooked, BadCredentials, Busy, NotSent, NotXone, Oversized, Refused, Unknown, XoneError
 from worker.sandbox.faults import FAULTS
 from worker.sandbox.server import Sandbox
 from worker.settings import XoneSettings
@@ -45,7 +45,7 @@ BODY = json.dumps(
 QUOTES = frozenset({"quote-1", "quote-2"})
 
 
-def client_of(base_url: str, **changes: Any) -> Xone:
+def client_of(base_url: str, has_ever_confirmed: Callable[[], bool] = lambda: True, **changes: Any) -> Xone:
     defaults = {
         "XONE_BASE_URL": base_url,
         "XONE_CLIENT_ID": "sandbox",
@@ -53,7 +53,7 @@ def client_of(base_url: str, **changes: Any) -> Xone:
         "XONE_CONNECT_TIMEOUT": 1,
         "XONE_TIMEOUT": 10,
     }
-    return Xone(XoneSettings(**{**defaults, **changes}))
+    return Xone(XoneSettings(**{**defaults, **changes}), has_ever_confirmed=has_ever_confirmed)
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ EXPECTED: dict[str, tuple[type[XoneError], str, int | None] | None] = {
     "unavailable": (Busy, "http-503", 503),
     "maintenance": (Busy, "http-503", 503),
     "redirect": (Refused, "redirect", 307),
-    "html": (Unknown, "bad-answer", 200),
-    "html-not-booked": (Unknown, "bad-answer", 200),
+    "html": (NotXone, "bad-answer", 200),
+    "html-not-booked": (NotXone, "bad-answer", 200),
     "truncated": (Unknown, "connection-lost", None),
     "no-id": (Unknown, "bad-answer", 200),
     "other-offer": (Unknown, "wrong-offer", 200),
@@ -249,7 +249,8 @@ EXPECTED |= {
     f"http-{status}": (Unknown, f"http-{status}", status)
     for status in (407, 408, 418, 425, 451, 499, 500, 501, 502, 504, 505, 520, 599)
 }
-EXPECTED |= {f"http-{status}": (Unknown, "bad-answer", status) for status in (200, 201, 202, 204)}
+EXPECTED |= {f"http-{status}": (Unknown, "bad-answer", status) for status in (200, 201, 202)}
+EXPECTED |= {"http-204": (NotXone, "bad-answer", 204)}  # no body, and so no JSON
 EXPECTED |= {"http-401": (BadCredentials, "credentials", 401), "http-409": (AlreadyBooked, "already-booked", 409)}
 
 
@@ -286,7 +287,9 @@ def test_a_second_confirmation_is_recognized_by_its_text(client: Xone) -> None:
     ("body", "is_shown"),
     [
         ({"data": {"id": "INS-1", "offer_id": "o-1"}}, True),
+        ({"id": "INS-1", "offer_id": "o-1"}, True),
         ({"data": {"id": "INS-1", "offer_id": "another"}}, False),
+        ({"id": "INS-1", "offer_id": "another"}, False),
         ({"data": {"offer_id": "o-1"}}, False),
         ({"data": None}, False),
         ({"errors": [{"message": "The offer has lapsed."}]}, False),
@@ -303,30 +306,70 @@ def test_a_409_is_a_success_only_with_the_booking_of_this_offer(body: Any, is_sh
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "kind"),
     [
-        b"",
-        b"null",
-        b"[]",
-        b'"INS-1"',
-        b'{"data": null}',
-        b'{"data": []}',
-        b'{"data": "INS-1"}',
-        b'{"data": {"id": "INS-1"}}',
-        b'{"data": {"id": "", "offer_id": "o-1"}}',
-        b'{"id": "INS-1", "offer_id": "o-1"}',
-        b'{"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": "one"}',
-        b'{"data": {"id": "INS-1", "offer_id": "o-1"}',
-        b"[" * 100_000,
-        "{'data': {}}".encode("utf-16"),
-        b"\xff\xfe\x00",
+        (b"", NotXone),
+        (b"null", Unknown),
+        (b"[]", Unknown),
+        (b'"INS-1"', Unknown),
+        (b'{"message": "Accepted."}', Unknown),
+        (b'{"data": null}', Unknown),
+        (b'{"data": []}', Unknown),
+        (b'{"data": "INS-1"}', Unknown),
+        (b'{"data": {"id": "INS-1"}}', Unknown),
+        (b'{"data": {"id": "", "offer_id": "o-1"}}', Unknown),
+        (b'{"id": "INS-1"}', Unknown),
+        (b'{"data": {"id": "INS-1", "offer_id": "o-1"}, "errors": "one"}', Unknown),
+        (b'{"data": {"id": "INS-1", "offer_id": "o-1"}', NotXone),
+        (b"<html>Back soon</html>", NotXone),
+        (b"[" * 100_000, NotXone),
+        ("{'data': {}}".encode("utf-16"), NotXone),
+        (b"\xff\xfe\x00", NotXone),
     ],
 )
-def test_a_2xx_without_a_booking_is_unknown_and_stored(body: bytes) -> None:
+def test_a_2xx_without_a_booking_is_unknown_and_stored(body: bytes, kind: type[XoneError]) -> None:
+    """Only what is no JSON counts as XONE being down: the rest uses up attempts, and stops no other calls."""
     with scripted({CONFIRM_PATH: [Reply(200, body)]}) as script:
-        error = failure(lambda: confirm(client_of(script.url)))
+        client = client_of(script.url)
+        error = failure(lambda: confirm(client))
+        for _ in range(5):
+            with suppress(CallsSuspended):
+                failure(lambda: confirm(client))
 
-    assert (type(error), error.code, error.http_status, error.answer) == (Unknown, "bad-answer", 200, body)
+    assert (type(error), error.code, error.http_status, error.answer) == (kind, "bad-answer", 200, body)
+    assert (client.calls.wait() > 0) is (kind is NotXone)
+
+
+def test_a_bare_booking_is_read() -> None:
+    with scripted(
+        {CONFIRM_PATH: [Reply(200, as_json({"id": "INS-1", "offer_id": "o-1", "status": "CONFIRMED"}))]}
+    ) as x:
+        assert confirm(client_of(x.url)).booking.id == "INS-1"
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_refusals_that_only_a_wrong_path_explains_stop_calls(status: int) -> None:
+    with scripted({CONFIRM_PATH: [Reply(status, b"{}")]}) as script:
+        client = client_of(script.url, has_ever_confirmed=lambda: False)
+        codes = [failure(lambda: confirm(client)).code for _ in range(3)]
+        of_others = client_of(script.url)
+        for _ in range(5):
+            failure(lambda: confirm(of_others))
+
+    assert codes == [f"http-{status}", f"http-{status}", "path"]
+    assert client.calls.circuit_breaker.open_reason == "path"
+    assert of_others.calls.wait() == 0
+
+
+def test_an_answer_of_another_kind_shows_that_the_path_is_right() -> None:
+    replies = [Reply(status, b"{}") for status in (404, 404, 422, 404, 404)]
+    with scripted({CONFIRM_PATH: replies}) as script:
+        client = client_of(script.url, has_ever_confirmed=lambda: False)
+
+        assert [failure(lambda: confirm(client)).code for _ in range(5)] == [
+            "http-404", "http-404", "http-422", "http-404", "http-404",
+        ]  # fmt: skip
+        assert client.calls.wait() == 0
 
 
 def booking_with(**fields: Any) -> bytes:

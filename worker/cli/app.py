@@ -91,10 +91,47 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
+class RootGroup(LazyGroup):
+    """The whole command line. With --json, an error is JSON on standard output, beside its line on standard error."""
+
+    is_json = False
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        self.is_json = "--json" in args
+        with self._json_errors():
+            return super().make_context(info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with self._json_errors():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _json_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SettingsError as error:
+            self._print_error("settings", str(error), 2)
+            raise
+        except click.ClickException as error:
+            self._print_error("usage" if error.exit_code == 2 else "failed", error.format_message(), error.exit_code)
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            self._print_error("interrupted", "interrupted", 1)
+            raise
+
+    def _print_error(self, kind: str, message: str, exit_code: int) -> None:
+        if self.is_json:
+            from worker.cli.ui.console import print_json
+
+            print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
+
+
 ENTRIES = {
+    "audit": CommandEntry("worker.cli.audit:audit", "Lists what people have changed with commands."),
     "batch": CommandEntry("worker.cli.batches:batch", "One batch of reprocessing."),
     "batches": CommandEntry("worker.cli.batches:batches", "Lists the batches of reprocessing."),
     "broker": CommandEntry("worker.cli.broker:broker_group", "Exchanges, queues and bindings."),
+    "confirmations": CommandEntry("worker.cli.confirmations:confirmations", "Lists confirmations, by state."),
     "db": CommandEntry("worker.cli.db:db", "The database's schema."),
     "dead-letters": CommandEntry("worker.cli.dead_letters:dead_letters", "What could not be accepted as a job."),
     "demo": CommandEntry("worker.cli.demo:demo", "Runs the whole system in one process, with nothing installed."),
@@ -126,7 +163,7 @@ ENTRIES = {
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=RootGroup,
     entries=ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

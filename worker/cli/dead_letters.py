@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -48,6 +49,7 @@ from worker.settings import BrokerSettings, DatabaseSettings, read
 from worker.storage import database
 
 MAX_SHOWN = 50  # letters, without --limit
+MAX_DETAILS = 10  # of a code
 MAX_EDITED = 100  # letters that one command edits, without --limit
 MAX_BODY_LINES = 6  # on the screen; --json has all
 NEXT_STEPS = (
@@ -85,13 +87,25 @@ class ListedLetter:
 
 
 @dataclass(frozen=True)
+class DetailCount:
+    """How many dead letters of a code have a detail."""
+
+    detail: str
+    count: int
+
+
+@dataclass(frozen=True)
 class LetterGroup:
-    """How many dead letters have a code, listed or not, and when the first and the last came."""
+    """How many dead letters have a code, listed or not, and when the first and the last came.
+
+    details: the most frequent ones, at most MAX_DETAILS.
+    """
 
     code: str
     count: int
     first_at: datetime | None
     last_at: datetime | None
+    details: list[DetailCount] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,7 @@ def list_letters(code: str | None, limit: int, reveal: bool, as_json: bool) -> N
 def _list(queue: DeadLetterQueue, code: str | None, limit: int, reveal: bool, bar: Progress) -> Listing:
     """Counts all letters, or those of one code, and lists the first ones. The largest group comes first."""
     groups: dict[str, LetterGroup] = {}
+    details: dict[str, Counter[str]] = defaultdict(Counter)
     letters: list[ListedLetter] = []
     task = bar.add_task("reading", total=queue.held_count)
     for letter in queue:
@@ -146,12 +161,20 @@ def _list(queue: DeadLetterQueue, code: str | None, limit: int, reveal: bool, ba
             continue
         group = groups.get(letter.code, LetterGroup(letter.code, 0, letter.at, letter.at))
         groups[letter.code] = replace(group, count=group.count + 1, last_at=letter.at or group.last_at)
+        details[letter.code][letter.detail] += 1
         if len(letters) < limit:
             letters.append(_listed(letter, reveal))
-    by_size = sorted(groups.values(), key=lambda group: -group.count)
+    by_size = sorted(
+        (replace(group, details=_most_common(details[group.code])) for group in groups.values()),
+        key=lambda group: -group.count,
+    )
     order = {group.code: position for position, group in enumerate(by_size)}
     in_order = sorted(letters, key=lambda letter: order[letter.code])
     return Listing(sum(group.count for group in by_size), by_size, in_order)
+
+
+def _most_common(details: Counter[str]) -> list[DetailCount]:
+    return [DetailCount(detail, count) for detail, count in details.most_common(MAX_DETAILS)]
 
 
 def _listed(letter: DeadLetter, reveal: bool) -> ListedLetter:
@@ -177,6 +200,8 @@ def _print(listing: Listing, code: str | None) -> None:
         return
     for position, group in enumerate(listing.groups):
         click.echo(("\n" if position else "") + f"{group.code}: {pluralize(group.count, 'letter')}, {_span(group)}")
+        for detail in group.details if group.details[0].count < group.count else []:
+            click.echo(_wrapped(f"{detail.count:,} × {printable(detail.detail)}", "  "))
         letters = [letter for letter in listing.letters if letter.code == group.code]
         for letter in letters:
             _print_letter(letter)

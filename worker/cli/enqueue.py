@@ -66,6 +66,7 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
     \b
     JSON Lines has a job a line:
       {"partner_id": "P-100", "offer_id": "5c7e", "quotes": [{"id": "q1"}], …}
+    A file with one JSON document, a job or a list of jobs, is read, too.
     CSV has a first line with the place of each value in the job, such as
       partner_id, offer_id, order_reference,
       quotes.0.id, quotes.0.insured.0.first_name,
@@ -85,6 +86,8 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
     bad: list[ListedLine] = []
     with _opened(path) as opened:
         source = Source(opened, is_csv=form == "csv" or (form is None and file.lower().endswith(".csv")))
+        if not source.size:
+            print_note(f"{'standard input' if path is None else path} is empty: there is nothing to publish")
         with Rejected(rejected, lambda: source.header) as rejects:
             checked = _check(source, rejects, bad if as_json else None)
         kept = _kept_progress(path, checked.digest, url) if path is not None else None
@@ -117,6 +120,8 @@ def enqueue(file: str, form: str | None, rejected: Path | None, reason: str | No
 @contextmanager
 def _opened(path: Path | None) -> Iterator[BinaryIO]:
     """The file. What can't be read twice, as standard input, is copied to a temporary file first."""
+    if path is None and sys.stdin.isatty():
+        print_note("reads jobs from the terminal, one a line; Ctrl-D ends them")
     with sys.stdin.buffer if path is None else path.open("rb") as given:
         if path is not None and stat.S_ISREG(os.fstat(given.fileno()).st_mode):
             yield given
@@ -135,7 +140,7 @@ def _check(source: Source, rejects: Rejected, bad: list[ListedLine] | None) -> C
         if bad is not None:
             bad.append(ListedLine(line.number, line.code, line.detail))
         else:
-            print_note(f"line {line.number}: {line.code}: {line.detail}")
+            print_note(f"{source.unit} {line.number}: {line.code}: {line.detail}")
 
     with progress() as bar:
         task = bar.add_task("checking (bytes)", total=source.size)

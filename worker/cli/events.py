@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import click
 from sqlalchemy import Row
 
 from models.event import EventType
 from models.exact_json import moment
+from tasks.operations import lookup
 from tasks.operations.audit import Tally
 from tasks.operations.deletion import memory_begins
 from tasks.operations.event_replay import EventSelection, clock, count, pages
@@ -21,6 +23,7 @@ from worker.cli.ui.console import (
     handle_errors,
     json_option,
     print_error,
+    print_json,
     print_note,
     print_result,
     progress,
@@ -39,6 +42,27 @@ STEP = 0.1  # seconds between two publishes, with --rate
 @click.group()
 def events() -> None:
     """The events that consumers get."""
+
+
+@events.command(short_help="Shows a stored event.")
+@click.argument("event_id", metavar="ID", type=click.UUID)
+@json_option
+@handle_errors
+def show(event_id: UUID, as_json: bool) -> None:
+    """Shows a stored event by its id, and when it was published. Customers' links are left out: show --reveal has them.
+
+    Example: confirm-offer events show 0190c8a1-7c1e-7d3a-9c57-2f1f6a1b2c3d
+    """
+    with database.connect(read(DatabaseSettings).url).connect() as connection:
+        found = lookup.stored_event(connection, event_id)
+    if found is None:
+        raise Failed(f"no event has the id {event_id}")
+    content = {"event": found.content, "published_at": moment(found.published_at) if found.published_at else None}
+    if as_json:
+        return print_json(content)
+    print_json(found.content)
+    published = f"published {local_time(found.published_at)}" if found.published_at else "not published yet"
+    return print_note(published)
 
 
 @events.command(short_help="Publishes stored events again, with the ids they had.")

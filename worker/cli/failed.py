@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from models.states import State
-from tasks.operations import failures, pauses
+from tasks.operations import failures, pauses, workers
 from tasks.operations.failures import FailedConfirmation, FailureGroup, PendingCount, Selection, WaitingCount
 from worker.cli.ui.console import handle_errors, json_option, out, print_csv, print_json
 from worker.cli.ui.failures import filters, print_groups
-from worker.cli.ui.paused import print_paused
+from worker.cli.ui.paused import print_paused, print_stopped
 from worker.cli.ui.tables import add_row, new_table, print_commands, print_text
 from worker.formatting import local_time, pluralize, short_time, to_json
 from worker.settings import DatabaseSettings, read
@@ -49,6 +49,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
         waiting = failures.waiting(connection, selection.partner)
         pending = failures.pending(connection, selection.partner)
         active_pauses = pauses.active(connection)
+        stopped = workers.stopped_calls(workers.running(connection))
     if as_json:
         print_json({"confirmations": to_json(confirmations)} if as_list else {"groups": to_json(groups)})
     elif as_csv and as_list:
@@ -68,6 +69,7 @@ def failed(as_list: bool, as_csv: bool, as_json: bool, **chosen: Any) -> None:
         _print_waiting(waiting)
         _print_pending(pending)
         print_paused(out, active_pauses)
+        print_stopped(out, stopped)
 
 
 def _csv_rows(groups: Iterable[FailureGroup]) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,8 @@ def health(live: bool, as_json: bool) -> None:
     no server but reads what the workers note. With --live it fails only for a worker that is frozen or stuck, and not
     for one that waits for RabbitMQ or the database, or finishes its last calls.
 
+    A worker whose calls to XONE have stopped, or are paused, is well: no restart helps. It is said beside it.
+
     \b
     Example: confirm-offer health
     Example: confirm-offer health --live
@@ -56,6 +58,7 @@ def _facts(worker: WorkerHealth) -> dict[str, Any]:
         "parts": {name: _ago(part.succeeded_at) for name, part in worker.parts.items()},
         "unwell": worker.unwell,
         "stuck": worker.stuck,
+        "stopped": worker.stopped,
     }
 
 
@@ -72,7 +75,8 @@ def _wellness(worker: WorkerHealth) -> str:
     if worker.unwell:
         why = "".join(f"\n  {name}: {_why(worker.parts[name])}" for name in worker.unwell)
         return f"worker {worker.pid} is not well{why}"
-    return f"worker {worker.pid} is well: {', '.join(worker.parts)}"
+    stopped = "".join(f"\n  {stop['text']}" for stop in worker.stopped)
+    return f"worker {worker.pid} is well: {', '.join(worker.parts)}{', but' if stopped else ''}{stopped}"
 
 
 def _why(part: PartHealth) -> str:

@@ -44,7 +44,7 @@ def _host(url: str) -> tuple[bool, Finding]:
         with Inspection(url) as inspection:
             return True, _server(inspection, url)
     except Exception as error:
-        return False, _connection_error(error, url)
+        return False, connection_finding(error, url)
 
 
 def _examine(url: str, all_up: bool) -> Iterator[Finding]:
@@ -58,7 +58,7 @@ def _examine(url: str, all_up: bool) -> Iterator[Finding]:
                     yield _message_size(inspection)
             yield from _depths({each.name: each.depth for each in comparisons if each.depth is not None}, all_up)
     except Exception as error:
-        yield _connection_error(error, url)
+        yield connection_finding(error, url)
 
 
 def _place(url: str) -> str:
@@ -79,8 +79,10 @@ def _server(inspection: Inspection, url: str) -> Finding:
     return Finding.ok(CHECK, f"{safe_part(product)} {safe_part(version)} at {_place(url)}")
 
 
-def _connection_error(error: Exception, url: str) -> Finding:
-    place, name = _place(url), safe_part(_virtual_host(urlsplit(url).path))
+def connection_finding(error: Exception, url: str) -> Finding:
+    """What connecting to the broker, or a later operation, raised. url: BROKER_URL, or one of its hosts."""
+    urls = url.split(";")
+    place, name = "; ".join(map(_place, urls)), safe_part(_virtual_host(urlsplit(urls[-1]).path))
     match connection_problem(error):
         case ConnectionProblem.LOGIN_REFUSED:
             return Finding.error(
@@ -89,7 +91,7 @@ def _connection_error(error: Exception, url: str) -> Finding:
         case ConnectionProblem.NO_VIRTUAL_HOST:
             return Finding.error(
                 CHECK,
-                f"there is no virtual host {name}",
+                f"{place}: there is no such virtual host",
                 f"check the end of BROKER_URL, or make it: rabbitmqctl add_vhost {name}",
             )
         case ConnectionProblem.VIRTUAL_HOST_FORBIDDEN:

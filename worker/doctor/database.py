@@ -47,7 +47,7 @@ def check(settings: DatabaseSettings, encryption: EncryptionSettings | None) -> 
             if problem is None or problem.level is not Level.ERROR:
                 yield from work.check(connection, encryption)
     except Exception as error:
-        yield _connection_error(error, address)
+        yield connection_finding(error, address)
     finally:
         engine.dispose()
 
@@ -67,6 +67,8 @@ def _file_problem(name: str | None) -> Finding | None:
         )
     if not file.exists():
         return Finding.error(CHECK, f"{file} does not exist", f"check DATABASE_URL; for a new system: {UPGRADE}")
+    if file.is_dir():
+        return Finding.error(CHECK, f"{file} is a folder", "put the name of a file behind it in DATABASE_URL")
     if not os.access(file, os.R_OK | os.W_OK):
         return Finding.error(CHECK, f"this user can't read and write {file}", "let the workers' user read and write it")
     return None
@@ -167,39 +169,25 @@ def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# Part of libpq's message, and message and remedy of the finding. libpq gives no other sign of the cause. Its message is
-# not shown, as it may hold anything.
-_CONNECTION_ERRORS = (
-    ("password authentication failed", "user or password is not accepted", "check user and password in DATABASE_URL"),
-    ("no password supplied", "it wants a password", "put it into DATABASE_URL or ~/.pgpass"),
-    ("pg_hba.conf", "it lets no such user in from here", "add a line to pg_hba.conf on the server"),
-    ("permission denied for database", "the role may not connect to it", GRANT_REMEDY),
-    ("role ", "there is no such role", "check the user in DATABASE_URL: docs/database-roles.md"),
-    ("database ", "there is no such database", "check the end of DATABASE_URL, or make it: docs/database-roles.md"),
-    ("server does not support SSL", "it offers no TLS", "switch ssl on at the server, or check sslmode: docs/tls.md"),
-    ("certificate", "its certificate is refused", "check the host and sslrootcert in DATABASE_URL: docs/tls.md"),
-    ("translate host name", "no machine has this name", "check the host in DATABASE_URL, and the name servers"),
-    ("resolve host", "no machine has this name", "check the host in DATABASE_URL, and the name servers"),
-    ("too many clients", "it has no connection left", "raise max_connections, or run fewer workers"),
-    ("connection slots", "it has no connection left", "raise max_connections, or run fewer workers"),
-    ("starting up", "it is starting", "wait until it is ready (pg_isready)"),
-    ("not a database", "the file is no SQLite database", "check DATABASE_URL"),
-)
-
-
-def _connection_error(error: Exception, address: URL) -> Finding:
-    reason, place = str(getattr(error, "orig", None) or error), _place(address)
+def connection_finding(error: Exception, address: URL) -> Finding:
+    """What connecting to the database, or a later statement, raised."""
+    is_sqlite = address.get_backend_name() == "sqlite"
+    if is_sqlite and (problem := _file_problem(address.database)) is not None:
+        return problem
+    place = _place(address)
     if database.lacks_rights(error):
-        return Finding.error(RIGHTS, "the role lacks a right", GRANT_REMEDY)
+        return Finding.error(RIGHTS, "the role of DATABASE_URL lacks a right", "see docs/database-roles.md")
     if getattr(getattr(error, "orig", None), "sqlstate", None) == "57014":
         return Finding.error(
             CHECK, f"a statement took longer than {STATEMENT_TIMEOUT // 1000} s", "see what the database is busy with"
         )
+    if (known := database.connection_problem(error)) is not None:
+        return Finding.error(CHECK, f"{place}: {known.reason}", known.remedy)
     if (unusable := database.unusable_reason(error)) is not None:
         return Finding.error(CHECK, f"{place}: {unusable}", "docs/configuration.md, at DATABASE_URL")
-    for part, message, remedy in _CONNECTION_ERRORS:
-        if part in reason and (part not in ("role ", "database ") or "does not exist" in reason):
-            return Finding.error(CHECK, f"{place}: {message}", remedy)
+    if is_sqlite or not database.is_unreachable(error):
+        name = database.name_of(error)
+        return Finding.error(CHECK, f"{place}: it refuses this ({name})", "its log, or that of the system, says why")
     return Finding.error(
         CHECK,
         f"{place}: can't be reached ({type(error).__name__})",

@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from worker.doctor.finding import Finding
+from worker.doctor.finding import Finding, safe_part
 from worker.errors import SettingsError
-from worker.settings import NAMES, SECTIONS, RetentionSettings, Section, XoneSettings, names_in_file, read
+from worker.settings import (
+    NAMES,
+    SECTIONS,
+    RetentionSettings,
+    Section,
+    XoneSettings,
+    names_in_environment,
+    names_in_file,
+    read,
+)
 
 CHECK = "settings"
 COMPOSE_SETTINGS = ("RABBITMQ_PASSWORD", "POSTGRES_PASSWORD")
@@ -57,9 +66,14 @@ def _remedy(problem: str) -> str:
 
 
 def _misspelt() -> Iterator[Finding]:
-    for name in sorted(names_in_file() - set(NAMES) - set(COMPOSE_SETTINGS)):
-        for close in get_close_matches(name.upper(), NAMES, n=1, cutoff=0.8):
-            yield Finding.warning(CHECK, f"{name} in .env is no setting", f"write {close}, if that is what is meant")
+    """Names that are nearly those of settings. In the environment other programs have theirs: they must be closer."""
+    in_file = names_in_file()
+    for names, place, cutoff in ((in_file, ".env", 0.8), (names_in_environment() - in_file, "the environment", 0.9)):
+        for name in sorted(names - set(COMPOSE_SETTINGS)):
+            close = get_close_matches(name.upper(), NAMES, n=1, cutoff=cutoff)
+            if close and name.upper() not in NAMES:
+                remedy = f"write {close[0]}, if that is what is meant"
+                yield Finding.warning(CHECK, f"{safe_part(name)} in {place} is no setting", remedy)
 
 
 def _combinations(xone: XoneSettings) -> Iterator[Finding]:

@@ -8,9 +8,10 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from models.states import PURGEABLE, BatchState, State
 from models.tables import Batch, Confirmation, OutboxEvent, Pause
-from tasks.operations import failures
+from tasks.operations import failures, workers
 from tasks.operations.failures import PendingCount, in_literally
 from tasks.operations.pauses import paused_scope, resume_command
+from tasks.operations.workers import StoppedCalls
 from worker.doctor.finding import Finding
 from worker.errors import DecryptionError
 from worker.formatting import duration, pluralize
@@ -41,6 +42,10 @@ def check(connection: Connection, encryption: EncryptionSettings | None) -> Iter
     if paused:
         scopes, commands = list(map(paused_scope, paused)), list(map(resume_command, paused))
         yield Finding.warning("calls", f"paused by a person for {_first_few(scopes)}", _first_few(commands))
+    running = workers.running(connection)
+    yield Finding.ok("workers", workers.summary(running) if running else "none runs with this database just now")
+    for stop in workers.stopped_calls(running):
+        yield Finding.warning("calls", str(stop), _remedy_of_stop(stop))
     oldest = oldest_transaction(connection)
     if oldest is not None and oldest.seconds > OLD_TRANSACTION:
         session = f"{oldest.application or 'a session without a name'}, process {oldest.pid}"
@@ -70,6 +75,14 @@ def _pending(connection: Connection, pending: PendingCount) -> Finding:
     if age < PENDING_FOR_LONG:
         return Finding.ok("pending", message)
     return Finding.warning("pending", message, 'docs/runbook.md, "Bookings stay pending"; confirm-offer refresh OFFER')
+
+
+def _remedy_of_stop(stop: StoppedCalls) -> str:
+    if stop.code == "credentials":
+        return "check XONE_CLIENT_ID and XONE_CLIENT_SECRET; jobs wait, and go on by themselves"
+    if stop.code == "path":
+        return "set XONE_CONFIRM_PATH: on XONE's newer page it ends in /confirm; then restart the workers"
+    return "jobs wait, and go on by themselves: docs/runbook.md has what to ask XONE"
 
 
 def _clock(connection: Connection) -> Finding:

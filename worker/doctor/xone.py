@@ -41,6 +41,12 @@ def _token_error(error: XoneError, host: str, settings: XoneSettings) -> Finding
             f"no TLS connection to {host}: its certificate or protocol is not accepted",
             "check XONE_BASE_URL, and whether something between here and there replaces certificates",
         )
+    if error.code == "connect" and "refuses" in error.detail:
+        return Finding.error(
+            HOST,
+            f"{host}:{_port(settings)} refuses the connection",
+            "check host and port in XONE_BASE_URL, and whether it runs there",
+        )
     if error.code == "connect":
         return Finding.error(
             HOST,
@@ -68,3 +74,8 @@ def _token_error(error: XoneError, host: str, settings: XoneSettings) -> Finding
         return Finding.error(TOKEN, message, WAIT_REMEDY)
     symptom = f"answers {status}" if status else "breaks the connection off"
     return Finding.error(TOKEN, f"{host} {symptom}", WAIT_REMEDY)
+
+
+def _port(settings: XoneSettings) -> int:
+    address = urlsplit(settings.XONE_BASE_URL)
+    return address.port or (443 if address.scheme == "https" else 80)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ssl import CERT_REQUIRED, SSLCertVerificationError
 from threading import Timer
+from traceback import walk_tb
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -187,6 +188,14 @@ CONNECTION_ERRORS = (OSError, OperationalError, AMQPError)
 def is_away(error: Exception) -> bool:
     """Whether the broker can't be reached, or the connection or channel broke."""
     return isinstance(error, CONNECTION_ERRORS)
+
+
+def raised(error: Exception) -> bool:
+    """Whether kombu or py-amqp raised an error, or the system did so within them: others meet an OSError, too."""
+    if isinstance(error, OperationalError | AMQPError):
+        return True
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) and any(name.split(".")[0] in ("kombu", "amqp") for name in modules)
 
 
 def lacks_queues(error: Exception) -> bool:

@@ -5,11 +5,14 @@ job. Nothing is decoded here: parsing and validation happen in the task. Celery'
 protocols, strategies, remote control and events) can't be reached from outside.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import structlog
+from amqp.exceptions import AccessRefused, NotAllowed
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import WorkerShutdown
 from celery.utils.imports import symbol_by_name
@@ -18,19 +21,23 @@ from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.consumer import Evloop
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import create_request_cls
-from celery.worker.state import task_reserved
+from celery.worker.state import maybe_shutdown, task_reserved
 from kombu.transport import pyamqp
 from uuid_utils.compat import uuid4
 from vine import promise
 
+from worker.backoff import exponential
 from worker.errors import BrokerError
 from worker.messaging import broker, topology
 from worker.messaging.guarded_trace import trace
+from worker.messaging.inspection import connection_problem
 from worker.messaging.large_bodies import is_large, large_bodies
+from worker.observability.sentry import report
 
 log = structlog.get_logger(__name__)
 
 WAKE_INTERVAL = 0.5  # seconds
+INITIAL_REFUSAL_DELAY, MAX_REFUSAL_DELAY = 1.0, 60.0  # seconds until a login that was refused is tried again
 
 TASK_OF_QUEUE = {topology.JOBS: "confirm_offer", topology.RESUME: "resume"}
 
@@ -42,7 +49,7 @@ class ConnectAndDeclare(Connection):  # type: ignore[misc]
     """
 
     def start(self, c: Any) -> None:
-        super().start(c)
+        self._connect(c)
         try:
             broker.apply_socket_limits(c.connection)
             c.watch_broker()
@@ -51,6 +58,22 @@ class ConnectAndDeclare(Connection):  # type: ignore[misc]
         except BrokerError as error:
             log.critical("broker_unusable", error=str(error))
             raise WorkerShutdown(2) from None
+
+    def _connect(self, c: Any) -> None:
+        """Connects. Where RabbitMQ refuses user, password or virtual host, tries again with growing pauses.
+
+        Celery would log in again at once, without end. Its own pauses are only for a server that can't be reached.
+        """
+        for tries in count():
+            try:
+                super().start(c)
+            except (AccessRefused, NotAllowed) as error:
+                if tries == 0:
+                    refusal = f"RabbitMQ refuses the worker: {connection_problem(error).value}; check BROKER_URL"
+                    report(BrokerError(refusal), code="broker-refuses")
+                c.wait_for_broker(exponential(INITIAL_REFUSAL_DELAY, tries, MAX_REFUSAL_DELAY))
+            else:
+                return
 
 
 class ConsumeUndecoded(Tasks):  # type: ignore[misc]
@@ -120,6 +143,14 @@ class PlainJsonConsumer(Consumer):  # type: ignore[misc]
         self.declares = broker.lacks_queues(exc)
         self.connection.try_last()
         super().on_connection_error_after_connected(exc)
+
+    def wait_for_broker(self, seconds: float) -> None:
+        """Waits. Raises WorkerShutdown or WorkerTerminate if the worker is to stop meanwhile."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            maybe_shutdown()
+            self._health.consumer_waiting()
+            time.sleep(min(left, WAKE_INTERVAL))
 
     def ensure_connected(self, conn: Any) -> Any:
         """As Celery's. Notes each try to connect, so that a consumer that waits is not taken for one that hangs."""

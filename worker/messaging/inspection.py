@@ -24,13 +24,13 @@ _UNBOUND_KEY = "confirm-offer.doctor"  # a routing key that no queue is bound wi
 class ConnectionProblem(Enum):
     """Why a broker can't be used."""
 
-    LOGIN_REFUSED = auto()
-    NO_VIRTUAL_HOST = auto()
-    VIRTUAL_HOST_FORBIDDEN = auto()
-    CERTIFICATE_REFUSED = auto()
-    NO_TLS = auto()
-    UNKNOWN_HOST = auto()
-    UNREACHABLE = auto()
+    LOGIN_REFUSED = "user or password is not accepted"
+    NO_VIRTUAL_HOST = "there is no such virtual host"
+    VIRTUAL_HOST_FORBIDDEN = "the user may not use this virtual host"
+    CERTIFICATE_REFUSED = "its certificate is refused"
+    NO_TLS = "it does not speak TLS"
+    UNKNOWN_HOST = "no machine has this name"
+    UNREACHABLE = "it can't be reached"
 
 
 class Declaration(Enum):

@@ -1,4 +1,4 @@
-"""Reads jobs from a file: JSON Lines or CSV.
+"""Reads jobs from a file: JSON Lines or CSV, or one JSON document with a job or a list of jobs.
 
 The file is read twice, a line at a time, so that its size does not matter: once to check all jobs, once to publish them
 (worker.messaging.bulk_publish).
@@ -7,6 +7,7 @@ The file is read twice, a line at a time, so that its size does not matter: once
 import csv
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ MAX_LINE = 16 * 1024 * 1024  # bytes
 class Record:
     """A line of JSON, or a row of CSV.
 
-    number: of its first line, from 1; raw: the bytes in the file; body: of the job's message; problem: why it is none.
+    number: of its first line, from 1, or of the job in a JSON document; raw: the bytes in the file, of a job in a
+    document in one line; body: of the job's message; problem: why it is none.
     """
 
     number: int
@@ -53,7 +55,12 @@ class Checked:
 
 
 class Source:
-    """A seekable file of jobs. header: the first line of a CSV file, once it has been read."""
+    """A seekable file of jobs.
+
+    header: the first line of a CSV file, once it has been read; unit: what the numbers of records count.
+    """
+
+    unit = "line"
 
     def __init__(self, file: BinaryIO, is_csv: bool) -> None:
         self._file = file
@@ -76,7 +83,12 @@ class Source:
         """Yields all records, without empty lines. Raises EnqueueError where the rest of the file can't be read."""
         self._file.seek(0)
         self._digest = sha256()
-        return self._rows() if self._is_csv else self._json_lines()
+        if self._is_csv:
+            return self._rows()
+        if (document := self._document()) is not None:
+            return document
+        self._file.seek(0)
+        return self._json_lines()
 
     def ensure_unchanged(self) -> None:
         """Raises EnqueueError where size or time of the file has changed."""
@@ -100,6 +112,26 @@ class Source:
         for number, line in enumerate(self._lines(), start=1):
             if body := line.strip():
                 yield Record(number, line, body)
+
+    def _document(self) -> Iterator[Record] | None:
+        """The jobs of a file that is one JSON document, a job or a list of jobs; None for JSON Lines."""
+        lines = (line.decode("utf-8-sig", "replace") for line in iter(lambda: self._file.readline(MAX_LINE), b""))
+        first, second = (next((line for line in lines if line.strip()), "") for _ in range(2))
+        if self.size > MAX_LINE or isinstance(_value(first), dict) or not first.lstrip().startswith(("{", "[")):
+            return None
+        self._file.seek(0)
+        content = self._file.read()
+        try:
+            jobs = _jobs_in(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            if isinstance(_value(second), dict):
+                return None  # JSON Lines, and the first one is bad
+            place = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
+            raise EnqueueError(f"this is neither JSON Lines nor one JSON document{place}") from None
+        self._digest.update(content)
+        self.unit = "job"
+        one_line = (job.replace("\r", " ").replace("\n", " ").encode() for job in jobs)  # no string has a line break
+        return (Record(number, job + b"\n", job) for number, job in enumerate(one_line, start=1))
 
     def _rows(self) -> Iterator[Record]:
         lines = self._lines()
@@ -131,6 +163,34 @@ class Source:
             raise EnqueueError(
                 f"the row that begins in line {begins_at} is no CSV ({error}); nothing can be read behind it"
             ) from None
+
+
+def _value(text: str) -> Any:
+    """The JSON value that a text is; None where it is none, or goes on behind this line."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _jobs_in(text: str) -> list[str]:
+    """The texts of the jobs in a JSON document: its elements, if it is a list, else itself. Raises ValueError."""
+    if not isinstance(json.loads(text), list):
+        return [text.strip()]
+    jobs, decoder = [], json.JSONDecoder()
+    at = text.index("[") + 1
+    while text[at := _between_jobs(text, at)] != "]":
+        end = decoder.raw_decode(text, at)[1]
+        jobs.append(text[at:end])
+        at = end
+    return jobs
+
+
+def _between_jobs(text: str, at: int) -> int:
+    """The place behind white space and commas."""
+    found = re.compile(r"[\s,]*").match(text, at)
+    assert found is not None
+    return found.end()
 
 
 class Column:
@@ -242,7 +302,7 @@ def _problem(record: Record) -> tuple[str, str] | None:
     if record.problem is not None:
         return "invalid-csv", record.problem
     try:
-        read_job(record.body)
+        read_job(record.body, names_keys=True)
     except JobRejected as rejection:
         return rejection.code, rejection.detail
     return None

@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from models.event import BOOKING_EVENTS, ERROR_CODES, EventType
+from models.event import BOOKING_EVENTS, EventType
 from models.job import DEAD_LETTER_CODES
-from models.states import ENDED, Outcome, State
+from models.states import ENDED, ERROR_CODES, Outcome, State
 
 CALLS = ("confirm", "bookings", "token")
 NO_ERROR = "none"

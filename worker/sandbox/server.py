@@ -25,8 +25,15 @@ from worker.sandbox.page import page
 from worker.sandbox.sending import whole
 from worker.sandbox.upstream import Call, Key, Upstream, hung_up
 
-CONFIRM = re.compile(r"POST /api/partners/([^/]+)/offers/([^/]+)(?:/confirm)?")
+CONFIRM_PATH = "/api/partners/{partner_id}/offers/{offer_id}"
 BOOKINGS = re.compile(r"GET /api/partners/([^/]+)/bookings")
+
+
+def _route(confirm_path: str) -> re.Pattern[str]:
+    """Of confirm calls. confirm_path: as XONE_CONFIRM_PATH."""
+    parts = re.split(r"(\{partner_id\}|\{offer_id\})", confirm_path)
+    names = {"{partner_id}": "(?P<partner>[^/]+)", "{offer_id}": "(?P<offer>[^/]+)"}
+    return re.compile("POST " + "".join(names.get(part, re.escape(part)) for part in parts))
 
 
 class Sandbox(Upstream):
@@ -44,8 +51,10 @@ class Sandbox(Upstream):
         client_id: str = "sandbox",
         client_secret: str = "sandbox-secret",  # noqa: S107
         token_lifetime: int = 300,
+        confirm_path: str = CONFIRM_PATH,
     ) -> None:
         super().__init__(latency, client_id, client_secret, token_lifetime)
+        self.confirm_route = _route(confirm_path)
         self.port, self.host = port, host
         self.stopping = threading.Event()
         self._server: _Server | None = None
@@ -133,8 +142,8 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True
         elif route == "POST /api/oauth/token":
             whole(self, self.sandbox.token(body))
-        elif match := CONFIRM.fullmatch(route):
-            self.confirm((unquote(match[1]), unquote(match[2])), authorization, body)
+        elif match := self.sandbox.confirm_route.fullmatch(route):
+            self.confirm((unquote(match["partner"]), unquote(match["offer"])), authorization, body)
         elif match := BOOKINGS.fullmatch(route):
             number = parse_qs(url.query).get("page", ["1"])[0]
             if not self.sandbox.knows(authorization):

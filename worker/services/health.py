@@ -17,6 +17,7 @@ from worker.runtime import Runtime
 from worker.services.health_file import HealthFile, PartHealth
 from worker.services.progress import Progress
 from worker.services.service import Service
+from worker.services.vitals import Vitals
 from worker.storage.database import CommitsWait, locked, waiting_commit
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class Health(Service):
     def __init__(self, runtime: Runtime, services: Iterable[Service], consumes: bool) -> None:
         """services: those whose failure makes the worker unwell; consumes: whether the worker consumes queues."""
         super().__init__()
+        self.vitals = Vitals(runtime)
         self._probe = DatabaseProbe(runtime)
         self._services = [*services, self._probe]
         self.broker_watch = BrokerWatch()
@@ -105,6 +107,7 @@ class Health(Service):
     def start(self) -> None:
         self._probe.start()
         self.broker_watch.start()
+        self.vitals.start()
         super().start()
 
     def consumer_succeeded(self) -> None:
@@ -132,11 +135,14 @@ class Health(Service):
         return {name: part.succeeded_at for name, part in self.parts().items()}
 
     def run_once(self) -> bool:
-        self._file.write(self.parts(), self.is_stopping)
+        parts = self.parts()
+        self.vitals.unwell = [name for name, part in parts.items() if not part.is_well]
+        self._file.write(parts, self.is_stopping, self.vitals.notes)
         return False
 
     def close(self) -> None:
         self.broker_watch.stop()
+        self.vitals.stop()
         self._probe.stop()
         self._file.close()
 

@@ -13,6 +13,7 @@ import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 UNWELL_AFTER = 30.0  # seconds since a part last succeeded: longer than the longest backoff of a service
 FROZEN_AFTER = 60.0  # seconds since a worker last wrote its file
 STUCK_AFTER = 300.0  # seconds since a part last ran, with an error or not: longer than any wait for a server
-FILE_SIZE = 4096  # bytes, written at once
+FILE_SIZE = 8192  # bytes, written at once
 
 
 class PartHealth(NamedTuple):
@@ -31,20 +32,28 @@ class PartHealth(NamedTuple):
     waits_for: str | None = None  # an unavailable dependency
     well_for: float | None = None  # seconds after the last success; None: UNWELL_AFTER
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it has succeeded lately."""
+        return time.time() - self.succeeded_at <= (self.well_for or UNWELL_AFTER)
+
 
 class WorkerHealth(NamedTuple):
-    """The health of a worker that runs on this machine as this user. noted_at: when it was written."""
+    """The health of a worker that runs on this machine as this user.
+
+    noted_at: when it was written. stopped: what keeps its calls to XONE from passing: code, since, and both in a text.
+    """
 
     pid: int
     noted_at: float
     is_stopping: bool
     parts: dict[str, PartHealth]
+    stopped: list[dict[str, str]]
 
     @property
     def unwell(self) -> list[str]:
         """The parts that have not succeeded lately."""
-        now = time.time()
-        return [name for name, part in self.parts.items() if now - part.succeeded_at > (part.well_for or UNWELL_AFTER)]
+        return [name for name, part in self.parts.items() if not part.is_well]
 
     @property
     def is_well(self) -> bool:
@@ -91,9 +100,15 @@ class HealthFile:
         self._path: Path | None = None
         self._file = -1
 
-    def write(self, parts: dict[str, PartHealth], is_stopping: bool) -> None:
+    def write(self, parts: dict[str, PartHealth], is_stopping: bool, stopped: Sequence[dict[str, str]] = ()) -> None:
         """Replaces the content. Creates the file if there is none. Raises OSError where it can't be written."""
-        health = {"pid": os.getpid(), "noted_at": time.time(), "is_stopping": is_stopping, "parts": parts}
+        health = {
+            "pid": os.getpid(),
+            "noted_at": time.time(),
+            "is_stopping": is_stopping,
+            "parts": parts,
+            "stopped": list(stopped),
+        }
         content = json.dumps(health).encode().ljust(FILE_SIZE)
         if self._path is None or not self._path.exists():
             self._create(content)
@@ -141,7 +156,7 @@ def _read(path: Path) -> WorkerHealth | None:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
         content: dict[str, Any] = json.loads(file.read())
-    # A worker of a later version may note more.
-    known = {name: content[name] for name in WorkerHealth._fields}
+    # Workers of other versions note less, or more.
     parts = {name: PartHealth(*part[: len(PartHealth._fields)]) for name, part in content["parts"].items()}
-    return WorkerHealth(**{**known, "parts": parts})
+    known = {name: value for name, value in content.items() if name in WorkerHealth._fields}
+    return WorkerHealth(**{"stopped": [], **known, "parts": parts})

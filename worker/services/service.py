@@ -6,9 +6,8 @@ from threading import Event, Thread
 import structlog
 
 from worker.backoff import exponential
-from worker.messaging.publisher import NotTaken
 from worker.observability.sentry import report
-from worker.outages import unavailable_dependency
+from worker.outages import reason, unavailable_dependency
 from worker.storage import database
 
 log = structlog.get_logger(__name__)
@@ -88,7 +87,7 @@ class Service:
 
     def _log_failure(self, error: Exception) -> None:
         if self.waits_for is not None:
-            reason = str(error) if isinstance(error, NotTaken) else database.name_of(error)
-            log.warning("duty_waits", duty=self.name, waits_for=self.waits_for, error=reason)
+            name, why = database.name_of(error), reason(error)
+            log.warning("duty_waits", duty=self.name, waits_for=self.waits_for, error=name, reason=why)
         else:
             report(error, duty=self.name)

@@ -115,6 +115,12 @@ def insert_if_absent(dialect: str, table: Any, *unique: str) -> Any:
     return DIALECTS[dialect].insert(table).on_conflict_do_nothing(index_elements=unique or None)
 
 
+def insert_or_update(dialect: str, table: Any, values: dict[str, Any], unique: str, *updated: str) -> Any:
+    """An INSERT of a row that updates the columns ``updated`` where there is a row with the same ``unique`` column."""
+    insert = DIALECTS[dialect].insert(table).values(values)
+    return insert.on_conflict_do_update(index_elements=[unique], set_={name: insert.excluded[name] for name in updated})
+
+
 def in_literally(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
     """A condition that a column has one of these values, with the values as literals in the statement.
 
@@ -552,6 +558,8 @@ _UNUSABLE_REASONS = (
     ("service file", "there is no such service: see libpq's connection service file"),
     ("invalid command-line argument", "its 'options' are wrong"),
     ("unrecognized configuration parameter", "its 'options' name a parameter that the server does not know"),
+    ("file is not a database", "the file is no SQLite database"),
+    ("unable to open database file", "SQLite can't open or make the file; its folder must exist, and be writable"),
 )
 
 
@@ -559,6 +567,56 @@ def unusable_reason(error: Exception) -> str | None:
     """What an error shows to be wrong for good with DATABASE_URL, or what it leads to."""
     message = str(getattr(error, "orig", None) or error)
     return next((reason for part, reason in _UNUSABLE_REASONS if part in message), None)
+
+
+# Part of libpq's message, and what it means, and what to do. There is no other sign of the cause. The message itself is
+# not shown, as it may hold anything.
+_CONNECTION_ERRORS = (
+    ("password authentication failed", "user or password is not accepted", "check user and password in DATABASE_URL"),
+    ("no password supplied", "it wants a password", "put it into DATABASE_URL or ~/.pgpass"),
+    ("pg_hba.conf", "it lets no such user in from here", "add a line to pg_hba.conf on the server"),
+    (
+        "permission denied for database",
+        "the role may not connect to it",
+        "docs/database-roles.md has the GRANT for it",
+    ),
+    ("role ", "there is no such role", "check the user in DATABASE_URL: docs/database-roles.md"),
+    ("database ", "there is no such database", "check the end of DATABASE_URL, or make it: docs/database-roles.md"),
+    ("server does not support SSL", "it offers no TLS", "switch ssl on at the server, or check sslmode: docs/tls.md"),
+    ("certificate", "its certificate is refused", "check the host and sslrootcert in DATABASE_URL: docs/tls.md"),
+    ("translate host name", "no machine has this name", "check the host in DATABASE_URL, and the name servers"),
+    ("resolve host", "no machine has this name", "check the host in DATABASE_URL, and the name servers"),
+    ("too many clients", "it has no connection left", "raise max_connections, or run fewer workers"),
+    ("connection slots", "it has no connection left", "raise max_connections, or run fewer workers"),
+    ("starting up", "it is starting", "wait until it is ready (pg_isready)"),
+    (
+        "Connection refused",
+        "can't be reached: nothing listens there",
+        "see whether it runs (pg_isready); check host and port in DATABASE_URL",
+    ),
+    ("invalid response to SSL", "what listens there is no PostgreSQL", "check host and port in DATABASE_URL"),
+    ("unexpected response", "what listens there is no PostgreSQL", "check host and port in DATABASE_URL"),
+    ("not a database", "the file is no SQLite database", "check DATABASE_URL"),
+    ("database is locked", "another process keeps it locked", "let that end, or raise ?timeout= in DATABASE_URL"),
+    ("readonly", "this user can't write to it", "let the workers' user write there"),
+    ("disk is full", "its disk is full", "free disk space"),
+)
+
+
+class ConnectionProblem(NamedTuple):
+    """Why the database can't be used, and what to do about it."""
+
+    reason: str
+    remedy: str
+
+
+def connection_problem(error: BaseException) -> ConnectionProblem | None:
+    """What an error of connecting means; None where its text does not show it."""
+    message = str(getattr(error, "orig", None) or error)
+    for part, reason, remedy in _CONNECTION_ERRORS:
+        if part in message and (part not in ("role ", "database ") or "does not exist" in message):
+            return ConnectionProblem(reason, remedy)
+    return None
 
 
 def distrusts(error: Exception) -> bool:

@@ -5,6 +5,7 @@ XONE's Confirm Offer page documents the successful answer. The meaning of refusa
 """
 
 import re
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -19,7 +20,7 @@ from models.booking import MAX_BOOKING_BYTES, MAX_DEPTH, Booking, excess
 from models.exact_json import read_exact
 from models.job import quote_ids
 from models.same import differs_in_case_only, holds_id, is_same_id
-from worker.errors import AlreadyBooked, Busy, NotSent, Oversized, Refused, Unknown, XoneError
+from worker.errors import AlreadyBooked, Busy, NotSent, NotXone, Oversized, Refused, Unknown, XoneError
 from worker.xone.booked_before import may_mean_booked, reference_in
 from worker.xone.refusal_text import refusal_text
 from worker.xone.transport import NotDelivered, TlsError
@@ -72,14 +73,20 @@ def read_confirm_answer(answer: HttpAnswer, offer_id: str, request: bytes = b"")
     content = _read_object(answer)
     if content.get("errors"):
         raise _unreadable(answer, "errors beside the data")
-    if not _is_small(answer) and (reason := excess(content.get("data"))) is not None:
+    data = _booking_in(content)
+    if not _is_small(answer) and (reason := excess(data)) is not None:
         raise _oversized(answer, reason)
-    booking = _booking(content.get("data"))
+    booking = _booking(data)
     if booking is None:
         raise _unreadable(answer, "no booking id and offer id")
     if not _is_of(booking, offer_id, request):
         raise Unknown("wrong-offer", "XONE answered with the booking of another offer", answer.status, answer.body)
     return BookingReceived(booking, answer.status)
+
+
+def _booking_in(content: dict[str, Any]) -> Any:
+    """What should be a booking: as in XONE's page below ``data``, or bare, as bodies of the older API have it."""
+    return content.get("data", content)
 
 
 def _is_of(booking: Booking, offer_id: str, request: bytes) -> bool:
@@ -100,7 +107,9 @@ def _booking(data: Any) -> Booking | None:
 def _read_object(answer: HttpAnswer) -> dict[str, Any]:
     """The JSON object that an answer is. Raises Unknown, and Oversized before anything large is built."""
     if not _OBJECT.match(answer.body):
-        raise _unreadable(answer, "no JSON object")
+        if answer.json() is not None or answer.body.strip() == b"null":
+            raise _unreadable(answer, "no JSON object")
+        raise _not_xone(answer)
     if len(answer.body) > MAX_BOOKING_BYTES:
         raise _oversized(answer, f"is larger than {MAX_BOOKING_BYTES // 1024} KiB")
     if answer.count_values() > MAX_VALUES:
@@ -110,7 +119,7 @@ def _read_object(answer: HttpAnswer) -> dict[str, Any]:
     except RecursionError:
         raise _oversized(answer, f"is nested deeper than {MAX_DEPTH}") from None
     except ValueError:
-        raise _unreadable(answer, "no JSON") from None
+        raise _not_xone(answer) from None
     return content
 
 
@@ -125,6 +134,11 @@ def _oversized(answer: HttpAnswer, reason: str) -> Oversized:
 
 def _unreadable(answer: HttpAnswer, what: str) -> Unknown:
     return Unknown("bad-answer", f"the answer ({answer.status}) is no booking: {what}", answer.status, answer.body)
+
+
+def _not_xone(answer: HttpAnswer) -> NotXone:
+    detail = f"the answer ({answer.status}) is no booking: no JSON"
+    return NotXone("bad-answer", detail, answer.status, answer.body)
 
 
 def failure_of(answer: HttpAnswer, offer_id: str | None = None, request: bytes = b"") -> XoneError:
@@ -160,7 +174,7 @@ def _may_be_booked(answer: HttpAnswer, offer_id: str, request: bytes) -> bool:
 def _booking_shown(answer: HttpAnswer, offer_id: str, request: bytes) -> Booking | None:
     """The booking of the offer in the body of a refusal."""
     content = answer.json()
-    data = content.get("data") if isinstance(content, dict) else None
+    data = _booking_in(content) if isinstance(content, dict) else None
     booking = _booking(data) if excess(data) is None else None
     return booking if booking is not None and _is_of(booking, offer_id, request) else None
 
@@ -182,11 +196,21 @@ def transport_failure(error: requests.RequestException) -> XoneError:
         return NotSent("connect", "no TLS connection to XONE: its certificate or protocol is not accepted")
     if isinstance(cause, NotDelivered):
         return NotSent("connect", "XONE had closed the connection before the request reached it")
-    if isinstance(cause, ConnectTimeoutError):  # also the base of: refused, no such name
-        return NotSent("connect", "XONE can't be reached")
+    if isinstance(cause, ConnectTimeoutError):  # also the base of the error of a refused connection, or of no such name
+        return NotSent("connect", _why_not_connected(cause))
     if isinstance(error, requests.Timeout) or "Timeout" in str(error):
         return Unknown("timeout", "no whole answer within XONE_TIMEOUT")
     return Unknown("connection-lost", "the connection broke before the answer was whole")
+
+
+def _why_not_connected(error: ConnectTimeoutError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ConnectionRefusedError):
+        return "the host of XONE_BASE_URL refuses the connection"
+    if isinstance(cause, TimeoutError):
+        return "the host of XONE_BASE_URL takes no connection within XONE_CONNECT_TIMEOUT"
+    is_name_unknown = cause is not None and isinstance(cause.__cause__, socket.gaierror)
+    return "no machine has the name in XONE_BASE_URL" if is_name_unknown else "XONE can't be reached"
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:

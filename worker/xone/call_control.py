@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from models.call_stop import CallStop
 from worker.errors import XoneError
 from worker.xone.circuit_breaker import CallsSuspended, CircuitBreaker, ListBreaker, is_outage
 from worker.xone.throttle import Throttle, is_throttling
@@ -36,6 +38,13 @@ class CallControl:
     def reason(self) -> str | None:
         """The code of what keeps calls from passing, or None."""
         return self.circuit_breaker.open_reason or ("http-429" if self.throttle.wait() > 0 else None)
+
+    def stops(self) -> list[CallStop]:
+        """What keeps calls from passing now, and readings of lists of bookings."""
+        calls = [self.circuit_breaker.stop(), self.throttle.stop()]
+        lists = [(None, self.lookup_throttle.stop()), *((name, list_.stop()) for name, list_ in [*self._lists.items()])]
+        lookups = [replace(stop, lookups=True, partner_id=partner) for partner, stop in lists if stop is not None]
+        return [stop for stop in calls if stop is not None] + lookups
 
     def wait_for_lookup(self, partner_id: str) -> float:
         """Seconds until the partner's list of bookings may be read; 0 if it may now."""

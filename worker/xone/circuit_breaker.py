@@ -18,8 +18,9 @@ from threading import Lock
 
 import structlog
 
+from models.call_stop import CallStop
 from worker.backoff import exponential
-from worker.errors import BadCredentials, Busy, NotSent, Refused, Unknown, XoneError
+from worker.errors import BadCredentials, Busy, NotSent, NotXone, Refused, Unknown, XoneError
 from worker.observability import metrics
 from worker.observability.sentry import report
 from worker.xone.throttle import is_throttling
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 FAILURE_THRESHOLD = 5  # failures in a row
 INITIAL_PROBE_DELAY, MAX_PROBE_DELAY = 1.0, 5.0  # seconds
-OUTAGE_CODES = frozenset({"timeout", "connection-lost", "bad-answer"})  # the last: such as a page about maintenance
+OUTAGE_CODES = frozenset({"timeout", "connection-lost"})
 
 
 class CallsSuspended(Exception):
@@ -48,6 +49,7 @@ class CircuitBreaker:
         self._lock = Lock()
         self._failures = 0  # in a row
         self._opened_by: XoneError | None = None
+        self._opened_at = 0.0  # of the clock
         self._failed_probes = 0
         self._probe_at = 0.0  # of the clock
         self._probe_in_flight = False
@@ -61,6 +63,13 @@ class CircuitBreaker:
     def open_reason(self) -> str | None:
         """The code of the error that keeps calls from passing, or None."""
         return self._opened_by.code if self._opened_by is not None else None
+
+    def stop(self) -> CallStop | None:
+        """What is known of its being open; None while calls pass."""
+        with self._lock:
+            if self._opened_by is None:
+                return None
+            return CallStop(self._opened_by.code, self._clock() - self._opened_at, probe_every=self._probe_delay())
 
     @property
     def is_half_open(self) -> bool:
@@ -129,14 +138,16 @@ class CircuitBreaker:
             self._failed_probes += 1
             self._schedule_probe()
         elif self._opened_by is None and (self._failures >= self.threshold or isinstance(error, BadCredentials)):
-            self._opened_by = error
+            self._opened_by, self._opened_at = error, self._clock()
             self._failed_probes = 0
             self._schedule_probe()
             self._on_open(error)
 
     def _schedule_probe(self) -> None:
-        delay = exponential(INITIAL_PROBE_DELAY, self._failed_probes, self.max_probe_delay)
-        self._probe_at = self._clock() + delay
+        self._probe_at = self._clock() + self._probe_delay()
+
+    def _probe_delay(self) -> float:
+        return exponential(INITIAL_PROBE_DELAY, self._failed_probes, self.max_probe_delay)
 
     def _close(self) -> None:
         if self._opened_by is not None:
@@ -186,4 +197,5 @@ def is_outage(error: XoneError) -> bool:
     if isinstance(error, Busy):
         return error.http_status not in (423, 429)
     has_server_error = error.http_status is not None and error.http_status >= 500
-    return isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)
+    is_unknown = isinstance(error, Unknown) and (error.code in OUTAGE_CODES or has_server_error)
+    return is_unknown or isinstance(error, NotXone)

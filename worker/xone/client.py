@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from models.booking import Booking, excess
 from models.exact_json import write_exact
-from worker.errors import BadCredentials, Busy, NotSent, Oversized, Refused, Unknown
+from worker.errors import BadCredentials, Busy, NotSent, Oversized, Refused, Unknown, XoneError
 from worker.observability import metrics, tracing
 from worker.settings import XoneSettings
 from worker.xone.answers import (
@@ -37,6 +37,7 @@ from worker.xone.booking_list import Listed, read_page
 from worker.xone.call_control import CallControl
 from worker.xone.circuit_breaker import CallsSuspended
 from worker.xone.oauth_token import DEFAULT_LIFETIME, Token, TokenCache, issued
+from worker.xone.path_check import PathCheck
 from worker.xone.read_back import WAIT, ReadBack
 from worker.xone.transport import AnswerTooLarge, OpenAnswer, TooLate, Transport
 
@@ -48,8 +49,12 @@ TOO_LATE_DELAY = 1.0  # seconds until a call is tried again for which too little
 class Xone:
     """The client of one process. Threads share it."""
 
-    def __init__(self, settings: XoneSettings, connections: int = 64) -> None:
+    def __init__(
+        self, settings: XoneSettings, connections: int = 64, has_ever_confirmed: Callable[[], bool] = lambda: True
+    ) -> None:
+        """has_ever_confirmed: whether a booking is stored, by which the path of confirm calls is right."""
         self._settings = settings
+        self._path = PathCheck(has_ever_confirmed)
         self._http = Transport(
             connections, settings.XONE_CONNECT_TIMEOUT, settings.XONE_TIMEOUT, settings.XONE_IDLE_TIMEOUT
         )
@@ -90,7 +95,13 @@ class Xone:
             url = self._url(path)
             with self._authorized("confirm", "POST", template, url, headers, body, before_call, before_send) as answer:
                 whole = HttpAnswer(answer.status, answer.headers, answer.read())
-            return read_confirm_answer(whole, offer_id, body)
+            try:
+                received = read_confirm_answer(whole, offer_id, body)
+            except XoneError as error:
+                self._path.failed(error)
+                raise
+            self._path.confirmed()
+            return received
 
     def find_booking(
         self,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
+from models.call_stop import CallStop
 from worker.backoff import exponential
 from worker.errors import Busy, XoneError
 from worker.observability import metrics
@@ -22,11 +23,18 @@ class Throttle:
         self._clock = clock
         self._lock = Lock()
         self._in_a_row = 0  # 429s since the last call that was answered otherwise
+        self._since = 0.0  # of the clock: the first of them
         self._until = 0.0  # of the clock
 
     def wait(self) -> float:
         """Seconds until a call may pass; 0 if one may now."""
         return max(self._until - self._clock(), 0.0)
+
+    def stop(self) -> CallStop | None:
+        """What is known of the wait; None while calls pass."""
+        if (wait := self.wait()) == 0:
+            return None
+        return CallStop("http-429", self._clock() - self._since, ends_in=wait)
 
     def throttle(self, retry_after: float | None) -> None:
         """XONE answered 429. retry_after: seconds that it asks for, if it does."""
@@ -35,6 +43,8 @@ class Throttle:
             if retry_after is None and self.wait() > 0:
                 return  # to a call that was under way: it says nothing new
             seconds = retry_after or exponential(INITIAL_THROTTLE, self._in_a_row, MAX_THROTTLE)
+            if self._in_a_row == 0 and self.wait() == 0:
+                self._since = self._clock()
             self._until = max(self._until, self._clock() + seconds)
             self._in_a_row += 1
 

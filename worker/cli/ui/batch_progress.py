@@ -11,9 +11,10 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.states import BatchState
-from tasks.operations import batches, pauses
+from tasks.operations import batches, pauses, workers
 from tasks.operations.batches import BatchProgress
 from tasks.operations.pauses import paused_scope
+from tasks.operations.workers import StoppedCalls
 from worker.cli.ui.tables import print_commands, print_text
 from worker.formatting import duration, printable_lines
 from worker.storage import database
@@ -90,6 +91,7 @@ def read_progress(engine: Engine, batch_id: int, pace: Pace) -> tuple[BatchProgr
     with engine.connect() as connection:
         batch = batches.progress(connection, batch_id)
         active_pauses = pauses.active(connection)
+        running = workers.running(connection)
     assert batch is not None
     now = time.monotonic()
     pace.record(now, batch.ended)
@@ -100,9 +102,22 @@ def read_progress(engine: Engine, batch_id: int, pace: Pace) -> tuple[BatchProgr
     if blocking:
         scopes = ", ".join(paused_scope(pause.partner_id) for pause in blocking)
         return batch, f"Calls to XONE are paused for {scopes}: {blocking[0].reason}"
+    if not running:
+        return batch, "No worker runs, or none has noted anything in this database for 30 s."
+    stopped = [stop for stop in workers.stopped_calls(running) if stop.is_total or pace.is_still(now)]
+    if stopped:
+        return batch, "\n".join(map(_sentence, stopped))
     if pace.is_still(now):
-        return batch, "Nothing has ended for a while. Items under way may wait for a retry; or does no worker run?"
+        return (
+            batch,
+            f"Nothing has ended for a while; {workers.summary(running)}. Some may wait for a retry.",
+        )
     return batch, ""
+
+
+def _sentence(stop: StoppedCalls) -> str:
+    text = str(stop)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _read_through_outage(engine: Engine, batch_id: int, pace: Pace, last: BatchProgress) -> tuple[BatchProgress, str]:

@@ -79,13 +79,16 @@ def _next_steps(found: FoundConfirmation) -> list[tuple[str, str]]:
     details, lines = found.details, []
     if details.next_attempt_at and found.pauses:
         lines.append(("next attempt", "once calls are resumed"))
+    elif details.next_attempt_at and any(stop.is_total for stop in found.stopped):
+        lines.append(("next attempt", "once calls pass again; a worker then takes it by itself"))
     elif details.next_attempt_at:
-        lines.append(("next attempt", when(details.next_attempt_at, found.now)))
+        lines.append(("next attempt", when(details.next_attempt_at, found.now, found.has_workers)))
     elif details.state == State.CONFIRMING and found.due_at:
         lines.append(("next attempt", f"under way; taken over after {local_time(found.due_at)} if its worker is gone"))
     for pause in found.pauses:
         scope = f"calls for {pause.partner_id}" if pause.partner_id else "all calls"
         lines.append(("paused", f"{scope}, since {local_time(pause.created_at)}, by {pause.by}: {pause.reason}"))
+    lines += [("stopped", str(stop)) for stop in found.stopped]
     lines += [("batch", _batch(batch)) for batch in found.batches]
     return lines
 
@@ -165,13 +168,15 @@ def _spaced(parts: Sequence[Any]) -> Group:
     return Group(*(item for number, part in enumerate(parts) for item in (["", part] if number else [part])))
 
 
-def when(value: datetime, now: datetime) -> str:
-    """A time when something is due, and how far away it is."""
+def when(value: datetime, now: datetime, has_workers: bool) -> str:
+    """A time when something is due, and how far away it is. has_workers: whether any runs."""
     seconds = (value - now).total_seconds()
     unit, length = next((pair for pair in (("h", 3600), ("min", 60)) if abs(seconds) >= 2 * pair[1]), ("s", 1))
     distance = f"{round(abs(seconds) / length)} {unit}"
-    if seconds <= -OVERDUE_AFTER:
-        text = f"{distance} ago: the workers are behind, or none runs"
+    if not has_workers:
+        text = f"{f'{distance} ago' if seconds <= 0 else f'in {distance}'}; no worker runs that could take it"
+    elif seconds <= -OVERDUE_AFTER:
+        text = f"{distance} ago: the workers are behind"
     else:
         text = "due: a worker takes it next" if seconds <= 0 else f"in {distance}"
     return f"{local_time(value)}, {text}"

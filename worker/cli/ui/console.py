@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from worker.formatting import printable_lines, spreadsheet_cell, terminal_json
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from worker.doctor.finding import Finding
+
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
@@ -27,13 +30,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 reason_option = click.option("--reason", help="Why, for the audit.")
 
 
-def _claim(_context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
-    from tasks.operations.audit import claim  # with the database, which commands that change nothing do not need
+def _claim(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
+    from tasks.operations.audit import (  # with the database, which commands that change nothing do not need
+        claim,
+        claimed,
+        who,
+    )
 
     try:
         claim(name)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+    if err.is_terminal and context.info_name != "show" and any(map(os.path.exists, _CONTAINER_FILES)) and not claimed():
+        print_note(f"the audit will name {who()}, as the user of a container: say who with --by or CONFIRM_OFFER_USER")
 
 
 by_option = click.option(
@@ -41,9 +50,10 @@ by_option = click.option(
     metavar="NAME",
     expose_value=False,
     callback=_claim,
-    help="Who does it, beside the system's user, for the audit.",
+    help="Who does it, for the audit, beside the system's user. Without it: CONFIRM_OFFER_USER.",
 )
 
+_CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -100,34 +110,34 @@ def _broker_remedy(error: Exception) -> str | None:
     """What went wrong with the broker, and what to do; None where it is not the broker."""
     from worker.messaging import broker  # kombu: most commands do without it
 
+    if not broker.raised(error):
+        return None
     if broker.lacks_queues(error):
         return "the broker lacks an exchange or queue; run 'confirm-offer broker declare'"
-    if why := broker.refuses(error):
-        return f"{why}; check user and virtual host in BROKER_URL, and the user's rights"
-    if why := broker.distrusts(error):
-        return f"the broker's certificate was refused ({why}); check the host and ssl_ca_certs in BROKER_URL"
-    if broker.is_away(error):
-        return f"the broker can't be reached ({type(error).__name__}); check BROKER_URL"
-    return None
+    from worker.doctor.broker import connection_finding
+    from worker.settings import BrokerSettings, read
+
+    return _one_line(connection_finding(error, read(BrokerSettings).url))
 
 
 def _database_remedy(error: Exception) -> str | None:
     """What went wrong with the database, and what to do; None where it is not the database."""
     from worker.storage import database
 
+    if not database.is_error(error):
+        return None
     if database.lacks_tables(error):
         return "the database has not the tables of this version; run 'confirm-offer db upgrade'"
-    if database.lacks_rights(error):
-        return "the role of DATABASE_URL lacks a right; see docs/database-roles.md"
-    if database.distrusts(error):
-        return "the database's certificate was refused; check the host and sslrootcert in DATABASE_URL"
-    if (reason := database.unusable_reason(error)) is not None and database.is_error(error):
-        return f"DATABASE_URL: {reason}"
-    if database.is_away(error):
-        return f"the database can't be reached ({type(error).__name__}); check DATABASE_URL"
-    if database.is_error(error):
-        return f"the database refuses this ({database.name_of(error)}); its log says why"
-    return None
+    from sqlalchemy import make_url
+
+    from worker.doctor.database import connection_finding
+    from worker.settings import DatabaseSettings, read
+
+    return _one_line(connection_finding(error, make_url(read(DatabaseSettings).url)))
+
+
+def _one_line(finding: "Finding") -> str:
+    return f"{finding.check}: {finding.message}; {finding.remedy}"
 
 
 def handle_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import click
 from rich.text import Text
 
 from tasks.operations.failures import FailureGroup
+from worker.cli.ui.code_param import CODE
 from worker.cli.ui.console import out
 from worker.cli.ui.number_param import COUNT
 from worker.cli.ui.tables import add_row, new_table, plain, print_text
@@ -18,7 +19,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that select failed confirmations. Their names are those of ``failures.Selection``."""
     options = (
         click.option("--partner", help="Only this partner's."),
-        click.option("--code", help="Only those that failed with this code, as http-422."),
+        click.option("--code", type=CODE, help="Only those that failed with this code, as http-422."),
         click.option("--since", type=MOMENT, help="Failed at or after: 2026-01-31T14:00 (local), or 30m, 2h, 7d ago."),
         click.option("--until", type=MOMENT, help="Failed before."),
         click.option("--limit", type=COUNT, help="At most so many."),
