@@ -78,7 +78,7 @@ def test_every_query_of_dashboard_and_alerts_has_data(prometheus: Prometheus, sy
     rules = prometheus.alerts()
     without_data = {series for rule in rules.values() for series in selectors(rule["query"])}
     assert len(missing) > 35
-    assert len(rules) == 21
+    assert len(rules) == 22
     assert len(without_data) >= 17
 
     def all_have_data() -> bool:

@@ -129,6 +129,23 @@ def test_xone_was_down(recipe: list[Block], operator: Operator, system: System) 
     assert re.search(r"items +\d+: \d+ confirmed", operator.run(batch))
 
 
+def test_the_path_of_confirm_calls_is_wrong(recipe: list[Block], operator: Operator, system: System) -> None:
+    ((reprocess,),) = recipe
+    paths = "/api/partners/{partner_id}/offers/{offer_id}", "/api/partners/{partner_id}/offers/{offer_id}/confirm"
+    worker = system.start_worker(XONE_CONFIRM_PATH=paths[1])
+    system.publish(job(f"offer-{number}") for number in range(10))
+    until(lambda: '"path"' in worker.log.read_text())
+    until(lambda: sum(system.states().values()) == 10)
+    assert "after path" in operator.run("confirm-offer failed")
+    assert worker.stop() == 0
+
+    failed = system.states()[State.FAILED]
+    assert 0 < failed < 10
+    system.start_worker(XONE_CONFIRM_PATH=paths[0])
+    assert f"{failed} " in operator.run(reprocess)
+    until_states(system, confirmed=10)
+
+
 def test_credentials_were_rotated(recipe: list[Block], operator: Operator, system: System) -> None:
     (look,), (edit, stop, start), (check,) = recipe
     worker = system.start_worker()
@@ -293,7 +310,7 @@ def test_bookings_stay_pending(recipe: list[Block], operator: Operator, system: 
         system.sandbox.bookings_mode = "forbidden"  # for the worker
 
     assert "1 booking is pending at XONE, the oldest since" in operator.run(failed)
-    assert "1 booking is pending at XONE, the oldest for 27:4" in " ".join(operator.run(doctor, 1).split())
+    assert "1 booking is pending at XONE, the oldest for 27:4" in " ".join(operator.run(doctor).split())
     until(lambda: "follow_up_failed" in [line["event"] for worker in system.workers for line in worker.logged()])
     system.sandbox.bookings_mode = "on"
     assert "was PENDING and is CONFIRMED now" in " ".join(operator.run(refresh).split())

@@ -88,6 +88,8 @@ def connection_finding(error: Exception, url: str) -> Finding:
             return Finding.error(
                 CHECK, f"{place}: user or password is not accepted", "check user and password in BROKER_URL"
             )
+        case ConnectionProblem.RIGHT_LACKING:
+            return Finding.error(RIGHTS, f"{place}: {broker.refuses(error)}", GRANT_REMEDY)
         case ConnectionProblem.NO_VIRTUAL_HOST:
             return Finding.error(
                 CHECK,

@@ -25,6 +25,7 @@ class ConnectionProblem(Enum):
     """Why a broker can't be used."""
 
     LOGIN_REFUSED = "user or password is not accepted"
+    RIGHT_LACKING = "the user lacks a right"
     NO_VIRTUAL_HOST = "there is no such virtual host"
     VIRTUAL_HOST_FORBIDDEN = "the user may not use this virtual host"
     CERTIFICATE_REFUSED = "its certificate is refused"
@@ -173,7 +174,8 @@ def _difference(reply_text: str) -> str:
 def connection_problem(error: Exception) -> ConnectionProblem:
     """Classifies what connecting, or a later operation on the connection, raised."""
     if isinstance(error, AccessRefused):
-        return ConnectionProblem.LOGIN_REFUSED
+        is_login = "refused for user" not in str(error.reply_text)
+        return ConnectionProblem.LOGIN_REFUSED if is_login else ConnectionProblem.RIGHT_LACKING
     if isinstance(error, NotAllowed):
         is_missing = "not found" in str(error.reply_text)
         return ConnectionProblem.NO_VIRTUAL_HOST if is_missing else ConnectionProblem.VIRTUAL_HOST_FORBIDDEN
