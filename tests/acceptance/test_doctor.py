@@ -592,6 +592,7 @@ def test_an_unusable_broker_is_reported(change: Any, message: str, remedy: str, 
     assert "MARK" not in report.text
 
 
+@pytest.mark.slow
 def test_each_broker_of_several_is_reported(settings: dict[str, str]) -> None:
     url, lost = settings["BROKER_URL"], free_port()
     address = urlsplit(url)

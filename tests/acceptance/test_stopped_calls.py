@@ -17,7 +17,8 @@ from worker.cli.ui.batch_progress import Pace, read_progress
 from worker.storage.database import now_plus
 
 
-@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_an_open_circuit_breaker_is_shown_everywhere(system: System, pool: str) -> None:
     url, settings = system.database_url, system.environment
     fail(url, settings["DATA_KEYS"], ["again"])

@@ -174,6 +174,7 @@ def without_key(document: dict[str, Any], path: tuple[Any, ...], name: str) -> d
     return changed
 
 
+@pytest.mark.slow
 def test_removing_any_key_of_an_event_is_breaking() -> None:
     keys = described_keys(event_schema()["$defs"])
     assert len(keys) > 100
