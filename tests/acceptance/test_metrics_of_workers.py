@@ -103,6 +103,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_logged_and_opened_later(system: System) -> None:
     with socket.create_server(("127.0.0.1", free_port())) as listening:
         port = listening.getsockname()[1]

@@ -117,6 +117,7 @@ def test_a_defect_is_reported_by_its_place_without_its_text(url: str, monkeypatc
 SLOW = (pytest.param(encoding, marks=pytest.mark.slow) for encoding in ("latin-1", "utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", *SLOW])
 def test_what_an_encoding_can_not_show_is_no_defect(url: str, encoding: str) -> None:
     detail = "Größe 日本語 🎟️ …"

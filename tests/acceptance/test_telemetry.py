@@ -25,6 +25,7 @@ def inbox() -> Iterator[Inbox]:
     inbox.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_spans_of_all_processes_are_exported_before_the_worker_ends(system: System, inbox: Inbox, pool: str) -> None:
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": inbox.url, "OTEL_BSP_SCHEDULE_DELAY": NEVER}

@@ -126,7 +126,7 @@ def pooler(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[Callable[..., PgB
         server.kill()
 
 
-@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+@pytest.mark.parametrize("pool_mode", [pytest.param("session", marks=pytest.mark.slow), "transaction"])
 def test_workers_behind_a_pooler(
     pool_mode: str,
     pooler: Callable[..., PgBouncer],

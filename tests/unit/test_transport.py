@@ -477,6 +477,7 @@ print(type(late.exception).__name__)
 """
 
 
+@pytest.mark.slow
 def test_it_works_with_gevent() -> None:
     with serving(of_length(1)) as server:
         run = subprocess.run(
